@@ -1,0 +1,142 @@
+package config
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	logsapi "k8s.io/component-base/logs/api/v1"
+	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
+)
+
+// The proxy modes. Kube-proxy gave up userspace in 1.26; weir has it.
+const (
+	ModeIPTables  kubeproxyconfig.ProxyMode = "iptables"
+	ModeIPVS      kubeproxyconfig.ProxyMode = "ipvs"
+	ModeNFTables  kubeproxyconfig.ProxyMode = "nftables"
+	ModeUserspace kubeproxyconfig.ProxyMode = "userspace"
+)
+
+// The ways to tell traffic of this node's pods from all other.
+const (
+	LocalModeClusterCIDR         kubeproxyconfig.LocalMode = "ClusterCIDR"
+	LocalModeNodeCIDR            kubeproxyconfig.LocalMode = "NodeCIDR"
+	LocalModeBridgeInterface     kubeproxyconfig.LocalMode = "BridgeInterface"
+	LocalModeInterfaceNamePrefix kubeproxyconfig.LocalMode = "InterfaceNamePrefix"
+)
+
+// The keywords that nodePortAddresses may hold besides prefixes.
+const (
+	NodePortsAll       = "all"
+	NodePortsPrimary   = "primary"
+	NodePortsLocalhost = "localhost"
+)
+
+const (
+	healthzPort           = "10256"
+	metricsPort           = "10249"
+	defaultUDPIdleTimeout = 250 * time.Millisecond
+)
+
+// Default returns the KubeProxyConfiguration that is in force if nobody wrote one.
+func Default() *KubeProxy {
+	c := &kubeproxyconfig.KubeProxyConfiguration{
+		TypeMeta: metav1.TypeMeta{APIVersion: KubeProxyAPIVersion, Kind: KubeProxyKind},
+	}
+	SetDefaults(c)
+	return &KubeProxy{KubeProxyConfiguration: c, UDPIdleTimeout: defaultUDPIdleTimeout}
+}
+
+// SetDefaults fills in what is not set, with kube-proxy's values. As there, a duration of 0 counts as not set. It may be
+// called again after a flag changed a field.
+func SetDefaults(c *kubeproxyconfig.KubeProxyConfiguration) {
+	setString(&c.BindAddress, "0.0.0.0")
+	healthz, metrics := "0.0.0.0", "127.0.0.1"
+	if a, err := netip.ParseAddr(c.BindAddress); err == nil && a.Unmap().Is6() {
+		healthz, metrics = "::", "::1"
+	}
+	c.HealthzBindAddress = withPort(c.HealthzBindAddress, healthz, healthzPort)
+	c.MetricsBindAddress = withPort(c.MetricsBindAddress, metrics, metricsPort)
+	if c.Mode == "" {
+		c.Mode = ModeIPTables
+	}
+	if c.DetectLocalMode == "" {
+		c.DetectLocalMode = LocalModeClusterCIDR
+	}
+	setPointer(&c.OOMScoreAdj, -999)
+	setDuration(&c.ConfigSyncPeriod, 15*time.Minute)
+
+	setPointer(&c.IPTables.MasqueradeBit, 14)
+	setPointer(&c.IPTables.LocalhostNodePorts, true)
+	setDuration(&c.IPTables.SyncPeriod, 30*time.Second)
+	setDuration(&c.IPTables.MinSyncPeriod, time.Second)
+	setDuration(&c.IPVS.SyncPeriod, 30*time.Second)
+	setPointer(&c.NFTables.MasqueradeBit, 14)
+	setDuration(&c.NFTables.SyncPeriod, 30*time.Second)
+	setDuration(&c.NFTables.MinSyncPeriod, time.Second)
+
+	setPointer(&c.Conntrack.MaxPerCore, 32*1024)
+	setPointer(&c.Conntrack.Min, 128*1024)
+	setPointer(&c.Conntrack.TCPEstablishedTimeout, metav1.Duration{Duration: 24 * time.Hour})
+	setPointer(&c.Conntrack.TCPCloseWaitTimeout, metav1.Duration{Duration: time.Hour})
+
+	setString(&c.ClientConnection.ContentType, "application/vnd.kubernetes.protobuf")
+	if c.ClientConnection.QPS == 0 {
+		c.ClientConnection.QPS = 5
+	}
+	if c.ClientConnection.Burst == 0 {
+		c.ClientConnection.Burst = 10
+	}
+	if c.FeatureGates == nil {
+		c.FeatureGates = map[string]bool{}
+	}
+	logsapi.SetRecommendedLoggingConfiguration(&c.Logging)
+}
+
+// NodePortAddresses returns nodePortAddresses, or what they are for the mode if they are not set: the node's primary
+// addresses in nftables mode, all addresses in any other.
+func NodePortAddresses(c *kubeproxyconfig.KubeProxyConfiguration) []string {
+	switch {
+	case len(c.NodePortAddresses) > 0:
+		return c.NodePortAddresses
+	case c.Mode == ModeNFTables:
+		return []string{NodePortsPrimary}
+	}
+	return []string{NodePortsAll}
+}
+
+func setString(p *string, v string) {
+	if *p == "" {
+		*p = v
+	}
+}
+
+func setDuration(p *metav1.Duration, v time.Duration) {
+	if p.Duration == 0 {
+		p.Duration = v
+	}
+}
+
+func setPointer[T any](p **T, v T) {
+	if *p == nil {
+		*p = &v
+	}
+}
+
+// withPort returns the address with the port appended if it has none, or host and port if it is empty.
+func withPort(addr, host, port string) string {
+	if addr == "" {
+		return net.JoinHostPort(host, port)
+	}
+	if bare := strings.Trim(addr, "[]"); validAddr(bare) {
+		return net.JoinHostPort(bare, port)
+	}
+	return addr
+}
+
+func validAddr(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return err == nil
+}
