@@ -1,0 +1,123 @@
+// Package netlab is a packet lab for tests: a node, its pods, a client outside and another node, each a network namespace,
+// joined by veth pairs. Connections are real; what a test sees is who answered and which source address it saw.
+//
+// A test binary that uses the lab calls Main from its TestMain. Main runs the binary again in namespaces of its own, so
+// that nothing on the host changes and no root is needed where user namespaces are allowed.
+package netlab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// insideEnv is set in the process that runs in namespaces of its own.
+	insideEnv = "WEIR_NETLAB"
+	// RequireEnv names the environment variable that turns "cannot make namespaces here" from a skip into a failure.
+	RequireEnv = "WEIR_TEST_REQUIRE"
+)
+
+// setupErr says why the lab cannot be used in this process; Main sets it.
+var setupErr = errors.New("TestMain has to call netlab.Main")
+
+// Main runs the tests in fresh namespaces and exits with their status. Without root it makes a user namespace as well.
+// Where the kernel allows neither, the tests that need no lab run all the same and the others are skipped.
+func Main(m *testing.M) {
+	if Inside() {
+		setupErr = prepare()
+		os.Exit(m.Run())
+	}
+	code, err := reexec()
+	if err != nil {
+		setupErr = err
+		fmt.Fprintf(os.Stderr, "netlab: SKIPPING all packet tests: %v\n", err)
+		code = m.Run()
+	}
+	os.Exit(code)
+}
+
+// Inside says whether this process already runs in the lab's namespaces. A TestMain that has to prepare something outside,
+// such as building a program, does so when Inside is false, before it calls Main.
+func Inside() bool { return os.Getenv(insideEnv) != "" }
+
+// Require skips the test where the lab cannot be used, or fails it if WEIR_TEST_REQUIRE is set.
+func Require(t testing.TB) {
+	t.Helper()
+	if setupErr == nil {
+		return
+	}
+	if os.Getenv(RequireEnv) != "" {
+		t.Fatalf("no packet lab, and %s is set: %v", RequireEnv, setupErr)
+	}
+	t.Skipf("no packet lab: %v", setupErr)
+}
+
+// reexec runs this binary again with the same arguments, and returns its exit status. The error says why no namespaces
+// could be made.
+func reexec() (int, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	// The parent-death signal is tied to the thread that started the child.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+
+	var errs []error
+	for _, flags := range namespaceFlags() {
+		cmd := exec.Command(exe, os.Args[1:]...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+		cmd.Env = append(os.Environ(), insideEnv+"=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL}
+		if flags&syscall.CLONE_NEWUSER != 0 {
+			cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
+			cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
+		}
+		if err := cmd.Start(); err != nil {
+			errs = append(errs, fmt.Errorf("make namespaces (flags %#x): %w", flags, err))
+			continue
+		}
+		err := cmd.Wait()
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() < 0 {
+			return 2, nil // killed by a signal, which the child has reported
+		}
+		return cmd.ProcessState.ExitCode(), nil
+	}
+	return 0, errors.Join(errs...)
+}
+
+// namespaceFlags lists the namespaces to try: without a user namespace if root, and with one.
+func namespaceFlags() []uintptr {
+	const private = syscall.CLONE_NEWNET | syscall.CLONE_NEWNS
+	if os.Geteuid() == 0 {
+		return []uintptr{private, private | syscall.CLONE_NEWUSER}
+	}
+	return []uintptr{private | syscall.CLONE_NEWUSER}
+}
+
+// prepare makes the namespaces of this process usable: mounts that do not propagate, a /run for the xtables lock, and a
+// loopback interface that is up.
+func prepare() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=0755"); err != nil {
+		return fmt.Errorf("mount a private /run: %w", err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback interface: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bring up loopback interface: %w", err)
+	}
+	return nil
+}
