@@ -3,6 +3,7 @@ package health
 import (
 	"errors"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,17 +21,17 @@ import (
 type Metrics struct {
 	registry *prometheus.Registry
 
-	sync, syncFull, syncPartial prometheus.Histogram
-	programming                 prometheus.Histogram
-	lastSync, lastQueued        prometheus.Gauge
-	serviceChanges              prometheus.Counter
-	servicePending              prometheus.Gauge
-	endpointChanges             prometheus.Counter
-	endpointPending             prometheus.Gauge
-	restoreFailures             prometheus.Counter
-	nftFailures                 prometheus.Counter
-	noLocal                     *prometheus.GaugeVec
-	healthz, livez              *prometheus.CounterVec
+	syncAny, syncFull, syncPartial prometheus.Histogram
+	programming                    prometheus.Histogram
+	lastSync, lastQueued           prometheus.Gauge
+	serviceChanges                 prometheus.Counter
+	servicePending                 prometheus.Gauge
+	endpointChanges                prometheus.Counter
+	endpointPending                prometheus.Gauge
+	restoreFailures                prometheus.Counter
+	nftFailures                    prometheus.Counter
+	noLocal                        *prometheus.GaugeVec
+	healthz, livez                 *prometheus.CounterVec
 
 	revision         *prometheus.GaugeVec
 	lastGood         prometheus.Gauge
@@ -46,6 +47,11 @@ type Metrics struct {
 	rounds           *prometheus.CounterVec
 	stages           *prometheus.HistogramVec
 	mode             *prometheus.GaugeVec
+	flows            prometheus.Counter
+
+	mu sync.Mutex
+	// The Service ports that kubeproxy_sync_proxy_rules_no_local_endpoints_total counts.
+	internalLocal, externalLocal map[backends.PortKey]struct{}
 }
 
 // The states of a revision.
@@ -61,9 +67,11 @@ func NewMetrics(version, commit, goVersion string) *Metrics {
 	f := factory{r}
 	buckets := prometheus.ExponentialBuckets(0.001, 2, 15)
 	m := &Metrics{
-		registry: r,
+		registry:      r,
+		internalLocal: map[backends.PortKey]struct{}{},
+		externalLocal: map[backends.PortKey]struct{}{},
 
-		sync:            f.histogram("kubeproxy_sync_proxy_rules_duration_seconds", "How long one sync took.", buckets),
+		syncAny:         f.histogram("kubeproxy_sync_proxy_rules_duration_seconds", "How long one sync took.", buckets),
 		syncFull:        f.histogram("kubeproxy_sync_full_proxy_rules_duration_seconds", "How long one sync took that read back all that the kernel holds.", buckets),
 		syncPartial:     f.histogram("kubeproxy_sync_partial_proxy_rules_duration_seconds", "How long one sync took that dealt with what had changed only.", buckets),
 		programming:     f.histogram("kubeproxy_network_programming_duration_seconds", "Time from when a change was noticed in the input until it was in force.", programmingBuckets()),
@@ -75,7 +83,7 @@ func NewMetrics(version, commit, goVersion string) *Metrics {
 		endpointPending: f.gauge("kubeproxy_sync_proxy_rules_endpoint_changes_pending", "Changes of Services that were not synced yet."),
 		restoreFailures: f.counter("kubeproxy_sync_proxy_rules_iptables_restore_failures_total", "Times that iptables refused what it was given."),
 		nftFailures:     f.counter("kubeproxy_sync_proxy_rules_nftables_sync_failures_total", "Times that nftables refused what it was given."),
-		noLocal:         f.gauges("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "Services with a Local traffic policy and no endpoint on this node.", "traffic_policy"),
+		noLocal:         f.gauges("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "Service ports with a Local traffic policy that have endpoints, but none on this node.", "traffic_policy"),
 		healthz:         f.counters("kubeproxy_proxy_healthz_total", "Answers of /healthz.", "code"),
 		livez:           f.counters("kubeproxy_proxy_livez_total", "Answers of /livez.", "code"),
 
@@ -94,6 +102,7 @@ func NewMetrics(version, commit, goVersion string) *Metrics {
 		stages:           f.histograms("weir_stage_duration_seconds", "How long each stage of a round took.", buckets, "stage"),
 		mode:             f.gauges("weir_proxy_mode_info", "The proxy mode in use.", "mode"),
 	}
+	m.flows = f.counter("weir_conntrack_flows_removed_total", "Stale conntrack entries that were removed.")
 	f.gauges("weir_build_info", "The build of weir that runs.", "version", "commit", "go_version").WithLabelValues(version, commit, goVersion).Set(1)
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
