@@ -1,0 +1,178 @@
+package conntrack
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	mdnetlink "github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"weir/backends"
+)
+
+// Attributes of ctnetlink for filtering a dump, which the libraries do not name (linux/netfilter/nfnetlink_conntrack.h and
+// net/netfilter/nf_conntrack.h). The kernel has had them since 5.8; an older one ignores them and dumps everything.
+const (
+	ctaFilter          = 25
+	ctaFilterOrigFlags = 1
+	filterByProtocol   = 1 << 3
+)
+
+// kernel is the connection tracking table of the network namespace that it was opened in. A library's list of the table
+// would hold all flows in memory, of which a busy node has hundreds of thousands; this passes over them.
+type kernel struct {
+	sockets map[int]*nl.SocketHandle
+}
+
+func openKernel() (table, error) {
+	s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("netlink socket: %w", err)
+	}
+	timeout := unix.Timeval{Sec: 30}
+	if err := errors.Join(s.SetSendTimeout(&timeout), s.SetReceiveTimeout(&timeout)); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("netlink socket: %w", err)
+	}
+	return &kernel{map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: {Socket: s}}}, nil
+}
+
+func (k *kernel) close() {
+	for _, s := range k.sockets {
+		s.Close()
+	}
+}
+
+func (k *kernel) request(f backends.Family, operation, flags int) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(netlink.ConntrackTable<<8|operation, flags)
+	req.Sockets = k.sockets
+	family := uint8(unix.AF_INET)
+	if f == backends.IPv6 {
+		family = unix.AF_INET6
+	}
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
+	return req
+}
+
+func (k *kernel) dump(f backends.Family, p backends.Protocol, yield func(Flow, []byte)) error {
+	req := k.request(f, nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP)
+	proto := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_PROTO, nil)
+	proto.AddRtAttr(nl.CTA_PROTO_NUM, nl.Uint8Attr(uint8(p)))
+	orig := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_ORIG, nil)
+	orig.AddChild(proto)
+	filter := nl.NewRtAttr(unix.NLA_F_NESTED|ctaFilter, nil)
+	filter.AddRtAttr(ctaFilterOrigFlags, nl.Uint32Attr(filterByProtocol))
+	req.AddData(orig)
+	req.AddData(filter)
+
+	var parseErr error
+	err := req.ExecuteIter(unix.NETLINK_NETFILTER, 0, func(msg []byte) bool {
+		handle, flow, err := parse(msg)
+		if err != nil {
+			parseErr = err
+			return false
+		}
+		yield(flow, handle)
+		return true
+	})
+	return errors.Join(err, parseErr)
+}
+
+func (k *kernel) remove(f backends.Family, handle []byte) (bool, error) {
+	req := k.request(f, nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK)
+	req.AddRawData(handle)
+	_, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// parse reads a dumped flow. The attributes are its handle: they include the flow's id, so that a later flow with the same
+// addresses is not mistaken for it.
+func parse(msg []byte) (handle []byte, flow Flow, err error) {
+	if len(msg) < nl.SizeofNfgenmsg {
+		return nil, Flow{}, fmt.Errorf("flow of %d bytes", len(msg))
+	}
+	handle = msg[nl.SizeofNfgenmsg:]
+	ad, err := decoder(handle)
+	if err != nil {
+		return nil, Flow{}, fmt.Errorf("flow: %w", err)
+	}
+	var orig, reply tuple
+	for ad.Next() {
+		switch ad.Type() {
+		case nl.CTA_TUPLE_ORIG:
+			ad.Nested(orig.decode)
+		case nl.CTA_TUPLE_REPLY:
+			ad.Nested(reply.decode)
+		}
+	}
+	if err := ad.Err(); err != nil {
+		return nil, Flow{}, fmt.Errorf("flow: %w", err)
+	}
+	return handle, Flow{
+		Protocol: orig.protocol,
+		Dst:      netip.AddrPortFrom(orig.dst, orig.dstPort),
+		ReplySrc: netip.AddrPortFrom(reply.src, reply.srcPort),
+	}, nil
+}
+
+func decoder(b []byte) (*mdnetlink.AttributeDecoder, error) {
+	ad, err := mdnetlink.NewAttributeDecoder(b)
+	if err == nil {
+		ad.ByteOrder = binary.BigEndian
+	}
+	return ad, err
+}
+
+// tuple is one direction of a flow.
+type tuple struct {
+	protocol         backends.Protocol
+	src, dst         netip.Addr
+	srcPort, dstPort uint16
+}
+
+func (t *tuple) decode(ad *mdnetlink.AttributeDecoder) error {
+	for ad.Next() {
+		switch ad.Type() {
+		case nl.CTA_TUPLE_IP:
+			ad.Nested(t.decodeAddrs)
+		case nl.CTA_TUPLE_PROTO:
+			ad.Nested(t.decodePorts)
+		}
+	}
+	return ad.Err()
+}
+
+func (t *tuple) decodeAddrs(ad *mdnetlink.AttributeDecoder) error {
+	for ad.Next() {
+		a, _ := netip.AddrFromSlice(ad.Bytes())
+		switch ad.Type() {
+		case nl.CTA_IP_V4_SRC, nl.CTA_IP_V6_SRC:
+			t.src = a
+		case nl.CTA_IP_V4_DST, nl.CTA_IP_V6_DST:
+			t.dst = a
+		}
+	}
+	return ad.Err()
+}
+
+func (t *tuple) decodePorts(ad *mdnetlink.AttributeDecoder) error {
+	for ad.Next() {
+		switch ad.Type() {
+		case nl.CTA_PROTO_NUM:
+			t.protocol = backends.Protocol(ad.Uint8())
+		case nl.CTA_PROTO_SRC_PORT:
+			t.srcPort = ad.Uint16()
+		case nl.CTA_PROTO_DST_PORT:
+			t.dstPort = ad.Uint16()
+		}
+	}
+	return ad.Err()
+}
