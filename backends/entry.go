@@ -126,6 +126,9 @@ type Entry struct {
 	// 0. It must be reachable from outside.
 	HealthCheckNodePort uint16
 
+	// ProxyProtocol says that the Service's endpoints expect a PROXY protocol version 2 header. Only a proxy can send one.
+	ProxyProtocol bool
+
 	// Scheduler is the IPVS scheduler the Service asked for, or "".
 	Scheduler string
 }

@@ -1,0 +1,36 @@
+package userspace
+
+import (
+	"sync/atomic"
+)
+
+// admission bounds the open connections of one Service port and, through its parent, of the whole process, so that a
+// flood costs a refusal and not the descriptors that other Services need.
+type admission struct {
+	parent  *admission
+	limit   int64
+	open    atomic.Int64
+	refused atomic.Int64
+}
+
+// enter takes a place, or counts a refusal and returns false.
+func (a *admission) enter() bool {
+	if a.open.Add(1) > a.limit {
+		a.open.Add(-1)
+		a.refused.Add(1)
+		return false
+	}
+	if a.parent != nil && !a.parent.enter() {
+		a.open.Add(-1)
+		a.refused.Add(1)
+		return false
+	}
+	return true
+}
+
+func (a *admission) leave() {
+	a.open.Add(-1)
+	if a.parent != nil {
+		a.parent.leave()
+	}
+}

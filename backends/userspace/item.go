@@ -1,0 +1,75 @@
+package userspace
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"weir/backends"
+)
+
+// listen is a listener of this process and where it sends what arrives.
+type listen struct {
+	protocol  backends.Protocol
+	bind      netip.AddrPort
+	key       backends.PortKey
+	endpoints []backends.Endpoint
+	affinity  time.Duration
+	// sources limits who is served; empty means everybody.
+	sources []netip.Prefix
+	// proxyProtocol sends a PROXY protocol version 2 header to the endpoint before anything else.
+	proxyProtocol bool
+}
+
+// ID names a listener by its socket, since a process can have it only once.
+func (l *listen) ID() backends.ID {
+	return backends.ID(fmt.Sprintf("listen %s %s", l.protocol, l.bind))
+}
+
+// String says for whom the listener is and what it does.
+func (l *listen) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "listen %s %s for %s", l.protocol, l.bind, l.key)
+	if len(l.sources) > 0 {
+		fmt.Fprintf(&b, " from %s", joined(l.sources))
+	}
+	if l.affinity > 0 {
+		fmt.Fprintf(&b, " affinity %s", l.affinity)
+	}
+	if l.proxyProtocol {
+		b.WriteString(" proxy-protocol v2")
+	}
+	b.WriteString(" to")
+	if len(l.endpoints) == 0 {
+		b.WriteString(" nobody")
+	}
+	for _, e := range l.endpoints {
+		fmt.Fprintf(&b, " %s", e.Addr)
+		if e.Weight != 1 {
+			fmt.Fprintf(&b, " weight %d", e.Weight)
+		}
+	}
+	return b.String()
+}
+
+func joined[T fmt.Stringer](values []T) string {
+	texts := make([]string, len(values))
+	for i, v := range values {
+		texts[i] = v.String()
+	}
+	return strings.Join(texts, ",")
+}
+
+// allows says whether the listener serves the client.
+func (l *listen) allows(client netip.Addr) bool {
+	if len(l.sources) == 0 {
+		return true
+	}
+	for _, p := range l.sources {
+		if p.Contains(client) {
+			return true
+		}
+	}
+	return false
+}

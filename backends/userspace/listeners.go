@@ -1,0 +1,174 @@
+package userspace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weir/backends"
+)
+
+// Limits keep a node alive under load. The zero value of a field means its default.
+type Limits struct {
+	// Connections bounds the open connections and UDP flows of the whole process; the default is what the descriptor limit
+	// allows, at two for each and some left over for everything else.
+	Connections int64
+	// PerListener bounds those of one Service port; the default is half of Connections.
+	PerListener int64
+	// Grace is how long a connection may go on after its endpoint or its Service went; the default is 30 s.
+	Grace time.Duration
+	// UDPIdle is how long a UDP flow outlives its last datagram; the default is 250 ms, as in kube-proxy.
+	UDPIdle time.Duration
+}
+
+const descriptorsKept = 256
+
+func (l Limits) withDefaults() Limits {
+	if l.Connections == 0 {
+		var files unix.Rlimit
+		l.Connections = 4096
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
+			l.Connections = max(64, (int64(min(files.Cur, 1<<24))-descriptorsKept)/2)
+		}
+	}
+	if l.PerListener == 0 {
+		l.PerListener = max(1, l.Connections/2)
+	}
+	if l.Grace == 0 {
+		l.Grace = 30 * time.Second
+	}
+	if l.UDPIdle == 0 {
+		l.UDPIdle = 250 * time.Millisecond
+	}
+	return l
+}
+
+// Listeners are the sockets of this process that serve Service ports: what the kernel's tables are to the other backends.
+// They outlive the Backend that opened them, so that a change of the configuration takes none of them down. Listeners are
+// safe for concurrent use.
+type Listeners struct {
+	limits Limits
+	all    admission
+
+	mu   sync.Mutex
+	open map[netip.AddrPort]map[backends.Protocol]*listener
+}
+
+// listener is one open socket and the proxy behind it.
+type listener struct {
+	item  *listen
+	pool  *pool
+	admit *admission
+	proxy interface {
+		endpointsChanged()
+		close()
+		open() int
+	}
+	current func(*listen)
+}
+
+// NewListeners returns none yet.
+func NewListeners(limits Limits) *Listeners {
+	l := &Listeners{limits: limits.withDefaults(), open: map[netip.AddrPort]map[backends.Protocol]*listener{}}
+	l.all.limit = l.limits.Connections
+	return l
+}
+
+// items returns what is open.
+func (l *Listeners) items() []*listen {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var items []*listen
+	for _, protocols := range l.open {
+		for _, o := range protocols {
+			items = append(items, o.item)
+		}
+	}
+	return items
+}
+
+// set opens the listener, or changes what an open one does without closing it.
+func (l *Listeners) set(item *listen) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if o := l.open[item.bind][item.protocol]; o != nil {
+		o.change(item)
+		return nil
+	}
+	o := &listener{item: item, pool: newPool(time.Now), admit: &admission{parent: &l.all, limit: l.limits.PerListener}}
+	o.pool.set(item.endpoints, item.affinity)
+	if err := l.listen(o); err != nil {
+		return fmt.Errorf("%s: %w", item.key, err)
+	}
+	if l.open[item.bind] == nil {
+		l.open[item.bind] = map[backends.Protocol]*listener{}
+	}
+	l.open[item.bind][item.protocol] = o
+	return nil
+}
+
+func (o *listener) change(item *listen) {
+	o.item = item
+	o.pool.set(item.endpoints, item.affinity)
+	o.current(item)
+	o.proxy.endpointsChanged()
+}
+
+// remove closes the listener; its connections may go on for the grace time.
+func (l *Listeners) remove(item *listen) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if o := l.open[item.bind][item.protocol]; o != nil {
+		o.proxy.close()
+		delete(l.open[item.bind], item.protocol)
+	}
+}
+
+func (l *Listeners) listen(o *listener) error {
+	switch o.item.protocol {
+	case backends.TCP:
+		lc := net.ListenConfig{Control: reusePort, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAlive}}
+		sock, err := lc.Listen(context.Background(), "tcp", o.item.bind.String())
+		if err != nil {
+			return explain(err, o.item.bind)
+		}
+		t := newTCPProxy([]*net.TCPListener{sock.(*net.TCPListener)}, o.pool, o.admit, l.limits.Grace, o.item)
+		o.proxy, o.current = t, t.item.Store
+	case backends.UDP:
+		lc := net.ListenConfig{Control: reusePort}
+		sock, err := lc.ListenPacket(context.Background(), "udp", o.item.bind.String())
+		if err != nil {
+			return explain(err, o.item.bind)
+		}
+		u := newUDPProxy(sock.(*net.UDPConn), o.pool, o.admit, l.limits.UDPIdle, o.item)
+		o.proxy, o.current = u, u.item.Store
+	default:
+		return fmt.Errorf("%s cannot be proxied in userspace mode; use mode iptables, ipvs or nftables for this Service", o.item.protocol)
+	}
+	return nil
+}
+
+// reusePort only ever shares the socket with this process's own successor during a hand-over: SO_REUSEPORT demands the
+// same user.
+func reusePort(_, _ string, c syscall.RawConn) error {
+	return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+}
+
+func explain(err error, bind netip.AddrPort) error {
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("%s is in use by another process: %w", bind, err)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return fmt.Errorf("%s is not an address of this node: %w", bind, err)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("listening on %s needs CAP_NET_BIND_SERVICE, or a lower net.ipv4.ip_unprivileged_port_start: %w", bind, err)
+	}
+	return err
+}

@@ -1,0 +1,286 @@
+package userspace
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	batchSize   = 16
+	maxDatagram = 65535
+)
+
+// batchConn is what ipv4.PacketConn and ipv6.PacketConn have in common: many datagrams in one system call.
+type batchConn interface {
+	ReadBatch(ms []ipv4.Message, flags int) (int, error)
+	WriteBatch(ms []ipv4.Message, flags int) (int, error)
+}
+
+func batched(c *net.UDPConn) batchConn {
+	if c.LocalAddr().(*net.UDPAddr).IP.To4() != nil {
+		return ipv4.NewPacketConn(c)
+	}
+	return ipv6.NewPacketConn(c)
+}
+
+// batch is room for the datagrams of one system call. Sockets borrow one when something has arrived, so that an idle
+// socket costs no buffer.
+type batch struct {
+	in, out []ipv4.Message
+}
+
+var batches = sync.Pool{New: func() any {
+	b := &batch{in: make([]ipv4.Message, batchSize), out: make([]ipv4.Message, 0, batchSize)}
+	for i := range b.in {
+		b.in[i].Buffers = [][]byte{make([]byte, maxDatagram)}
+	}
+	return b
+}}
+
+// udpProxy serves the datagrams of one Service port. Datagrams from one client address and port are a flow: they go to one
+// endpoint, and its answers go back, until neither side has sent anything for the idle time.
+type udpProxy struct {
+	pool   *pool
+	item   atomic.Pointer[listen]
+	admit  *admission
+	idle   time.Duration
+	conn   *net.UDPConn
+	socket batchConn
+
+	mu     sync.Mutex
+	flows  map[netip.AddrPort]*flow
+	closed bool
+	wg     sync.WaitGroup
+}
+
+type flow struct {
+	proxy   *udpProxy
+	client  netip.AddrPort
+	to      atomic.Pointer[upstream]
+	lastUse atomic.Int64 // Unix nanoseconds
+	// first is the datagram that opened the flow, kept until the endpoint has answered anything, so that another endpoint
+	// can be given it if this one refuses.
+	first []byte
+	tried []netip.AddrPort
+}
+
+// upstream is a flow's socket to its endpoint.
+type upstream struct {
+	endpoint netip.AddrPort
+	conn     *net.UDPConn
+	socket   batchConn
+}
+
+func newUDPProxy(conn *net.UDPConn, p *pool, admit *admission, idle time.Duration, item *listen) *udpProxy {
+	u := &udpProxy{pool: p, admit: admit, idle: idle, conn: conn, socket: batched(conn), flows: map[netip.AddrPort]*flow{}}
+	u.item.Store(item)
+	u.wg.Add(1)
+	go u.receive()
+	return u
+}
+
+// receive reads what clients send and passes it on, all datagrams of one flow in a batch together.
+func (u *udpProxy) receive() {
+	defer u.wg.Done()
+	for {
+		if err := waitReadable(u.conn); err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			continue
+		}
+		u.receiveBatch()
+	}
+}
+
+func (u *udpProxy) receiveBatch() {
+	b := batches.Get().(*batch)
+	defer batches.Put(b)
+	n, err := u.socket.ReadBatch(b.in, unix.MSG_DONTWAIT)
+	if err != nil {
+		return
+	}
+	for done := 0; done < n; {
+		client := clientOf(b.in[done])
+		b.out = b.out[:0]
+		next := done
+		for ; next < n && clientOf(b.in[next]) == client; next++ {
+			m := b.in[next]
+			b.out = append(b.out, ipv4.Message{Buffers: [][]byte{m.Buffers[0][:m.N]}})
+		}
+		if f := u.flow(client, b.out[0].Buffers[0]); f != nil {
+			f.lastUse.Store(time.Now().UnixNano())
+			f.to.Load().socket.WriteBatch(b.out, 0)
+		}
+		done = next
+	}
+}
+
+func clientOf(m ipv4.Message) netip.AddrPort {
+	ap := m.Addr.(*net.UDPAddr).AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// flow returns the client's flow, opening one if there is none, or nil if it may not have one.
+func (u *udpProxy) flow(client netip.AddrPort, first []byte) *flow {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if f := u.flows[client]; f != nil {
+		return f
+	}
+	if u.closed || !u.item.Load().allows(client.Addr()) || !u.admit.enter() {
+		return nil
+	}
+	f := &flow{proxy: u, client: client, first: append([]byte(nil), first...)}
+	if !f.connect() {
+		u.admit.leave()
+		return nil
+	}
+	u.flows[client] = f
+	u.wg.Add(1)
+	go f.run()
+	return f
+}
+
+// connect gives the flow an endpoint that it has not tried.
+func (f *flow) connect() bool {
+	for {
+		endpoint, ok := f.proxy.pool.pick(f.client.Addr(), f.tried)
+		if !ok {
+			return false
+		}
+		f.tried = append(f.tried, endpoint)
+		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(endpoint))
+		if err != nil {
+			f.proxy.pool.failed(endpoint)
+			continue
+		}
+		f.to.Store(&upstream{endpoint, conn, batched(conn)})
+		f.lastUse.Store(time.Now().UnixNano())
+		return true
+	}
+}
+
+// run passes the endpoint's answers to the client until the flow is idle.
+func (f *flow) run() {
+	u := f.proxy
+	defer u.wg.Done()
+	defer u.admit.leave()
+	defer func() {
+		u.mu.Lock()
+		if u.flows[f.client] == f {
+			delete(u.flows, f.client)
+		}
+		u.mu.Unlock()
+		f.to.Load().conn.Close()
+	}()
+	for {
+		idleAt := time.Unix(0, f.lastUse.Load()).Add(u.idle)
+		conn := f.to.Load().conn
+		conn.SetReadDeadline(idleAt)
+		err := waitReadable(conn)
+		switch {
+		case err == nil:
+			f.answer()
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if !time.Now().Before(time.Unix(0, f.lastUse.Load()).Add(u.idle)) {
+				return
+			}
+		case errors.Is(err, unix.ECONNREFUSED) && f.first != nil:
+			if !f.retry() {
+				return
+			}
+		case errors.Is(err, unix.ECONNREFUSED):
+			// An endpoint that answered before is restarting; the client decides whether to send again.
+		default:
+			return
+		}
+	}
+}
+
+func (f *flow) answer() {
+	b := batches.Get().(*batch)
+	defer batches.Put(b)
+	to := f.to.Load()
+	n, err := to.socket.ReadBatch(b.in, unix.MSG_DONTWAIT)
+	if err != nil {
+		return
+	}
+	if f.first != nil {
+		f.proxy.pool.succeeded(f.client.Addr(), to.endpoint)
+		f.first, f.tried = nil, nil
+	}
+	f.lastUse.Store(time.Now().UnixNano())
+	client := net.UDPAddrFromAddrPort(f.client)
+	b.out = b.out[:0]
+	for _, m := range b.in[:n] {
+		b.out = append(b.out, ipv4.Message{Buffers: [][]byte{m.Buffers[0][:m.N]}, Addr: client})
+	}
+	f.proxy.socket.WriteBatch(b.out, 0)
+}
+
+// retry moves a flow that was refused to the next endpoint and sends its first datagram again.
+func (f *flow) retry() bool {
+	u := f.proxy
+	refused := f.to.Load()
+	u.pool.failed(refused.endpoint)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.flows[f.client] != f || !f.connect() {
+		return false
+	}
+	refused.conn.Close()
+	_, err := f.to.Load().conn.Write(f.first)
+	return err == nil
+}
+
+// endpointsChanged ends the flows whose endpoint is gone: UDP has no end of its own to wait for, and the client's next
+// datagram opens a flow to another endpoint.
+func (u *udpProxy) endpointsChanged() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, f := range u.flows {
+		if to := f.to.Load(); u.closed || !u.pool.has(to.endpoint) {
+			to.conn.Close()
+			delete(u.flows, f.client)
+		}
+	}
+}
+
+func (u *udpProxy) close() {
+	u.mu.Lock()
+	u.closed = true
+	u.mu.Unlock()
+	u.conn.Close()
+	u.endpointsChanged()
+}
+
+func (u *udpProxy) open() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.flows)
+}
+
+// waitReadable blocks until something has arrived on the socket, or its deadline has passed, or an error is pending.
+func waitReadable(c *net.UDPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sockErr error
+	err = raw.Read(func(fd uintptr) bool {
+		ready, err := peek(int(fd))
+		sockErr = err
+		return ready
+	})
+	return errors.Join(err, sockErr)
+}

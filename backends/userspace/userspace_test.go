@@ -1,0 +1,488 @@
+package userspace
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	proxyproto "github.com/pires/go-proxyproto"
+
+	"weir/backends"
+)
+
+// echo answers every TCP connection with its name and then with what it is sent, until the client ends its side.
+func echo(t *testing.T, name string) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				io.WriteString(c, name+"\n")
+				io.Copy(c, c)
+			}()
+		}
+	}()
+	return netip.MustParseAddrPort(l.Addr().String())
+}
+
+// closedPort returns an address that refuses connections.
+func closedPort(t *testing.T) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return netip.MustParseAddrPort(l.Addr().String())
+}
+
+// freePort returns an address to listen on.
+func freePort(t *testing.T, network string) netip.AddrPort {
+	t.Helper()
+	if network == "udp" {
+		c, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		return netip.MustParseAddrPort(c.LocalAddr().String())
+	}
+	return closedPort(t)
+}
+
+func key(name string, p backends.Protocol) backends.PortKey {
+	return backends.PortKey{Service: backends.ServiceName{Namespace: "default", Name: name}, Protocol: p, Family: backends.IPv4}
+}
+
+func endpoints(addrs ...netip.AddrPort) []backends.Endpoint {
+	eps := make([]backends.Endpoint, len(addrs))
+	for i, a := range addrs {
+		eps[i] = backends.Endpoint{Addr: a, Cluster: true, Weight: 1}
+	}
+	return eps
+}
+
+func started(t *testing.T, limits Limits, item *listen) *Listeners {
+	t.Helper()
+	ls := NewListeners(limits)
+	if err := ls.set(item); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, i := range ls.items() {
+			ls.remove(i)
+		}
+	})
+	return ls
+}
+
+func ask(t *testing.T, addr netip.AddrPort) (string, error) {
+	t.Helper()
+	c, err := net.DialTimeout("tcp", addr.String(), 5*time.Second)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.(*net.TCPConn).CloseWrite()
+	all, err := io.ReadAll(c)
+	return strings.TrimSpace(string(all)), err
+}
+
+func TestTCPTakesTurnsAndPassesOverTheDead(t *testing.T) {
+	a, b, dead := echo(t, "a"), echo(t, "b"), closedPort(t)
+	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(a, dead, b)}
+	started(t, Limits{}, item)
+	count := map[string]int{}
+	for range 100 {
+		name, err := ask(t, item.bind)
+		if err != nil {
+			t.Fatalf("a connection failed although two endpoints answer: %v", err)
+		}
+		count[name]++
+	}
+	if count["a"] < 40 || count["b"] < 40 {
+		t.Errorf("answers were spread %v, want about 50 each", count)
+	}
+}
+
+func TestTCPRefusesOnlyWhenEveryEndpointFailed(t *testing.T) {
+	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(closedPort(t), closedPort(t))}
+	ls := started(t, Limits{}, item)
+	if _, err := ask(t, item.bind); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Fatalf("with no endpoint answering: got %v, want a reset", err)
+	}
+	a := echo(t, "a")
+	changed := *item
+	changed.endpoints = endpoints(a)
+	if err := ls.set(&changed); err != nil {
+		t.Fatal(err)
+	}
+	if name, err := ask(t, item.bind); name != "a" || err != nil {
+		t.Fatalf("after the endpoints changed: got %q, %v", name, err)
+	}
+}
+
+func TestTCPHalfCloseAndBytesArriveWhole(t *testing.T) {
+	a := echo(t, "a")
+	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(a)}
+	started(t, Limits{}, item)
+	c, err := net.Dial("tcp", item.bind.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(30 * time.Second))
+	sent := make([]byte, 8<<20)
+	for i := range sent {
+		sent[i] = byte(rand.Uint32())
+	}
+	go func() {
+		c.Write(sent)
+		c.(*net.TCPConn).CloseWrite()
+	}()
+	got, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, append([]byte("a\n"), sent...)) {
+		t.Fatalf("%d bytes came back of %d, or others", len(got), len(sent)+2)
+	}
+}
+
+func TestTCPResetIsCarriedAcross(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			io.WriteString(c, "partial")
+			io.ReadFull(c, make([]byte, 1))
+			c.(*net.TCPConn).SetLinger(0)
+			c.Close()
+		}
+	}()
+	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(netip.MustParseAddrPort(l.Addr().String()))}
+	started(t, Limits{}, item)
+	c, err := net.Dial("tcp", item.bind.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	io.ReadFull(c, make([]byte, len("partial")))
+	c.Write([]byte("x"))
+	if _, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatalf("the endpoint reset its connection; the client saw %v", err)
+	}
+}
+
+func TestRemovedEndpointDrains(t *testing.T) {
+	a, b := echo(t, "a"), echo(t, "b")
+	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(a)}
+	ls := started(t, Limits{Grace: 300 * time.Millisecond}, item)
+	c, err := net.Dial("tcp", item.bind.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	io.ReadFull(c, make([]byte, 2))
+	changed := *item
+	changed.endpoints = endpoints(b)
+	if err := ls.set(&changed); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatalf("the connection ended at once: %v", err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatalf("the connection did not drain: %v", err)
+	}
+	if name, _ := ask(t, item.bind); name != "b" {
+		t.Fatalf("a new connection went to %q", name)
+	}
+	if _, err := io.ReadAll(c); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("the connection to the removed endpoint outlived its grace: %v", err)
+	}
+}
+
+func TestAffinityAndWeights(t *testing.T) {
+	clock := time.Unix(1000, 0)
+	p := newPool(func() time.Time { return clock })
+	a, b := netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:1")
+	p.set(endpoints(a, b), time.Minute)
+	client := netip.MustParseAddr("192.0.2.1")
+	first, _ := p.pick(client, nil)
+	p.succeeded(client, first)
+	for range 10 {
+		if got, _ := p.pick(client, nil); got != first {
+			t.Fatalf("the client moved from %s to %s", first, got)
+		}
+	}
+	clock = clock.Add(2 * time.Minute)
+	seen := map[netip.AddrPort]bool{}
+	for range 4 {
+		got, _ := p.pick(client, nil)
+		seen[got] = true
+	}
+	if len(seen) != 2 {
+		t.Errorf("affinity outlived its timeout: %v", seen)
+	}
+
+	weighted := []backends.Endpoint{{Addr: a, Weight: 300}, {Addr: b, Weight: 100}}
+	if got := turns(weighted); len(got) != 4 || countOf(got, a) != 3 {
+		t.Errorf("weights 300 and 100 take the turns %v", got)
+	}
+	if got := turns([]backends.Endpoint{{Addr: a, Weight: 65535}, {Addr: b, Weight: 1}, {Addr: a, Weight: 0}}); len(got) > 1100 || countOf(got, b) != 1 {
+		t.Errorf("extreme weights take %d turns", len(got))
+	}
+}
+
+func countOf(addrs []netip.AddrPort, a netip.AddrPort) int {
+	n := 0
+	for _, x := range addrs {
+		if x == a {
+			n++
+		}
+	}
+	return n
+}
+
+func TestOneProbeAtATime(t *testing.T) {
+	clock := time.Unix(1000, 0)
+	p := newPool(func() time.Time { return clock })
+	a, b := netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:1")
+	p.set(endpoints(a, b), 0)
+	client := netip.MustParseAddr("192.0.2.1")
+	p.failed(a)
+	for range 10 {
+		if got, _ := p.pick(client, nil); got != b {
+			t.Fatal("an endpoint under penalty was chosen")
+		}
+	}
+	clock = clock.Add(firstPenalty)
+	var picks []netip.AddrPort
+	for range 10 {
+		got, _ := p.pick(client, nil)
+		picks = append(picks, got)
+	}
+	if n := countOf(picks, a); n != 1 {
+		t.Fatalf("%d connections tested the endpoint at the same time, want 1", n)
+	}
+	p.failed(a)
+	clock = clock.Add(firstPenalty)
+	if got, _ := p.pick(client, nil); got == a {
+		t.Fatal("the penalty did not grow")
+	}
+}
+
+func TestAdmissionLimits(t *testing.T) {
+	a := echo(t, "a")
+	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(a)}
+	started(t, Limits{Connections: 2, PerListener: 2}, item)
+	var open []net.Conn
+	for range 2 {
+		c, err := net.Dial("tcp", item.bind.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		io.ReadFull(c, make([]byte, 2))
+		open = append(open, c)
+	}
+	if _, err := ask(t, item.bind); err == nil {
+		t.Fatal("a third connection was served with a limit of two")
+	}
+	open[0].Close()
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		if name, err := ask(t, item.bind); err == nil && name == "a" {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a place that was given back was not taken again")
+		}
+	}
+}
+
+func TestProxyProtocolTellsTheClientsAddress(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	aware := &proxyproto.Listener{Listener: l}
+	defer aware.Close()
+	go func() {
+		if c, err := aware.Accept(); err == nil {
+			fmt.Fprint(c, c.RemoteAddr(), " ", c.LocalAddr())
+			c.Close()
+		}
+	}()
+	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), proxyProtocol: true,
+		endpoints: endpoints(netip.MustParseAddrPort(l.Addr().String()))}
+	started(t, Limits{}, item)
+	c, err := net.Dial("tcp", item.bind.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	got, _ := io.ReadAll(c)
+	if want := c.LocalAddr().String() + " " + item.bind.String(); string(got) != want {
+		t.Errorf("the endpoint was told %q, want %q", got, want)
+	}
+}
+
+// echoUDP answers every datagram with its name and the datagram.
+func echoUDP(t *testing.T, name string) netip.AddrPort {
+	t.Helper()
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	go func() {
+		buf := make([]byte, maxDatagram)
+		for {
+			n, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			c.WriteTo(append([]byte(name+" "), buf[:n]...), from)
+		}
+	}()
+	return netip.MustParseAddrPort(c.LocalAddr().String())
+}
+
+func TestUDPFlows(t *testing.T) {
+	a, b, dead := echoUDP(t, "a"), echoUDP(t, "b"), freePort(t, "udp")
+	item := &listen{protocol: backends.UDP, bind: freePort(t, "udp"), key: key("dns", backends.UDP), endpoints: endpoints(dead, a, b)}
+	ls := started(t, Limits{UDPIdle: 200 * time.Millisecond}, item)
+	seen := map[string]int{}
+	for i := range 20 {
+		c, err := net.Dial("udp", item.bind.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(5 * time.Second))
+		var answers []string
+		for j := range 3 {
+			fmt.Fprintf(c, "%d-%d", i, j)
+			buf := make([]byte, 100)
+			n, err := c.Read(buf)
+			if err != nil {
+				t.Fatalf("flow %d datagram %d: %v", i, j, err)
+			}
+			answers = append(answers, strings.Fields(string(buf[:n]))[0])
+		}
+		if len(slices.Compact(answers)) != 1 {
+			t.Errorf("one flow was answered by %v", answers)
+		}
+		seen[answers[0]]++
+		c.Close()
+	}
+	if seen["a"] == 0 || seen["b"] == 0 {
+		t.Errorf("flows were spread %v", seen)
+	}
+	l := ls.open[item.bind][backends.UDP]
+	deadline := time.Now().Add(10 * time.Second)
+	for l.proxy.open() > 0 {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d idle flows are still open", l.proxy.open())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func TestUDPFloodIsBounded(t *testing.T) {
+	a := echoUDP(t, "a")
+	item := &listen{protocol: backends.UDP, bind: freePort(t, "udp"), key: key("dns", backends.UDP), endpoints: endpoints(a)}
+	ls := started(t, Limits{Connections: 16, PerListener: 16, UDPIdle: time.Minute}, item)
+	for range 200 {
+		c, err := net.Dial("udp", item.bind.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.Write([]byte("x"))
+	}
+	l := ls.open[item.bind][backends.UDP]
+	deadline := time.Now().Add(10 * time.Second)
+	for l.admit.refused.Load() < 184 {
+		if time.Now().After(deadline) {
+			t.Fatalf("only %d of 184 flows over the limit were refused, %d are open", l.admit.refused.Load(), l.proxy.open())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if n := l.proxy.open(); n > 16 {
+		t.Errorf("%d flows are open with a limit of 16", n)
+	}
+}
+
+// TestBackendRootless drives the rootless form as the reconciler does.
+func TestBackendRootless(t *testing.T) {
+	a := echo(t, "a")
+	ls := NewListeners(Limits{})
+	var warned []string
+	b := New(backends.Config{LocalhostNodePorts: true}, Options{Listeners: ls, Warn: func(_ backends.PortKey, p string) { warned = append(warned, p) }})
+	e := &backends.Entry{Key: key("web", backends.TCP), ClusterIP: netip.MustParseAddr("127.0.0.77"), Port: closedPort(t).Port(),
+		ExternalIPs: []netip.Addr{netip.MustParseAddr("203.0.113.1")}, Endpoints: endpoints(a), HasEndpoints: true}
+	items, err := b.Render(e)
+	if err != nil || len(items) != 1 || len(warned) != 1 {
+		t.Fatalf("rendered %v, warned %q, %v", items, warned, err)
+	}
+	create := backends.Plan{Changes: []backends.Change{{Op: backends.Create, ID: items[0].ID(), New: items[0]}}}
+	for range 2 {
+		if r := b.Apply(t.Context(), create); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+	}
+	for item, err := range b.Observe(t.Context()) {
+		if err != nil || item.String() != items[0].String() {
+			t.Errorf("observed %v, %v; want %v", item, err, items[0])
+		}
+	}
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if name, err := ask(t, netip.AddrPortFrom(e.ClusterIP, e.Port)); name != "a" || err != nil {
+				t.Errorf("got %q, %v", name, err)
+			}
+		})
+	}
+	wg.Wait()
+	if r := b.Apply(t.Context(), backends.Plan{Changes: []backends.Change{{Op: backends.Delete, ID: items[0].ID(), Old: items[0]}}}); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	if _, err := ask(t, netip.AddrPortFrom(e.ClusterIP, e.Port)); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("after the delete: %v", err)
+	}
+	sctp := *e
+	sctp.Key.Protocol = backends.SCTP
+	if _, err := b.Render(&sctp); err == nil {
+		t.Error("SCTP was accepted")
+	}
+}
