@@ -118,6 +118,10 @@ type Entry struct {
 
 	// Endpoints holds every endpoint that any policy may choose, sorted by address and unique.
 	Endpoints []Endpoint
+	// Serving holds every endpoint that may keep the flows it has: it is ready, or terminating and still serving, whatever
+	// policies and topology choose for new flows. Sorted and unique. It matters to connection tracking, so only UDP has it;
+	// Endpoints count as serving in any case.
+	Serving []netip.AddrPort
 	// HasEndpoints says that the Service port has at least one usable endpoint somewhere, though this node may be allowed
 	// to use none of them (policy Local): traffic is then dropped, not rejected.
 	HasEndpoints bool

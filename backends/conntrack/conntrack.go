@@ -130,6 +130,18 @@ func explain(f backends.Family, err error) error {
 // serving is the set of endpoints that a flow may point at.
 type serving map[netip.AddrPort]bool
 
+// servingOf takes every endpoint, whatever the traffic policies say now: they decide over new flows.
+func servingOf(e *backends.Entry) serving {
+	s := make(serving, len(e.Endpoints)+len(e.Serving))
+	for _, ep := range e.Endpoints {
+		s[ep.Addr] = true
+	}
+	for _, a := range e.Serving {
+		s[a] = true
+	}
+	return s
+}
+
 // wanted says, for every address that UDP Services have, which endpoints its flows may point at.
 type wanted struct {
 	cleaner   *Cleaner
@@ -141,22 +153,17 @@ func (c *Cleaner) wanted(f backends.Family, entries, gone []*backends.Entry) wan
 	w := wanted{cleaner: c, fronts: map[netip.AddrPort]serving{}, nodePorts: map[uint16]serving{}}
 	// An address may have passed from one Entry to another: what is in force decides, so it comes last.
 	for _, e := range gone {
-		w.add(f, e, nil)
+		w.add(f, e, serving{})
 	}
 	for _, e := range entries {
-		w.add(f, e, e.Endpoints)
+		w.add(f, e, servingOf(e))
 	}
 	return w
 }
 
-func (w wanted) add(f backends.Family, e *backends.Entry, endpoints []backends.Endpoint) {
+func (w wanted) add(f backends.Family, e *backends.Entry, s serving) {
 	if e.Key.Protocol != backends.UDP || e.Key.Family != f {
 		return
-	}
-	// Every endpoint counts, whatever the traffic policies say now: they decide over new flows.
-	s := make(serving, len(endpoints))
-	for _, ep := range endpoints {
-		s[ep.Addr] = true
 	}
 	w.fronts[netip.AddrPortFrom(e.ClusterIP, e.Port)] = s
 	for _, addrs := range [][]netip.Addr{e.ExternalIPs, e.LoadBalancerIPs} {

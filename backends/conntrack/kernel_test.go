@@ -1,0 +1,266 @@
+package conntrack
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weir/backends"
+	"weir/backends/netlab"
+)
+
+func TestMain(m *testing.M) { netlab.Main(m) }
+
+// inNamespace gives the test a network namespace of its own. The thread is never unlocked, so that it ends with the test.
+func inNamespace(t *testing.T) {
+	t.Helper()
+	netlab.Require(t)
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatalf("unshare: %v", err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// create puts a flow into the kernel's table: client to dst, answered by replySrc.
+func create(t *testing.T, protocol uint8, client, dst, replySrc string) {
+	t.Helper()
+	c, d, r := netip.MustParseAddrPort(client), netip.MustParseAddrPort(dst), netip.MustParseAddrPort(replySrc)
+	family := uint8(unix.AF_INET)
+	if c.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	f := &netlink.ConntrackFlow{
+		FamilyType: family,
+		Forward:    netlink.IPTuple{Protocol: protocol, SrcIP: c.Addr().AsSlice(), SrcPort: c.Port(), DstIP: d.Addr().AsSlice(), DstPort: d.Port()},
+		Reverse:    netlink.IPTuple{Protocol: protocol, SrcIP: r.Addr().AsSlice(), SrcPort: r.Port(), DstIP: c.Addr().AsSlice(), DstPort: c.Port()},
+		TimeOut:    300,
+	}
+	if protocol == unix.IPPROTO_TCP {
+		f.ProtoInfo = &netlink.ProtoInfoTCP{State: nlTCPEstablished}
+	}
+	if err := netlink.ConntrackCreate(netlink.ConntrackTable, netlink.InetFamily(family), f); err != nil {
+		t.Fatalf("create %s -> %s: %v", client, dst, err)
+	}
+}
+
+const nlTCPEstablished = 3
+
+// clients returns the client addresses of all flows in the kernel's table, sorted.
+func clients(t *testing.T) []string {
+	t.Helper()
+	var out []string
+	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range flows {
+			src, _ := netip.AddrFromSlice(f.Forward.SrcIP)
+			out = append(out, netip.AddrPortFrom(src.Unmap(), f.Forward.SrcPort).String())
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func TestClean(t *testing.T) {
+	inNamespace(t)
+	const a, b = "10.244.0.1:5353", "10.244.0.2:5353"
+	// The client's port is the flow's number; what ends in .1 must stay, what ends in .2 must go.
+	create(t, unix.IPPROTO_UDP, "192.0.2.1:1", "10.96.0.10:53", b)
+	create(t, unix.IPPROTO_UDP, "192.0.2.2:2", "10.96.0.10:53", a)
+	create(t, unix.IPPROTO_UDP, "192.0.2.2:3", "10.96.0.10:53", "10.96.0.10:53")
+	create(t, unix.IPPROTO_UDP, "192.0.2.2:4", "198.51.100.1:53", a)
+	create(t, unix.IPPROTO_UDP, "192.0.2.2:5", "192.0.2.9:30053", a)
+	create(t, unix.IPPROTO_UDP, "192.0.2.1:6", "203.0.113.9:30053", "203.0.113.9:30053")
+	create(t, unix.IPPROTO_TCP, "192.0.2.1:7", "10.96.0.10:53", a)
+	create(t, unix.IPPROTO_UDP, "192.0.2.1:8", "10.96.0.99:53", a)
+	create(t, unix.IPPROTO_UDP, "[2001:db8::1]:9", "[fd00:96::10]:53", "[fd00:244::2]:53")
+	create(t, unix.IPPROTO_UDP, "[2001:db8::2]:10", "[fd00:96::10]:53", "[fd00:244::1]:53")
+	create(t, unix.IPPROTO_UDP, "192.0.2.2:11", "10.96.0.20:53", a)
+
+	six := &backends.Entry{
+		Key:       backends.PortKey{Protocol: backends.UDP, Family: backends.IPv6},
+		ClusterIP: netip.MustParseAddr("fd00:96::10"), Port: 53,
+		Endpoints: endpoints("[fd00:244::2]:53"),
+	}
+	gone := dns(a)
+	gone.ClusterIP, gone.NodePort = netip.MustParseAddr("10.96.0.20"), 0
+	cleaner := New(backends.Config{NodeAddresses: addrs("192.0.2.9")})
+	n, err := cleaner.Clean(t.Context(), []*backends.Entry{dns(b), six}, []*backends.Entry{gone})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"192.0.2.1:1", "192.0.2.1:6", "192.0.2.1:7", "192.0.2.1:8", "[2001:db8::1]:9"}
+	if diff := cmp.Diff(want, clients(t)); diff != "" || n != 6 {
+		t.Errorf("%d deleted, left (-want +got):\n%s", n, diff)
+	}
+	if n, err := cleaner.Clean(t.Context(), []*backends.Entry{dns(b), six}, []*backends.Entry{gone}); n != 0 || err != nil {
+		t.Errorf("again: %d deleted, error %v", n, err)
+	}
+}
+
+func TestDumpHasOneProtocolOnly(t *testing.T) {
+	inNamespace(t)
+	create(t, unix.IPPROTO_TCP, "192.0.2.1:1", "10.96.0.10:53", "10.244.0.1:53")
+	create(t, unix.IPPROTO_UDP, "192.0.2.1:2", "10.96.0.10:53", "10.244.0.1:5353")
+	k, err := openKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.close()
+	var got []Flow
+	if err := k.dump(backends.IPv4, backends.UDP, func(f Flow, _ []byte) { got = append(got, f) }); err != nil {
+		t.Fatal(err)
+	}
+	want := []Flow{flow("10.96.0.10:53", "10.244.0.1:5353")}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestPain11_RestartKeepsHealthyFlows(t *testing.T) {
+	inNamespace(t)
+	const flows = 3000 // more than one netlink message holds
+	for i := range flows {
+		create(t, unix.IPPROTO_UDP, fmt.Sprintf("192.0.2.1:%d", i+1), "10.96.0.10:53", fmt.Sprintf("10.244.0.%d:53", i%2+1))
+	}
+	n, err := New(backends.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53", "10.244.0.2:53")), nil)
+	if n != 0 || err != nil || len(clients(t)) != flows {
+		t.Errorf("%d deleted, %d left, error %v", n, len(clients(t)), err)
+	}
+	n, err = New(backends.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53")), nil)
+	if n != flows/2 || err != nil || len(clients(t)) != flows/2 {
+		t.Errorf("one endpoint gone: %d deleted, %d left, error %v", n, len(clients(t)), err)
+	}
+}
+
+func TestCleanWithoutPrivileges(t *testing.T) {
+	inNamespace(t)
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	if err := unix.Capset(&header, &none[0]); err != nil {
+		t.Fatal(err)
+	}
+	_, err := New(backends.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53")), nil)
+	if err == nil || !strings.Contains(err.Error(), "needs CAP_NET_ADMIN") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestPain10_StaleFlowFollowsTheEndpoint sends real packets: a client that keeps its socket is stuck, first with no
+// endpoint and then with one that has gone, until its flow is removed.
+func TestPain10_StaleFlowFollowsTheEndpoint(t *testing.T) {
+	inNamespace(t)
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	service := &net.IPNet{IP: net.IPv4(10, 96, 0, 0), Mask: net.CIDRMask(16, 32)}
+	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index, Dst: service, Scope: netlink.SCOPE_LINK}); err != nil {
+		t.Fatal(err)
+	}
+	answer(t, "127.0.0.1:5301", "A")
+	answer(t, "127.0.0.1:5302", "B")
+	client, err := net.Dial("udp", "10.96.0.10:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+
+	states := []struct{ endpoint, stuck, want string }{
+		{"", "", ""},
+		{"127.0.0.1:5301", "", "A"},
+		{"127.0.0.1:5302", "A", "B"},
+	}
+	for _, s := range states {
+		natTo(t, s.endpoint)
+		if got := ask(client, s.stuck != ""); got != s.stuck {
+			t.Errorf("endpoint %q: %q answered before the flow was removed, want %q", s.endpoint, got, s.stuck)
+		}
+		e := dns()
+		if s.endpoint != "" {
+			e = dns(s.endpoint)
+		}
+		if _, err := New(backends.Config{}).Clean(t.Context(), list(e), nil); err != nil {
+			t.Fatal(err)
+		}
+		if got := ask(client, s.want != ""); got != s.want {
+			t.Errorf("endpoint %q: %q answered, want %q", s.endpoint, got, s.want)
+		}
+	}
+}
+
+// natTo programs the Service's only endpoint. Without one the flow is tracked all the same.
+func natTo(t *testing.T, endpoint string) {
+	t.Helper()
+	rule := ""
+	if endpoint != "" {
+		rule = "ip daddr 10.96.0.10 udp dport 53 dnat to " + endpoint
+	}
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader("add table ip t\ndelete table ip t\ntable ip t { chain out { type nat hook output priority -100; " + rule + "\n}\n}\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("nft: %v\n%s", err, out)
+	}
+}
+
+func answer(t *testing.T, addr, name string) {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	go func() {
+		buf := make([]byte, 16)
+		for {
+			_, from, err := conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if _, err := conn.WriteTo([]byte(name), from); err != nil {
+				return
+			}
+		}
+	}()
+}
+
+// ask returns who answers, or "" if nobody does. Who expects an answer waits longer than who does not.
+func ask(conn net.Conn, expect bool) string {
+	patience := 100 * time.Millisecond
+	if expect {
+		patience = 10 * time.Second
+	}
+	deadline := time.Now().Add(patience)
+	buf := make([]byte, 16)
+	for time.Now().Before(deadline) {
+		if _, err := conn.Write([]byte("who")); err != nil {
+			continue // an ICMP error for an earlier packet
+		}
+		if err := conn.SetReadDeadline(deadline); err != nil {
+			return err.Error()
+		}
+		if n, err := conn.Read(buf); err == nil {
+			return string(buf[:n])
+		}
+	}
+	return ""
+}
