@@ -174,7 +174,7 @@ func TestPain10_StaleFlowFollowsTheEndpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	service := &net.IPNet{IP: net.IPv4(10, 96, 0, 0), Mask: net.CIDRMask(16, 32)}
-	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index, Dst: service, Scope: netlink.SCOPE_LINK}); err != nil {
+	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index, Dst: service, Scope: netlink.SCOPE_LINK, Src: net.IPv4(127, 0, 0, 1)}); err != nil {
 		t.Fatal(err)
 	}
 	answer(t, "127.0.0.1:5301", "A")
@@ -208,15 +208,17 @@ func TestPain10_StaleFlowFollowsTheEndpoint(t *testing.T) {
 	}
 }
 
-// natTo programs the Service's only endpoint. Without one the flow is tracked all the same.
+// natTo programs the Service's only endpoint, or none.
 func natTo(t *testing.T, endpoint string) {
 	t.Helper()
-	rule := ""
+	// The kernel tracks flows only as long as some rule needs it.
+	rules := "udp dport 9 dnat to 127.0.0.1:9\n"
 	if endpoint != "" {
-		rule = "ip daddr 10.96.0.10 udp dport 53 dnat to " + endpoint
+		rules += "ip daddr 10.96.0.10 udp dport 53 dnat to " + endpoint + "\n"
 	}
 	cmd := exec.Command("nft", "-f", "-")
-	cmd.Stdin = strings.NewReader("add table ip t\ndelete table ip t\ntable ip t { chain out { type nat hook output priority -100; " + rule + "\n}\n}\n")
+	cmd.Stdin = strings.NewReader("table ip t {\nchain out {\ntype nat hook output priority -100;\n}\n}\n" +
+		"flush chain ip t out\ntable ip t {\nchain out {\n" + rules + "}\n}\n")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("nft: %v\n%s", err, out)
 	}
@@ -247,7 +249,7 @@ func answer(t *testing.T, addr, name string) {
 func ask(conn net.Conn, expect bool) string {
 	patience := 100 * time.Millisecond
 	if expect {
-		patience = 10 * time.Second
+		patience = 5 * time.Second
 	}
 	deadline := time.Now().Add(patience)
 	buf := make([]byte, 16)
