@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,9 +24,10 @@ type Host struct {
 	// IPv4 and IPv6 are the host's main addresses.
 	IPv4, IPv6 netip.Addr
 
-	lab *Lab
-	ns  netns.NsHandle
-	nl  *netlink.Handle
+	lab   *Lab
+	ns    netns.NsHandle
+	nl    *netlink.Handle
+	addrs []netip.Addr
 }
 
 // newHost makes an empty namespace whose loopback interface is up. It is gone when the test ends.
@@ -89,7 +91,10 @@ func onOwnThread(f func() error) error {
 // Handle returns the netlink handle of the host's namespace.
 func (h *Host) Handle() *netlink.Handle { return h.nl }
 
-// Addr returns the host's main address of the family of like.
+// Owns says whether the Lab gave the host that address.
+func (h *Host) Owns(a netip.Addr) bool { return slices.Contains(h.addrs, a) }
+
+// Addr returns the host's main address, of IPv6 or of IPv4.
 func (h *Host) Addr(v6 bool) netip.Addr {
 	if v6 {
 		return h.IPv6

@@ -110,11 +110,6 @@ func (l *Lab) Node() *Host { return l.Host(Node) }
 // XtablesLock returns the path of the lock that iptables programs started in the Lab take.
 func (l *Lab) XtablesLock() string { return filepath.Join(l.dir, "xtables.lock") }
 
-// NodeAddrs lists all addresses of the node but the loopback ones.
-func (l *Lab) NodeAddrs() []netip.Addr {
-	return []netip.Addr{NodeIPv4, SecondNodeIPv4, NodeIPv6, SecondNodeIPv6}
-}
-
 func (l *Lab) add(name string, v4, v6 netip.Addr) *Host {
 	l.t.Helper()
 	h := newHost(l.t, l, name)
@@ -165,6 +160,7 @@ func (l *Lab) addr(e end, p netip.Prefix) {
 		a.Flags = ifaNoDAD
 	}
 	l.must(fmt.Sprintf("add %s to %s", p, e.host.Name), e.host.nl.AddrAdd(e.link, a))
+	e.host.addrs = append(e.host.addrs, p.Addr())
 }
 
 // ifaNoDAD is IFA_F_NODAD: the address can be used at once.

@@ -30,18 +30,21 @@ var setupErr = errors.New("TestMain has to call netlab.Main")
 
 // Main runs the tests in fresh namespaces and exits with their status. Without root it makes a user namespace as well.
 // Where the kernel allows neither, the tests that need no lab run all the same and the others are skipped.
-func Main(m *testing.M) {
+func Main(m *testing.M) { os.Exit(Run(m)) }
+
+// Run is Main for a TestMain that has to clean up: it returns the status to exit with.
+func Run(m *testing.M) int {
 	if Inside() {
 		setupErr = prepare()
-		os.Exit(m.Run())
+		return m.Run()
 	}
 	code, err := reexec()
 	if err != nil {
 		setupErr = err
 		fmt.Fprintf(os.Stderr, "netlab: SKIPPING all packet tests: %v\n", err)
-		code = m.Run()
+		return m.Run()
 	}
-	os.Exit(code)
+	return code
 }
 
 // Inside says whether this process already runs in the lab's namespaces. A TestMain that has to prepare something outside,

@@ -209,3 +209,13 @@ func failed(err error) Reply {
 	}
 	return r
 }
+
+// DialContext is net.Dialer's, from the host's namespace. The address is an IP address with a port.
+func (h *Host) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	var conn net.Conn
+	err := h.Do(func() (err error) {
+		conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}

@@ -1,0 +1,290 @@
+package main_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"weir/backends/netlab"
+)
+
+// patience is how long a test waits for what must come. It is generous, since nothing may depend on how fast the machine is.
+const patience = 60 * time.Second
+
+// mode is one way of programming the kernel that every scenario is run in.
+type mode struct {
+	name  string // of the subtest
+	plans string // directory of the golden plans
+	flags []string
+	// saves lists the commands that print what others own as well.
+	saves [][]string
+}
+
+var modes = []mode{
+	iptablesMode("nft"),
+	iptablesMode("legacy"),
+}
+
+func iptablesMode(variant string) mode {
+	return mode{
+		name:  "iptables-" + variant,
+		plans: "iptables",
+		flags: []string{"--proxy-mode", "iptables", "--iptables-variant", variant},
+		saves: [][]string{{"iptables-" + variant + "-save"}, {"ip6tables-" + variant + "-save"}},
+	}
+}
+
+// daemon is a weir process on the node of a lab, and the directory it reads.
+type daemon struct {
+	t     *testing.T
+	lab   *netlab.Lab
+	mode  mode
+	dir   string
+	state string
+	flags []string
+
+	cmd  *exec.Cmd
+	log  *os.File
+	done chan error
+}
+
+// newDaemon prepares a daemon with an empty input directory. It is not running.
+func newDaemon(t *testing.T, lab *netlab.Lab, m mode, flags ...string) *daemon {
+	t.Helper()
+	d := &daemon{t: t, lab: lab, mode: m, dir: t.TempDir(), state: t.TempDir(), flags: flags}
+	var err error
+	if d.log, err = os.Create(filepath.Join(t.TempDir(), "weir.log")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if d.cmd != nil {
+			d.kill()
+		}
+		if t.Failed() {
+			t.Logf("the log of weir:\n%s", d.logs())
+		}
+		d.log.Close()
+	})
+	return d
+}
+
+// args returns a command line of the subcommand.
+func (d *daemon) args(sub string, more ...string) []string {
+	args := []string{sub, "-f", d.dir, "--hostname-override", "node", "--state-dir", d.state}
+	return slices.Concat(args, d.mode.flags, d.flags, more)
+}
+
+// write puts files into the input directory, each atomically; an empty one removes the file.
+func (d *daemon) write(files map[string]string) {
+	d.t.Helper()
+	for name, text := range files {
+		file := filepath.Join(d.dir, name)
+		err := os.MkdirAll(filepath.Dir(file), 0o755)
+		switch {
+		case err != nil:
+		case text == "":
+			err = os.Remove(file)
+		default:
+			tmp := filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+".tmp")
+			if err = os.WriteFile(tmp, []byte(text), 0o644); err == nil {
+				err = os.Rename(tmp, file)
+			}
+		}
+		if err != nil {
+			d.t.Fatal(err)
+		}
+	}
+}
+
+// start runs `weir run`.
+func (d *daemon) start() {
+	d.t.Helper()
+	cmd := d.lab.Node().Command(context.Background(), os.Getenv(binaryEnv), d.args("run")...)
+	cmd.Stdout, cmd.Stderr = d.log, d.log
+	if err := d.lab.Node().Start(cmd); err != nil {
+		d.t.Fatalf("start weir: %v", err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	d.cmd, d.done = cmd, done
+}
+
+// kill ends the process as a power cut would.
+func (d *daemon) kill() {
+	_ = d.cmd.Process.Kill()
+	<-d.done
+	d.cmd = nil
+}
+
+// terminate asks the process to end, and expects it to do so properly.
+func (d *daemon) terminate() {
+	d.t.Helper()
+	_ = d.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case err := <-d.done:
+		d.cmd = nil
+		if err != nil {
+			d.t.Errorf("weir run ends with %v on SIGTERM", err)
+		}
+	case <-time.After(patience):
+		d.t.Errorf("weir run does not end on SIGTERM")
+		_ = d.cmd.Process.Signal(syscall.SIGQUIT)
+		<-d.done
+		d.cmd = nil
+	}
+}
+
+// logs returns what the process has logged so far.
+func (d *daemon) logs() string {
+	b, err := os.ReadFile(d.log.Name())
+	if err != nil {
+		return err.Error()
+	}
+	const tail = 24 << 10
+	return string(b[max(0, len(b)-tail):])
+}
+
+// run runs a subcommand to its end and returns its standard output.
+func (d *daemon) run(sub string, more ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return d.lab.Node().Exec(ctx, os.Getenv(binaryEnv), d.args(sub, more...)...)
+}
+
+// noChanges is what the summary line of an empty plan says.
+const noChanges = ": 0 to create, 0 to update, 0 to delete\n"
+
+// pendingPlan returns the plan that a dry run prints, or "" if it is empty.
+func (d *daemon) pendingPlan() (string, error) {
+	out, err := d.run("reconcile", "--dry-run")
+	if err == nil && strings.HasSuffix(out, noChanges) {
+		out = ""
+	}
+	return out, err
+}
+
+// awaitSync waits until the kernel holds what the files say, as a dry run finds it.
+func (d *daemon) awaitSync() {
+	d.t.Helper()
+	var plan string
+	d.await("an empty plan", func() (err error) {
+		if plan, err = d.pendingPlan(); err == nil && plan != "" {
+			err = fmt.Errorf("still to do:\n%s", plan)
+		}
+		return err
+	})
+}
+
+// await polls until check succeeds or patience ends, or until weir has died.
+func (d *daemon) await(what string, check func() error) {
+	d.t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			d.t.Fatalf("waited %s for %s: %v", patience, what, err)
+		}
+		var died <-chan error
+		if d.cmd != nil {
+			died = d.done
+		}
+		select {
+		case err := <-died:
+			d.cmd = nil
+			d.t.Fatalf("weir died while the test waited for %s: %v", what, err)
+		case <-time.After(30 * time.Millisecond):
+		}
+	}
+}
+
+// foreign is what stands for Docker, a firewall and an administrator: rules before and after weir's own, in the same
+// tables, and a table of its own.
+const foreign = `*nat
+:OTHER-DNAT - [0:0]
+:OTHER-MASQ - [0:0]
+-A PREROUTING -p tcp -m tcp --dport 9 -m comment --comment "not weir's, but says WEIR" -j OTHER-DNAT
+-A OTHER-DNAT -j RETURN
+-A POSTROUTING -s 172.31.0.0/16 -j OTHER-MASQ
+-A OTHER-MASQ -j MASQUERADE
+COMMIT
+*filter
+:OTHER-FWD - [0:0]
+-A FORWARD -i other0 -j OTHER-FWD
+-A OTHER-FWD -j DROP
+-A INPUT -i other0 -p udp -m udp --dport 9 -j ACCEPT
+COMMIT
+`
+
+// addForeign writes the foreign rules through the mode's own tools.
+func (d *daemon) addForeign() {
+	d.t.Helper()
+	for _, save := range d.mode.saves {
+		restore := strings.TrimSuffix(save[0], "-save") + "-restore"
+		input := foreign
+		if strings.HasPrefix(restore, "ip6") {
+			input = strings.ReplaceAll(input, "172.31.0.0/16", "fd00:31::/64")
+		}
+		if _, err := d.lab.Node().ExecInput(d.t.Context(), input, restore, "--noflush"); err != nil {
+			d.t.Fatal(err)
+		}
+	}
+	const table = "table inet other { chain c { type filter hook prerouting priority -150; tcp dport 9 counter drop; }; }"
+	_, err := d.lab.Node().ExecInput(d.t.Context(), table, "nft", "-f", "-")
+	if err != nil && !errors.Is(err, exec.ErrNotFound) {
+		d.t.Fatal(err)
+	}
+}
+
+// foreignRules returns all that is not weir's.
+func (d *daemon) foreignRules() string {
+	d.t.Helper()
+	foreign, _ := d.rules()
+	out, err := d.lab.Node().Exec(context.Background(), "nft", "list", "table", "inet", "other")
+	if err != nil && !errors.Is(err, exec.ErrNotFound) {
+		d.t.Fatal(err)
+	}
+	return foreign + out
+}
+
+// ownRules returns what of weir is in the kernel.
+func (d *daemon) ownRules() string {
+	d.t.Helper()
+	_, own := d.rules()
+	return own
+}
+
+// rules returns the lines that the mode's tools print, those of others and those of weir, without the counters.
+func (d *daemon) rules() (foreign, own string) {
+	d.t.Helper()
+	var ours, theirs strings.Builder
+	for _, save := range d.mode.saves {
+		out, err := d.lab.Node().Exec(context.Background(), save[0], save[1:]...)
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		for line := range strings.Lines(out) {
+			if line[0] == '#' {
+				continue
+			}
+			// The counters of chains move with the traffic.
+			line, _, _ = strings.Cut(strings.TrimSpace(line), " [")
+			to := &theirs
+			if strings.HasPrefix(line, ":WEIR-") || strings.HasPrefix(line, "-A WEIR-") || strings.Contains(line, "-j WEIR-") {
+				to = &ours
+			}
+			to.WriteString(line + "\n")
+		}
+	}
+	return theirs.String(), ours.String()
+}

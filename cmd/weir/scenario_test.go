@@ -1,0 +1,166 @@
+package main_test
+
+import (
+	"flag"
+	"hash/fnv"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"weir/backends/netlab"
+)
+
+var update = flag.Bool("update", false, "write the golden plans instead of comparing with them")
+
+// TestScenario runs every scenario in every mode: the real program, real packets.
+func TestScenario(t *testing.T) {
+	netlab.Require(t)
+	scenarios := readScenarios(t)
+	seed := uint64(time.Now().UnixNano())
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) {
+			for _, s := range scenarios {
+				t.Run(s.name, func(t *testing.T) {
+					if reason := s.skipReason(m); reason != "" {
+						t.Skip(reason)
+					}
+					t.Parallel()
+					runScenario(t, s, m, seed)
+				})
+			}
+		})
+	}
+}
+
+func (s scenario) skipReason(m mode) string {
+	if r := s.opts.SkipModes[m.name]; r != "" {
+		return r
+	}
+	return s.opts.SkipModes[m.plans]
+}
+
+// newLab builds the scenario's topology, with its servers running.
+func (s scenario) newLab(t *testing.T) *netlab.Lab {
+	t.Helper()
+	lab := netlab.New(t, netlab.Topology{Pods: s.opts.Pods, Bridge: s.opts.Bridge, VethPrefix: s.opts.VethPrefix})
+	serve := func(host string, port uint16) {
+		for _, proto := range []netlab.Protocol{netlab.TCP, netlab.UDP} {
+			lab.Host(host).Serve(t, proto, port)
+		}
+	}
+	for _, host := range []string{"pod1", "pod2", "pod3", "pod4", netlab.Client, netlab.Remote} {
+		if !lab.Has(host) {
+			continue
+		}
+		for _, port := range s.opts.Serve {
+			serve(host, port)
+		}
+		lab.Host(host).Serve(t, netlab.SCTP, 0)
+	}
+	for _, port := range s.opts.ServeNode {
+		serve(netlab.Node, port)
+	}
+	return lab
+}
+
+// runScenario takes one scenario through its steps. After each, the packets go where they should, a dry run has nothing to
+// do, and at random weir is killed: the packets must not notice, and the next process must find everything in place.
+func runScenario(t *testing.T, s scenario, m mode, seed uint64) {
+	h := fnv.New64a()
+	h.Write([]byte(m.name + "/" + s.name))
+	random := rand.New(rand.NewPCG(seed, h.Sum64()))
+
+	d := newDaemon(t, s.newLab(t), m, s.opts.Flags...)
+	d.addForeign()
+	before := d.foreignRules()
+	flows := map[string]*netlab.Flow{}
+	defer func() {
+		for _, f := range flows {
+			f.Close()
+		}
+	}()
+
+	for i, st := range s.steps {
+		d.write(st.files)
+		if i == 0 {
+			checkGolden(t, d, s.name)
+			d.start()
+		}
+		d.awaitSync()
+		d.checkRows(st.name, st.rows, flows)
+		if random.IntN(2) == 0 {
+			d.kill()
+			if plan, err := d.pendingPlan(); plan != "" || err != nil {
+				t.Errorf("%s: after a kill a dry run would change:\n%s%v", st.name, plan, err)
+			}
+			d.checkRows(st.name+", weir killed", lasting(st.rows), flows)
+			d.start()
+		}
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	d.awaitSync()
+	d.checkLeavesNothing(before)
+}
+
+// checkRows verifies all rows of a step. What may come a moment after the rules is polled for.
+func (d *daemon) checkRows(when string, rows []row, flows map[string]*netlab.Flow) {
+	d.t.Helper()
+	for _, r := range rows {
+		if r.transient() {
+			d.await(when, func() error { return r.check(d.lab, flows) })
+		} else if err := r.check(d.lab, flows); err != nil {
+			d.t.Errorf("%s: %v", when, err)
+		}
+	}
+}
+
+// checkLeavesNothing ends weir and cleans up: what belongs to others is as it was, and of weir nothing is left.
+func (d *daemon) checkLeavesNothing(before string) {
+	d.t.Helper()
+	d.terminate()
+	if diff := cmp.Diff(before, d.foreignRules()); diff != "" {
+		d.t.Errorf("what others own changed (-before +after):\n%s", diff)
+	}
+	if out, err := d.run("cleanup"); err != nil {
+		d.t.Errorf("cleanup: %v\n%s", err, out)
+	}
+	if diff := cmp.Diff(before, d.foreignRules()); diff != "" {
+		d.t.Errorf("cleanup changed what others own (-before +after):\n%s", diff)
+	}
+	if left := d.ownRules(); left != "" {
+		d.t.Errorf("cleanup left:\n%s", left)
+	}
+}
+
+// checkGolden compares the plan for an empty kernel with the one on record.
+func checkGolden(t *testing.T, d *daemon, name string) {
+	t.Helper()
+	plan, err := d.pendingPlan()
+	if err != nil {
+		t.Fatalf("dry run: %v", err)
+	}
+	file := filepath.Join("../../testdata/golden", d.mode.plans, name+".plan")
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(plan), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Errorf("no golden plan; write it with: go test ./cmd/weir -run TestScenario -update: %v", err)
+		return
+	}
+	if diff := cmp.Diff(string(want), plan); diff != "" {
+		t.Errorf("plan for an empty kernel (-golden +got), write it anew with -update:\n%s", diff)
+	}
+}
