@@ -1,0 +1,372 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"weir/backends"
+)
+
+// maxReplans bounds how often one round goes back to plan without those that the kernel refused.
+const maxReplans = 64
+
+// dataPath is one backend with what it should hold and what it holds. An Engine has one, or several while it changes from
+// one proxy mode to another.
+type dataPath struct {
+	mode    string
+	backend backends.Backend
+	tracker *Tracker
+	log     hclog.Logger
+
+	// rendered holds the Entries that the tracker's desired side is made from.
+	rendered map[backends.ServiceName][]*backends.Entry
+	// stale names the Services to render again; all says that everything is, the scaffolding included.
+	stale map[backends.ServiceName]struct{}
+	all   bool
+
+	// observed says that a full read has succeeded in this process: the delete gate. trusted says that the observed side is
+	// what the kernel confirmed. unread says that a full read was asked for and failed.
+	observed, trusted, unread bool
+	// generation is the kernel's at the last full read, if known.
+	generation uint64
+	known      bool
+
+	isolated isolation
+	// drift holds the IDs in which the kernel was found to differ from what it had confirmed; repaired their owners once
+	// they were put right, until the Engine takes them.
+	drift    map[backends.ID]struct{}
+	repaired []backends.PortKey
+}
+
+// wanted is what a dataPath renders: the Entries that a Service should have now, none if it is gone, and the names of all
+// Services in order.
+type wanted interface {
+	entries(backends.ServiceName) []*backends.Entry
+	names() []backends.ServiceName
+}
+
+func newDataPath(mode string, b backends.Backend, log hclog.Logger) *dataPath {
+	return &dataPath{
+		mode:     mode,
+		backend:  b,
+		tracker:  NewTracker(),
+		log:      log,
+		rendered: map[backends.ServiceName][]*backends.Entry{},
+		stale:    map[backends.ServiceName]struct{}{},
+		all:      true,
+		isolated: isolation{},
+		drift:    map[backends.ID]struct{}{},
+	}
+}
+
+// replace hands over to a backend of the same mode with other settings. What is known of the kernel stays.
+func (d *dataPath) replace(b backends.Backend) {
+	d.backend = b
+	d.all = true
+	d.known = false
+	clear(d.isolated)
+}
+
+// retire asks for nothing any more, not even the scaffolding.
+func (d *dataPath) retire() {
+	d.tracker.Clear()
+	clear(d.rendered)
+	clear(d.stale)
+	clear(d.isolated)
+	d.all = false
+}
+
+// changed says that a Service's Entries are others now.
+func (d *dataPath) changed(name backends.ServiceName) { d.stale[name] = struct{}{} }
+
+// pardon lets a Service have another try at once, since its input changed.
+func (d *dataPath) pardon(name backends.ServiceName) {
+	c := culprit{service: name}
+	if d.isolated[c] != nil {
+		delete(d.isolated, c)
+		d.stale[name] = struct{}{}
+	}
+}
+
+// moved says whether somebody else may have written since the last full read.
+func (d *dataPath) moved(ctx context.Context) bool {
+	g, ok := d.backend.(backends.Generation)
+	if !ok {
+		return false
+	}
+	now, err := g.Generation(ctx)
+	return err == nil && (!d.known || now != d.generation)
+}
+
+// observe reads the kernel if that is asked for and cannot be avoided. The error is nil if the observed side can be
+// trusted to be what the kernel confirmed last, though rep.Err may say that a fresh read failed.
+func (d *dataPath) observe(ctx context.Context, full bool, rep *Report) error {
+	if d.trusted && !d.unread {
+		if !full {
+			return nil
+		}
+		if _, ok := d.backend.(backends.Generation); ok && !d.moved(ctx) {
+			rep.Full = true
+			return nil
+		}
+	}
+	start := time.Now()
+	err := d.read(ctx, rep)
+	rep.Stages.Observe += time.Since(start)
+	if err == nil {
+		rep.Full, rep.Observed = true, true
+		return nil
+	}
+	err = fmt.Errorf("read what the kernel holds for %s: %w", d.mode, err)
+	d.unread = true
+	if !d.trusted {
+		return err
+	}
+	rep.Err = errors.Join(rep.Err, err)
+	return nil
+}
+
+func (d *dataPath) read(ctx context.Context, rep *Report) error {
+	// The generation is taken before the read, so that a write during the read moves it on.
+	var generation uint64
+	known := false
+	if g, ok := d.backend.(backends.Generation); ok {
+		n, err := g.Generation(ctx)
+		generation, known = n, err == nil
+	}
+	items := make([]backends.Item, 0, d.tracker.Len())
+	for item, err := range d.backend.Observe(ctx) {
+		if err != nil {
+			return err
+		}
+		items = append(items, item)
+	}
+	if err := ctx.Err(); err != nil {
+		return err // a pass that was cut short may have ended without an error of its own
+	}
+	differ := d.tracker.ReplaceObserved(items)
+	if d.observed && d.trusted {
+		rep.Drifted += len(differ)
+		for _, id := range differ {
+			d.drift[id] = struct{}{}
+		}
+	}
+	d.generation, d.known = generation, known
+	d.observed, d.trusted, d.unread = true, true, false
+	return nil
+}
+
+// render brings the desired side up to date. A Service that cannot be rendered keeps what it had.
+func (d *dataPath) render(want wanted, now time.Time) error {
+	for c, p := range d.isolated {
+		if c.item == "" && !p.retry.After(now) {
+			d.stale[c.service] = struct{}{}
+		}
+	}
+	if d.all {
+		if err := d.renderAll(want, now); err != nil {
+			return err
+		}
+		d.all = false
+		clear(d.stale)
+		return nil
+	}
+	for name := range d.stale {
+		if d.isolated.holds(culprit{service: name}, now) {
+			continue // it is put among the stale again when its time has come
+		}
+		entries := want.entries(name)
+		if items, err := d.renderService(entries); err != nil {
+			d.blame(culprit{service: name}, err, now)
+		} else {
+			d.set(name, entries, items, now)
+		}
+	}
+	clear(d.stale)
+	return nil
+}
+
+// renderAll renders everything before it takes over any of it, so that items which many Services share change once.
+func (d *dataPath) renderAll(want wanted, now time.Time) error {
+	names := want.names()
+	rendered := make([][][]backends.Item, len(names))
+	entries := make([][]*backends.Entry, len(names))
+	for i, name := range names {
+		es := want.entries(name)
+		items, err := d.renderService(es)
+		if err != nil {
+			d.blame(culprit{service: name}, err, now)
+			es, items = d.rendered[name], nil
+			for _, e := range es {
+				items = append(items, d.tracker.ItemsOf(e.Key))
+			}
+		}
+		entries[i], rendered[i] = es, items
+	}
+	d.tracker.Clear()
+	clear(d.rendered)
+	if err := d.tracker.SetBase(d.backend.Base()); err != nil {
+		return fmt.Errorf("the scaffolding of %s: %w", d.mode, err)
+	}
+	for i, name := range names {
+		d.set(name, entries[i], rendered[i], now)
+	}
+	return nil
+}
+
+func (d *dataPath) renderService(entries []*backends.Entry) ([][]backends.Item, error) {
+	rendered := make([][]backends.Item, len(entries))
+	for i, e := range entries {
+		items, err := d.backend.Render(e)
+		if err == nil {
+			_, err = unique(items)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("render %v: %w", e.Key, err)
+		}
+		rendered[i] = items
+	}
+	return rendered, nil
+}
+
+// set makes the items what the Service's Entries want.
+func (d *dataPath) set(name backends.ServiceName, entries []*backends.Entry, items [][]backends.Item, now time.Time) {
+	for _, old := range d.rendered[name] {
+		if find(entries, old.Key) == nil {
+			d.tracker.Remove(old.Key)
+		}
+	}
+	for i, e := range entries {
+		if err := d.tracker.Set(e.Key, items[i]); err != nil {
+			d.blame(culprit{service: name}, err, now)
+		}
+	}
+	if len(entries) == 0 {
+		delete(d.rendered, name)
+		return
+	}
+	d.rendered[name] = entries
+}
+
+// plan returns what is to be done now. Nothing is deleted before a full read has succeeded.
+func (d *dataPath) plan(reason string, now time.Time) backends.Plan {
+	changes := d.tracker.Pending(func(id backends.ID, owners []backends.PortKey) bool {
+		return d.isolated.holdsAll(id, owners, now)
+	})
+	if !d.observed {
+		kept := changes[:0]
+		for _, c := range changes {
+			if c.Op != backends.Delete {
+				kept = append(kept, c)
+			}
+		}
+		changes = kept
+	}
+	return backends.Plan{Backend: d.mode, Reason: reason, Changes: changes}
+}
+
+// apply has the kernel brought to the desired side, without those who are held back.
+func (d *dataPath) apply(ctx context.Context, now time.Time, rep *Report) error {
+	for range maxReplans {
+		start := time.Now()
+		plan := d.plan(rep.Reason, now)
+		rep.Stages.Plan += time.Since(start)
+		if plan.Empty() {
+			d.isolated.acquit(now)
+			clear(d.drift)
+			return nil
+		}
+		start = time.Now()
+		result := d.backend.Apply(ctx, plan)
+		rep.Stages.Apply += time.Since(start)
+		if err := d.learn(plan, result, now, rep); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("apply to %s: gave up for now after the kernel refused %d plans, each for another reason", d.mode, maxReplans)
+}
+
+// learn records what the kernel confirmed of a plan, and blames those it refused. The error says that the rest cannot be
+// tried again before the next round.
+func (d *dataPath) learn(plan backends.Plan, result backends.Result, now time.Time, rep *Report) error {
+	blamed := false
+	confirmed := make([]backends.Change, 0, len(plan.Changes))
+	for _, c := range plan.Changes {
+		err, refused := result.Refused[c.ID]
+		if !refused {
+			confirmed = append(confirmed, c)
+			continue
+		}
+		for _, who := range culpritsOf(c.ID, c.Owners) {
+			if d.blame(who, fmt.Errorf("the kernel refused %s of %s: %w", c.Op, c.ID, err), now) {
+				blamed = true
+			}
+		}
+	}
+	switch {
+	case result.Err != nil && blamed:
+		return nil
+	case result.Err != nil:
+		d.trusted = false
+		return fmt.Errorf("apply to %s: %w", d.mode, result.Err)
+	}
+	d.tracker.Confirm(confirmed)
+	for _, c := range confirmed {
+		rep.count(c)
+		if _, ok := d.drift[c.ID]; ok {
+			delete(d.drift, c.ID)
+			d.repaired = append(d.repaired, c.Owners...)
+			rep.Repaired++
+		}
+	}
+	return nil
+}
+
+func (d *dataPath) blame(c culprit, err error, now time.Time) bool {
+	news := d.isolated.blame(c, err, now)
+	if news && c.item != "" {
+		d.log.Warn("held back: nobody's item", "item", c.item, "error", err, "retry", d.isolated[c].delay)
+	} else if news {
+		d.log.Warn("held back; other Services are not affected", "service", c.service.String(), "error", err, "retry", d.isolated[c].delay)
+	}
+	return news
+}
+
+// round does all of it. The error says that the kernel may not hold what is desired.
+func (d *dataPath) round(ctx context.Context, full bool, want wanted, rep *Report) error {
+	if err := d.observe(ctx, full, rep); err != nil {
+		return err
+	}
+	start := time.Now()
+	if err := d.render(want, rep.Start); err != nil {
+		return err
+	}
+	rep.Stages.Plan += time.Since(start)
+	return d.apply(ctx, rep.Start, rep)
+}
+
+func find(entries []*backends.Entry, key backends.PortKey) *backends.Entry {
+	for _, e := range entries {
+		if e.Key == key {
+			return e
+		}
+	}
+	return nil
+}
+
+// dryRun returns what a round would do, after a fresh read.
+func (d *dataPath) dryRun(ctx context.Context, want wanted, rep *Report) (backends.Plan, error) {
+	d.unread = true
+	err := d.observe(ctx, true, rep)
+	if err = errors.Join(err, rep.Err); err != nil {
+		return backends.Plan{}, err
+	}
+	if err := d.render(want, rep.Start); err != nil {
+		return backends.Plan{}, err
+	}
+	return d.plan(rep.Reason, rep.Start), nil
+}
