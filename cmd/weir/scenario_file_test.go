@@ -172,15 +172,15 @@ func readRows(b []byte) ([]row, error) {
 		return nil, err
 	}
 	for i := range rows {
-		if err := rows[i].check(); err != nil {
+		if err := rows[i].validate(); err != nil {
 			return nil, fmt.Errorf("row %d: %w", i+1, err)
 		}
 	}
 	return rows, nil
 }
 
-// check sets defaults and refuses what cannot be meant.
-func (r *row) check() error {
+// validate sets defaults and refuses what cannot be meant.
+func (r *row) validate() error {
 	if len(r.From) == 0 || len(r.To) == 0 {
 		return fmt.Errorf("from and to are required")
 	}
