@@ -5,15 +5,26 @@ package nftables
 import (
 	"context"
 	"errors"
-	"iter"
+	"fmt"
+	"slices"
+	"sync"
 
 	"weir/backends"
+
+	"golang.org/x/sys/unix"
 )
 
 // Backend is the nftables backend. It owns the tables `ip weir` and `ip6 weir` of the network namespace that it was first
-// used in, and nothing else.
+// used in, and nothing else. Its methods may be called from any goroutine.
 type Backend struct {
-	cfg backends.Config
+	cfg    backends.Config
+	shapes sync.Map // of shapeKey to *shapeChains
+
+	mu    sync.Mutex // guards what follows
+	conn  *conn
+	watch watcher
+	// batchLimit bounds a transaction besides the socket; 0 for no bound. Tests set it.
+	batchLimit int
 }
 
 var (
@@ -22,35 +33,114 @@ var (
 )
 
 // New returns a Backend for the configuration. It opens nothing: the kernel is reached at the first use, in the network
-// namespace of the calling thread.
+// namespace of the thread that makes it.
 func New(cfg backends.Config) *Backend { return &Backend{cfg: cfg} }
 
-// Close gives back the sockets. What the kernel holds stays.
-func (b *Backend) Close() error { return nil }
-
-// Warnings says in which points of the configuration this backend cannot do what was asked.
-func Warnings(cfg backends.Config) []string { return nil }
-
-// Probe says whether this kernel and this process can run the backend, and if not, why.
-func Probe(ctx context.Context) error { return errors.New("nftables: not there yet") }
-
-// Base returns the tables, maps and chains that are there without any Service.
-func (b *Backend) Base() []backends.Item { return nil }
-
-// Render returns the Items of one Entry.
-func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) { return nil, nil }
-
-// Observe reads weir's tables.
-func (b *Backend) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
-	return func(yield func(backends.Item, error) bool) {}
+// Close gives back the sockets. What the kernel holds stays. The Backend can be used again.
+func (b *Backend) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	err := b.watch.close()
+	if b.conn != nil {
+		err = errors.Join(err, b.conn.close())
+		b.conn = nil
+	}
+	return err
 }
 
-// Apply executes a Plan.
-func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
-	return backends.Result{Err: errors.New("nftables: not there yet")}
+// open returns the socket.
+func (b *Backend) open() (*conn, error) {
+	if b.conn == nil {
+		c, err := dial()
+		if err != nil {
+			return nil, err
+		}
+		b.conn = c
+	}
+	return b.conn, nil
 }
 
-// Generation moves when somebody else wrote to weir's tables.
-func (b *Backend) Generation(ctx context.Context) (uint64, error) {
-	return 0, errors.New("nftables: not there yet")
+// Warnings says in which points this backend cannot do what the configuration asks.
+func Warnings(cfg backends.Config) []string {
+	if cfg.LocalhostNodePorts && slices.Contains(cfg.Families, backends.IPv4) {
+		return []string{"nftables mode serves no node ports on loopback addresses, as kube-proxy's does not: " +
+			"use another address of the node, or set iptables.localhostNodePorts to false to silence this"}
+	}
+	return nil
+}
+
+// Probe says whether this kernel and this process can run the backend, and if not, why. It changes nothing.
+func Probe(ctx context.Context) error {
+	c, err := dial()
+	if err != nil {
+		return fmt.Errorf("nftables: %w: is nf_tables in this kernel?", err)
+	}
+	defer func() { _ = c.close() }()
+	if _, err := c.generation(ctx); err != nil {
+		if errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("nftables: %w: run as root or with CAP_NET_ADMIN", err)
+		}
+		return fmt.Errorf("nftables: %w: is nf_tables in this kernel (modprobe nf_tables)?", err)
+	}
+	return nil
+}
+
+// Base returns the tables, maps and chains that are there without any Service, and the addresses that serve node ports.
+func (b *Backend) Base() []backends.Item {
+	var items []backends.Item
+	for _, f := range b.cfg.Families {
+		items = append(items, tableItem{fam: f})
+		for id := range sets {
+			items = append(items, setItem{fam: f, name: sets[id].name})
+		}
+		for _, c := range b.builder(f).base() {
+			items = append(items, newChainItem(f, c))
+		}
+		for _, a := range b.cfg.NodePortAddresses {
+			if backends.FamilyOf(a) == f {
+				items = append(items, newMember(nodePortAddresses, a))
+			}
+		}
+	}
+	return items
+}
+
+func (b *Backend) builder(f backends.Family) builder { return builder{fam: f, cfg: &b.cfg} }
+
+// wantedChain returns the chain that weir has under a name, nil if it has none.
+func (b *Backend) wantedChain(f backends.Family, name string) *chain {
+	if s, ok := parseShape(name); ok {
+		c := b.builder(f).chain(s)
+		return &c
+	}
+	for _, c := range b.builder(f).base() {
+		if c.name == name {
+			return &c
+		}
+	}
+	return nil
+}
+
+type shapeKey struct {
+	fam   backends.Family
+	shape shape
+}
+
+// shapeChains is what a shape needs, made once.
+type shapeChains struct {
+	value string // of the map element that leads to it
+	items []backends.Item
+}
+
+func (b *Backend) shapeChains(f backends.Family, s shape) *shapeChains {
+	key := shapeKey{f, s}
+	if c, ok := b.shapes.Load(key); ok {
+		return c.(*shapeChains)
+	}
+	c := &shapeChains{value: gotoChain(s.name())}
+	for _, ch := range b.builder(f).chains(s) {
+		c.items = append(c.items, newChainItem(f, ch))
+	}
+	stored, _ := b.shapes.LoadOrStore(key, c)
+	return stored.(*shapeChains)
 }

@@ -1,0 +1,262 @@
+package nftables
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"time"
+
+	"weir/backends"
+
+	nft "github.com/google/nftables"
+)
+
+// hook says where the kernel enters a base chain.
+type hook struct {
+	kind     string // "nat" or "filter"
+	hook     uint32
+	priority int32
+}
+
+var hookNames = []string{"prerouting", "input", "forward", "output", "postrouting"}
+
+func hookName(n uint32) string {
+	if int(n) < len(hookNames) {
+		return hookNames[n]
+	}
+	return strconv.Itoa(int(n))
+}
+
+func (h hook) text(policy uint32) string {
+	p := "accept"
+	if policy == 0 {
+		p = "drop"
+	}
+	return fmt.Sprintf("type %s hook %s priority %d; policy %s", h.kind, hookName(h.hook), h.priority, p)
+}
+
+// chain is a chain with its rules.
+type chain struct {
+	name    string
+	comment string
+	hook    *hook // nil for a chain that is only jumped to
+	rules   []rule
+}
+
+// builder makes the chains of one family.
+type builder struct {
+	fam backends.Family
+	cfg *backends.Config
+}
+
+const (
+	chainServices   = "services"
+	chainMasquerade = "masquerade"
+	chainNewFilter  = "unserved"
+	chainReject     = "reject"
+	chainSources    = "source-ranges"
+)
+
+// base returns the chains that are always there.
+func (b builder) base() []chain {
+	natHook := func(n *nft.ChainHook, priority int32) *hook { return &hook{"nat", uint32(*n), priority} }
+	filterHook := func(n *nft.ChainHook, priority int32) *hook { return &hook{"filter", uint32(*n), priority} }
+	const dstnat, srcnat, filter, beforeDNAT = -100, 100, 0, -110
+	front := frontFields(b.fam, addrScope)
+	jumpServices := []rule{newRule("", jumpPart(chainServices))}
+	checkSources := []rule{newRule("", ctNew(), vmap(restricted, front...))}
+	unserved := newRule("", ctNew(), jumpPart(chainNewFilter))
+	forward := []rule{unserved}
+	if !b.cfg.TCPBeLiberal {
+		forward = append([]rule{newRule("out of window: a reset by the client would follow", ctInvalid(), dropPart())}, forward...)
+	}
+	return []chain{
+		{name: "nat-prerouting", hook: natHook(nft.ChainHookPrerouting, dstnat), rules: jumpServices},
+		{name: "nat-output", hook: natHook(nft.ChainHookOutput, dstnat), rules: jumpServices},
+		{name: "nat-postrouting", hook: natHook(nft.ChainHookPostrouting, srcnat), rules: []rule{
+			newRule("", marked(b.cfg.MasqueradeMark), gotoPart(chainMasquerade)),
+			newRule("hairpin: the endpoint is its own client", ctDNAT(), inSet(hairpin, saddr(b.fam), daddr(b.fam)), gotoPart(chainMasquerade)),
+		}},
+		{name: "filter-prerouting", hook: filterHook(nft.ChainHookPrerouting, beforeDNAT), rules: checkSources},
+		{name: "filter-output-before-dnat", hook: filterHook(nft.ChainHookOutput, beforeDNAT), rules: checkSources},
+		{name: "filter-input", hook: filterHook(nft.ChainHookInput, filter), rules: []rule{unserved}},
+		{name: "filter-forward", hook: filterHook(nft.ChainHookForward, filter), rules: forward},
+		{name: "filter-output", hook: filterHook(nft.ChainHookOutput, filter), rules: []rule{unserved}},
+		{name: chainServices, comment: "finds the Service of a new connection", rules: []rule{
+			newRule("", vmap(services, front...)),
+			newRule("", b.toNodePort(vmap(nodePorts, frontFields(b.fam, nodePortScope)...))...),
+		}},
+		{name: chainNewFilter, comment: "new connections to a Service that no endpoint took", rules: []rule{
+			newRule("", vmap(noEndpoints, front...)),
+			newRule("a ClusterIP, but none of its ports", inSet(clusterIPs, daddr(b.fam)), gotoPart(chainReject)),
+			newRule("", b.toNodePort(vmap(nodePortNoEndpoints, frontFields(b.fam, nodePortScope)...))...),
+		}},
+		{name: chainReject, comment: "tells the client at once", rules: []rule{newRule("", reject(b.fam))}},
+		{name: chainSources, comment: "loadBalancerSourceRanges", rules: []rule{
+			newRule("", inSet(allowedSources, append(front, saddr(b.fam))...), returnPart()),
+			newRule("", dropPart()),
+		}},
+		{name: chainMasquerade, comment: "so that the answers come back this way", rules: []rule{
+			newRule("", setMark(b.cfg.MasqueradeMark, false)),
+			newRule("", masquerade()),
+		}},
+	}
+}
+
+// toNodePort puts what makes an address of the node one that serves node ports before a lookup of the port.
+func (b builder) toNodePort(lookup part) []part {
+	loopback := netip.MustParsePrefix("127.0.0.0/8")
+	if b.fam == backends.IPv6 {
+		loopback = netip.MustParsePrefix("::1/128")
+	}
+	local := fibLocal(false)
+	if b.cfg.NodePortAddresses != nil {
+		local = inSet(nodePortAddresses, daddr(b.fam))
+	}
+	return []part{inPrefix(daddr(b.fam), loopback, false), local, lookup}
+}
+
+// fromPod returns the match for traffic that starts in a pod of this node, or for all other; false if that is not known.
+func (b builder) fromPod(local bool) (part, bool) {
+	d := b.cfg.LocalDetector
+	if d.Interface != "" {
+		return fromInterface(d.Interface, d.Prefix, local), true
+	}
+	if p, ok := d.PodCIDR(b.fam); ok {
+		return inPrefix(saddr(b.fam), p, local), true
+	}
+	return part{}, false
+}
+
+// kind says what a dispatch chain does before it chooses an endpoint.
+type kind string
+
+const (
+	kindPick     kind = "pick"     // nothing
+	kindCluster  kind = "cluster"  // traffic to a ClusterIP: masquerade what does not come from a pod of this node
+	kindExternal kind = "external" // traffic to any other address: masquerade all
+	kindLocal    kind = "local"    // the same with policy Local
+)
+
+// shape is what tells one dispatch chain from another. There is one chain for all Services of a shape, so their number
+// does not grow with the number of Services.
+type shape struct {
+	scope   scope
+	kind    kind
+	slots   int // for policy Cluster
+	local   int // for policy Local; only for kindLocal
+	timeout time.Duration
+}
+
+var shapeName = regexp.MustCompile(`^(node-port-)?(pick|cluster|external|local)-(\d+)(?:-of-(\d+))?(?:-sticky-(\d+)s)?$`)
+
+// name returns the chain's name, such as "cluster-5" or "node-port-local-2-of-5-sticky-10800s".
+func (s shape) name() string {
+	name := fmt.Sprintf("%s-%d", s.kind, s.slots)
+	if s.kind == kindLocal {
+		name = fmt.Sprintf("%s-%d-of-%d", s.kind, s.local, s.slots)
+	}
+	if s.scope == nodePortScope {
+		name = "node-port-" + name
+	}
+	if s.timeout > 0 {
+		name += fmt.Sprintf("-sticky-%ds", int(s.timeout.Seconds()))
+	}
+	return name
+}
+
+// parseShape is the opposite of name.
+func parseShape(name string) (shape, bool) {
+	m := shapeName.FindStringSubmatch(name)
+	if m == nil {
+		return shape{}, false
+	}
+	s := shape{kind: kind(m[2])}
+	if m[1] != "" {
+		s.scope = nodePortScope
+	}
+	number := func(text string) int {
+		n, _ := strconv.Atoi(text)
+		return n
+	}
+	s.slots = number(m[3])
+	if s.kind == kindLocal {
+		s.local, s.slots = s.slots, number(m[4])
+	}
+	s.timeout = time.Duration(number(m[5])) * time.Second
+	return s, s.name() == name && s.slots+s.local > 0 && s.slots <= maxSlots && s.local <= maxSlots
+}
+
+// chains returns the chain of the shape, and with it the one that it depends on.
+func (b builder) chains(s shape) []chain {
+	if s.kind == kindLocal && s.slots > 0 {
+		return []chain{b.chain(s), b.chain(s.pick())}
+	}
+	return []chain{b.chain(s)}
+}
+
+func (s shape) pick() shape { return shape{s.scope, kindPick, s.slots, 0, s.timeout} }
+
+func (b builder) chain(s shape) chain {
+	c := chain{name: s.name()}
+	mask := b.cfg.MasqueradeMark
+	switch s.kind {
+	case kindCluster:
+		if b.cfg.MasqueradeAll {
+			c.rules = append(c.rules, newRule("masqueradeAll", setMark(mask, true)))
+		} else if other, ok := b.fromPod(false); ok {
+			c.rules = append(c.rules, newRule("not from a pod of this node", other, setMark(mask, true)))
+		}
+	case kindExternal:
+		c.rules = append(c.rules, newRule("the endpoint may be on another node", setMark(mask, true)))
+	case kindLocal:
+		if s.slots == 0 {
+			break
+		}
+		if pod, ok := b.fromPod(true); ok {
+			c.rules = append(c.rules, newRule("from a pod of this node: as to the ClusterIP", pod, gotoPart(s.pick().name())))
+		}
+		c.rules = append(c.rules, newRule("from this node", fibLocal(true), setMark(mask, true), gotoPart(s.pick().name())))
+	}
+	k, offset := s.slots, 0
+	if s.kind == kindLocal {
+		k, offset = s.local, localSlots
+	}
+	if k > 0 {
+		c.rules = append(c.rules, b.choose(s, random(k, offset))...)
+	}
+	return c
+}
+
+// choose returns the rules that translate to an endpoint. A packet that meets an old rule and a new map finds no
+// endpoint and is dropped: the client sends it again.
+func (b builder) choose(s shape, slot field) []rule {
+	between := newRule("no such endpoint: a change is under way", dropPart())
+	front := frontFields(b.fam, s.scope)
+	if s.timeout == 0 {
+		id := endpoints
+		if s.scope == nodePortScope {
+			id = nodePortEndpoints
+		}
+		return []rule{newRule("", dnatTo(b.fam, lookup(id, 0, 0, append(front, slot)...))), between}
+	}
+	slots, places, clients := stickySlots, stickyEndpoints, stickyClients
+	if s.scope == nodePortScope {
+		slots, places, clients = nodePortStickySlots, nodePortStickyEndpoints, nodePortStickyClients
+	}
+	client := append([]field{saddr(b.fam)}, front...)
+	chosen := lookup(slots, 0, lastRegister, append(front[:len(front):len(front)], slot)...)
+	learn := func(comment string) rule {
+		return newRule(comment, remember(dynsetUpdate, clients, s.timeout, chosen, client...))
+	}
+	known := dnatTo(b.fam, lookup(places, 0, 0, append(front[:len(front):len(front)], mapped(clients, client...))...))
+	return []rule{
+		learn("a new client gets an endpoint, a known one keeps it and is remembered longer"),
+		newRule("", known),
+		newRule("its endpoint is gone", remember(dynsetDelete, clients, s.timeout, chosen, client...)),
+		learn("so it gets another"),
+		newRule("", known),
+		between,
+	}
+}

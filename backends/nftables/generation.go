@@ -1,0 +1,153 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"weir/backends"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// settleWait is how long the notifications of a commit are waited for that the kernel has already counted.
+const settleWait = 200 * time.Millisecond
+
+// watcher tells commits that touched weir's tables from all other. It holds a socket that receives what every transaction
+// changed, except weir's own, and reads it only when the ruleset's generation has moved. Where the kernel had to drop
+// notifications, or they do not come, it takes the tables for touched.
+type watcher struct {
+	conn *conn
+	// seen is the kernel's generation up to which everything is accounted for.
+	seen uint32
+	// own is the generation that weir's last transaction made.
+	own uint32
+	// moves counts the times that somebody else may have touched the tables.
+	moves uint64
+}
+
+func (w *watcher) close() error {
+	if w.conn == nil {
+		return nil
+	}
+	err := w.conn.close()
+	w.conn = nil
+	return err
+}
+
+// Generation moves when somebody else may have written to weir's tables. It costs one small request when nobody wrote at
+// all, and a look at what was written when somebody did.
+func (b *Backend) Generation(ctx context.Context) (uint64, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c, err := b.open()
+	if err != nil {
+		return 0, fmt.Errorf("nftables: %w", err)
+	}
+	w := &b.watch
+	if w.conn == nil {
+		if err := w.start(ctx, c); err != nil {
+			return 0, fmt.Errorf("nftables: watch the ruleset: %w", err)
+		}
+	}
+	now, err := c.generation(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("nftables: %w", err)
+	}
+	if now != w.seen {
+		if w.touched(now) {
+			w.moves++
+		}
+		w.seen = now
+	}
+	return w.moves, nil
+}
+
+// start subscribes. What happened before is not known, so it counts as a move.
+func (w *watcher) start(ctx context.Context, own *conn) error {
+	c, err := dial()
+	if err != nil {
+		return err
+	}
+	pid := own.nl.PID()
+	// Notifications carry the port of the socket that committed; the filter reads it in network order.
+	filter, err := bpf.Assemble([]bpf.Instruction{
+		bpf.LoadAbsolute{Off: 12, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: swap32(pid), SkipTrue: 1},
+		bpf.RetConstant{Val: 1 << 30},
+		bpf.RetConstant{Val: 0},
+	})
+	if err == nil {
+		err = c.nl.SetBPF(filter)
+	}
+	if err == nil {
+		err = c.nl.JoinGroup(unix.NFNLGRP_NFTABLES)
+	}
+	if err == nil {
+		w.seen, err = own.generation(ctx)
+	}
+	if err != nil {
+		return errors.Join(err, c.close())
+	}
+	w.conn = c
+	w.moves++
+	return nil
+}
+
+func swap32(n uint32) uint32 {
+	b := native32(n)
+	return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
+}
+
+// touched reads the notifications of all commits up to the generation now and says whether one was about weir's tables.
+// The kernel notifies before the next commit can begin: after a commit of weir's own all earlier ones have notified.
+func (w *watcher) touched(now uint32) bool {
+	touched, complete := false, now == w.own
+	read := func(r reply) error {
+		switch {
+		case r.typ == subsys(unix.NFT_MSG_NEWGEN):
+			complete = complete || int32(generationOf(r.data)-now) >= 0
+		case r.typ>>8 == unix.NFNL_SUBSYS_NFTABLES && ownTable(r.data):
+			touched = true
+		}
+		return nil
+	}
+	if err := w.conn.nl.SetReadDeadline(time.Now().Add(settleWait)); err != nil {
+		return true
+	}
+	for {
+		err := w.conn.receive(false, read)
+		if errors.Is(err, unix.EAGAIN) {
+			if complete {
+				return touched
+			}
+			err = w.conn.receive(true, read)
+		}
+		if err != nil {
+			return true // something was lost, or does not come
+		}
+	}
+}
+
+// ownTable says whether a notification is about one of weir's tables. The table's name is attribute 1 of all of them.
+func ownTable(data []byte) bool {
+	if len(data) < 4 || data[0] != nfproto(backends.IPv4) && data[0] != nfproto(backends.IPv6) {
+		return false
+	}
+	own := false
+	attributes(data[4:], func(typ uint16, value []byte) { own = own || typ == 1 && cString(value) == tableName })
+	return own
+}
+
+// committed accounts for transactions of weir's own: before is the generation ahead of them.
+func (w *watcher) committed(before, after uint32, transactions int) {
+	if after != before+uint32(transactions) {
+		return
+	}
+	w.own = after
+	if w.seen == before {
+		w.seen = after
+	}
+}

@@ -1,0 +1,312 @@
+package nftables
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/fnv"
+	"math"
+	"net/netip"
+	"slices"
+
+	"weir/backends"
+)
+
+// Bounds of one Service port.
+const (
+	// weightSlots is how many slots weights are spread over at most; endpoints of equal weight always get one each.
+	weightSlots = 256
+	// maxSlots is how many slots a front can have for each policy.
+	maxSlots = localSlots - 1
+	// maxComment is how long an element's comment may be, in the kernel's one-byte length.
+	maxComment = 128
+)
+
+// group is the endpoints of one policy, as slots.
+type group struct {
+	slots []netip.AddrPort
+	// offset is where the slots begin.
+	offset uint32
+	// seed keeps the identities of endpoints apart that different policies chose.
+	seed byte
+}
+
+// Render returns the Items of one Entry: one for each of its fronts, the chains for their shapes, its ClusterIP and its
+// endpoints for the hairpin.
+func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
+	if !e.ClusterIP.IsValid() || e.Port == 0 || backends.FamilyOf(e.ClusterIP) != e.Key.Family {
+		return nil, fmt.Errorf("nftables: %s: ClusterIP %s, port %d: not an address and port of %s", e.Key, e.ClusterIP, e.Port, e.Key.Family)
+	}
+	r := renderer{b: b, e: e, fam: e.Key.Family, comment: comment(e.Key)}
+	items, err := r.fronts()
+	if err != nil {
+		return nil, fmt.Errorf("nftables: %s: %w", e.Key, err)
+	}
+	items = append(items, newMember(clusterIPs, e.ClusterIP))
+	return append(items, r.hairpins()...), nil
+}
+
+// comment names the Service port on its elements.
+func comment(k backends.PortKey) string {
+	s := k.Service.String()
+	if k.Port != "" {
+		s += ":" + k.Port
+	}
+	return s[:min(len(s), maxComment-2)]
+}
+
+type renderer struct {
+	b       *Backend
+	e       *backends.Entry
+	fam     backends.Family
+	comment string
+	items   []backends.Item
+	shapes  []shape
+}
+
+func (r *renderer) fronts() ([]backends.Item, error) {
+	e := r.e
+	internal, err := newGroup(e.InternalEndpoints(), 0, 0)
+	if err != nil {
+		return nil, err
+	}
+	r.items = make([]backends.Item, 0, 4)
+	r.front(addrFront(e.ClusterIP, e.Key.Protocol, e.Port), kindCluster, internal, group{}, nil)
+	if !e.External() {
+		return r.items, nil
+	}
+	k, cluster, local := kindExternal, internal, group{}
+	if e.InternalLocal || e.ExternalLocal {
+		if cluster, err = newGroup(e.ClusterEndpoints(), 0, 1); err != nil {
+			return nil, err
+		}
+	}
+	if e.ExternalLocal {
+		k = kindLocal
+		if local, err = newGroup(e.LocalEndpoints(), localSlots, 2); err != nil {
+			return nil, err
+		}
+	}
+	for _, a := range e.ExternalIPs {
+		r.front(addrFront(a, e.Key.Protocol, e.Port), k, cluster, local, nil)
+	}
+	for _, a := range e.LoadBalancerIPs {
+		if slices.Contains(e.ExternalIPs, a) && len(e.SourceRanges) == 0 {
+			continue
+		}
+		r.front(addrFront(a, e.Key.Protocol, e.Port), k, cluster, local, r.sources(a))
+	}
+	if e.NodePort != 0 {
+		r.front(nodePortFront(r.fam, e.Key.Protocol, e.NodePort), k, cluster, local, nil)
+	}
+	return r.items, nil
+}
+
+// front adds the Items of one front: its elements, and the chains of its shape.
+func (r *renderer) front(key frontKey, k kind, cluster, local group, sources []element) {
+	elements := make([]element, 0, len(cluster.slots)+len(local.slots)+2+len(sources))
+	elements = append(elements, sources...)
+	dispatch, none := services, noEndpoints
+	if key.scope() == nodePortScope {
+		dispatch, none = nodePorts, nodePortNoEndpoints
+	}
+	if len(cluster.slots)+len(local.slots) > 0 {
+		s := shape{key.scope(), k, len(cluster.slots), len(local.slots), r.e.Affinity}
+		r.shape(s)
+		elements = append(elements, element{set: dispatch, value: r.b.shapeChains(r.fam, s).value, comment: r.comment})
+		elements = r.slots(elements, key.scope(), cluster)
+		elements = r.slots(elements, key.scope(), local)
+	}
+	chosen := cluster
+	if k == kindLocal {
+		chosen = local
+	}
+	if len(chosen.slots) == 0 {
+		what := gotoChain(chainReject)
+		if r.e.HasEndpoints {
+			what = drop
+		}
+		elements = append(elements, element{set: none, value: what, comment: r.comment})
+	}
+	item := newFrontItem(key, elements)
+	for i, other := range r.items {
+		// An external IP may also be the load balancer's: the one with source ranges stands.
+		if f, ok := other.(frontItem); ok && f.key() == key {
+			r.items[i] = item
+			return
+		}
+	}
+	r.items = append(r.items, item)
+}
+
+func (r *renderer) shape(s shape) {
+	if slices.Contains(r.shapes, s) {
+		return
+	}
+	r.shapes = append(r.shapes, s)
+	r.items = append(r.items, r.b.shapeChains(r.fam, s).items...)
+}
+
+// slots adds the elements of a group.
+func (r *renderer) slots(elements []element, s scope, g group) []element {
+	places, identities, byIdentity := endpoints, stickySlots, stickyEndpoints
+	if s == nodePortScope {
+		places, identities, byIdentity = nodePortEndpoints, nodePortStickySlots, nodePortStickyEndpoints
+	}
+	if r.e.Affinity == 0 {
+		for i, a := range g.slots {
+			elements = append(elements, element{set: places, suffix: slotKey(g.offset + uint32(i)), value: addrPortOf(a)})
+		}
+		return elements
+	}
+	ids := g.identities()
+	for i, a := range g.slots {
+		elements = append(elements, element{set: identities, suffix: slotKey(g.offset + uint32(i)), value: slotKey(ids[a])})
+	}
+	for a, id := range ids {
+		elements = append(elements, element{set: byIdentity, suffix: slotKey(id), value: addrPortOf(a)})
+	}
+	return elements
+}
+
+// identities returns a number for each endpoint that depends on its address alone, so that clients keep their endpoint
+// when others come and go. The highest bit is that of the group.
+func (g group) identities() map[netip.AddrPort]uint32 {
+	ids := make(map[netip.AddrPort]uint32, len(g.slots))
+	taken := make(map[uint32]bool, len(g.slots))
+	for _, a := range g.slots {
+		if _, ok := ids[a]; ok {
+			continue
+		}
+		h := fnv.New32a()
+		h.Write([]byte{g.seed})
+		h.Write([]byte(addrPortOf(a)))
+		id := h.Sum32() &^ (1 << 31)
+		if g.offset != 0 {
+			id |= 1 << 31
+		}
+		for taken[id] {
+			id = id&(1<<31) | (id+1)&^(1<<31)
+		}
+		taken[id], ids[a] = true, id
+	}
+	return ids
+}
+
+// sources returns the elements that restrict a load balancer address to the Entry's source ranges.
+func (r *renderer) sources(vip netip.Addr) []element {
+	if len(r.e.SourceRanges) == 0 {
+		return nil
+	}
+	elements := []element{{set: restricted, value: gotoChain(chainSources)}}
+	ranges := disjoint(r.e.SourceRanges)
+	for _, p := range ranges {
+		elements = append(elements, element{set: allowedSources, suffix: rangeOf(p)})
+	}
+	// The load balancer's address is often an address of the node too; traffic from the node to it then has it as source.
+	inside := func(a netip.Addr) bool {
+		return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	if slices.ContainsFunc(r.b.cfg.NodeAddresses, inside) && !inside(vip) {
+		elements = append(elements, element{set: allowedSources, suffix: rangeOf(netip.PrefixFrom(vip, vip.BitLen()))})
+	}
+	return elements
+}
+
+// disjoint removes prefixes that lie within another one: the kernel takes no overlapping intervals.
+func disjoint(prefixes []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for i, p := range prefixes {
+		covered := slices.ContainsFunc(prefixes, func(o netip.Prefix) bool { return o != p && o.Bits() <= p.Bits() && o.Contains(p.Addr()) })
+		if !covered && !slices.Contains(prefixes[:i], p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func rangeOf(p netip.Prefix) string {
+	from := p.Masked().Addr().AsSlice()
+	to := slices.Clone(from)
+	for i := p.Bits(); i < len(to)*8; i++ {
+		to[i/8] |= 0x80 >> (i % 8)
+	}
+	return string(from) + string(to)
+}
+
+// hairpins returns the Items for the endpoints that may be on this node.
+func (r *renderer) hairpins() []backends.Item {
+	var items []backends.Item
+	var last netip.Addr
+	for _, ep := range r.e.Endpoints {
+		if a := ep.Addr.Addr(); !ep.Remote && a != last {
+			items = append(items, newMember(hairpin, a))
+			last = a
+		}
+	}
+	return items
+}
+
+// newGroup spreads endpoints over slots, each as often as its weight says.
+func newGroup(eps []backends.Endpoint, offset uint32, seed byte) (group, error) {
+	g := group{offset: offset, seed: seed}
+	weights := slotWeights(eps)
+	n := 0
+	for _, w := range weights {
+		n += w
+	}
+	if n > maxSlots {
+		return g, fmt.Errorf("%d endpoints: at most %d can be programmed", len(eps), maxSlots)
+	}
+	g.slots = make([]netip.AddrPort, 0, n)
+	for i, ep := range eps {
+		for range weights[i] {
+			g.slots = append(g.slots, ep.Addr)
+		}
+	}
+	return g, nil
+}
+
+// slotWeights returns how many slots each endpoint gets: its weight in lowest terms, or, where these need too many
+// slots, its rounded share of them, at least one.
+func slotWeights(eps []backends.Endpoint) []int {
+	weights := make([]int, len(eps))
+	sum, divisor := 0, 0
+	for i, ep := range eps {
+		weights[i] = int(ep.Weight)
+		sum += weights[i]
+		divisor = gcd(divisor, weights[i])
+	}
+	if sum == 0 {
+		return weights
+	}
+	bound := max(weightSlots, len(eps))
+	for i, w := range weights {
+		switch {
+		case w == 0:
+		case sum/divisor <= bound:
+			weights[i] = w / divisor
+		default:
+			weights[i] = max(1, int(math.Round(float64(w)*float64(bound)/float64(sum))))
+		}
+	}
+	return weights
+}
+
+func gcd(a, b int) int {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
+}
+
+// nativeSuffix returns a suffix as the kernel's keys have it, and the end of the interval if it is one.
+func (e element) nativeSuffix() (suffix, end []byte) {
+	switch sets[e.set].suffix {
+	case slotSuffix:
+		return native32(binary.BigEndian.Uint32([]byte(e.suffix))), nil
+	case rangeSuffix:
+		n := len(e.suffix) / 2
+		return []byte(e.suffix[:n]), []byte(e.suffix[n:])
+	}
+	return nil, nil
+}

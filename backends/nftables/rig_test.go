@@ -1,0 +1,194 @@
+package nftables
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"weir/backends"
+	"weir/backends/netlab"
+)
+
+func TestMain(m *testing.M) { netlab.Main(m) }
+
+var both = []backends.Family{backends.IPv4, backends.IPv6}
+
+func testConfig() backends.Config {
+	return backends.Config{
+		Families:       both,
+		MasqueradeMark: 1 << 14,
+		LocalDetector:  backends.LocalDetector{PodCIDRs: []netip.Prefix{netlab.PodCIDR4, netlab.PodCIDR6}},
+		NodeAddresses:  []netip.Addr{netlab.NodeIPv4, netlab.NodeIPv6, netlab.SecondNodeIPv4, netlab.SecondNodeIPv6},
+	}
+}
+
+// rig is a backend on the node of a lab.
+type rig struct {
+	t    testing.TB
+	lab  *netlab.Lab
+	node *netlab.Host
+	b    *Backend
+}
+
+func newRig(t testing.TB, cfg backends.Config, topo netlab.Topology) *rig {
+	lab := netlab.New(t, topo)
+	r := &rig{t: t, lab: lab, node: lab.Node()}
+	r.use(cfg)
+	return r
+}
+
+// use replaces the backend by one of another configuration.
+func (r *rig) use(cfg backends.Config) {
+	r.t.Helper()
+	r.b = New(cfg)
+	b := r.b
+	r.t.Cleanup(func() { _ = b.Close() })
+	r.in(func() error { _, err := b.open(); return err })
+	r.in(func() error { _, err := b.Generation(context.Background()); return err })
+}
+
+func (r *rig) in(f func() error) {
+	r.t.Helper()
+	if err := r.node.Do(f); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) exec(name string, args ...string) string {
+	r.t.Helper()
+	out, err := r.node.Exec(context.Background(), name, args...)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return out
+}
+
+func (r *rig) nft(args ...string) string { r.t.Helper(); return r.exec("nft", args...) }
+
+func needNFT(t testing.TB) {
+	if _, err := os.Stat("/usr/sbin/nft"); err != nil {
+		t.Skip("no nft here to look with")
+	}
+}
+
+func (r *rig) desired(entries ...*backends.Entry) map[backends.ID]backends.Item {
+	r.t.Helper()
+	want := map[backends.ID]backends.Item{}
+	for _, i := range r.b.Base() {
+		want[i.ID()] = i
+	}
+	for _, e := range entries {
+		items, err := r.b.Render(e)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		for _, i := range items {
+			if was, ok := want[i.ID()]; ok && was.String() != i.String() {
+				r.t.Fatalf("%s is wanted twice:\n%s\n%s", i.ID(), was, i)
+			}
+			want[i.ID()] = i
+		}
+	}
+	return want
+}
+
+func (r *rig) observed() map[backends.ID]backends.Item {
+	r.t.Helper()
+	have := map[backends.ID]backends.Item{}
+	for i, err := range r.b.Observe(context.Background()) {
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if _, ok := have[i.ID()]; ok {
+			r.t.Fatalf("%s was observed twice", i.ID())
+		}
+		have[i.ID()] = i
+	}
+	return have
+}
+
+// diff makes the plan that leads from have to want.
+func diff(have, want map[backends.ID]backends.Item) backends.Plan {
+	p := backends.Plan{Backend: "nftables"}
+	for id, i := range want {
+		switch old := have[id]; {
+		case old == nil:
+			p.Changes = append(p.Changes, backends.Change{Op: backends.Create, ID: id, New: i})
+		case old.String() != i.String():
+			p.Changes = append(p.Changes, backends.Change{Op: backends.Update, ID: id, Old: old, New: i})
+		}
+	}
+	for id, i := range have {
+		if want[id] == nil {
+			p.Changes = append(p.Changes, backends.Change{Op: backends.Delete, ID: id, Old: i})
+		}
+	}
+	slices.SortFunc(p.Changes, func(a, b backends.Change) int {
+		if a.ID < b.ID {
+			return -1
+		}
+		return 1
+	})
+	return p
+}
+
+func (r *rig) apply(p backends.Plan) {
+	r.t.Helper()
+	if res := r.b.Apply(context.Background(), p); res.Err != nil || len(res.Refused) > 0 {
+		r.t.Fatalf("apply: %v, refused: %v\n%s", res.Err, res.Refused, p)
+	}
+}
+
+// sync brings the kernel to the entries by way of a full read, and checks that a second plan is empty.
+func (r *rig) sync(entries ...*backends.Entry) backends.Plan {
+	r.t.Helper()
+	want := r.desired(entries...)
+	p := diff(r.observed(), want)
+	r.apply(p)
+	r.settled(want)
+	return p
+}
+
+func (r *rig) settled(want map[backends.ID]backends.Item) {
+	r.t.Helper()
+	if again := diff(r.observed(), want); !again.Empty() {
+		r.t.Fatalf("the second plan is not empty:\n%s", again)
+	}
+}
+
+func (r *rig) generation() uint64 {
+	r.t.Helper()
+	n, err := r.b.Generation(context.Background())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return n
+}
+
+// endpoint returns a local endpoint that both policies may use.
+func endpoint(addr netip.Addr, port uint16) backends.Endpoint {
+	return backends.Endpoint{Addr: netip.AddrPortFrom(addr, port), Cluster: true, Local: true, Weight: 1}
+}
+
+func remote(addr netip.Addr, port uint16) backends.Endpoint {
+	return backends.Endpoint{Addr: netip.AddrPortFrom(addr, port), Cluster: true, Remote: true, Weight: 1}
+}
+
+// entry returns a Service port with a ClusterIP that ends in n.
+func entry(f backends.Family, n int, proto backends.Protocol, eps ...backends.Endpoint) *backends.Entry {
+	ip := netip.AddrFrom4([4]byte{10, 96, byte(n >> 8), byte(n)})
+	if f == backends.IPv6 {
+		a := netip.MustParseAddr("fd00:10:96::").As16()
+		a[14], a[15] = byte(n>>8), byte(n)
+		ip = netip.AddrFrom16(a)
+	}
+	return &backends.Entry{
+		Key:       backends.PortKey{Service: backends.ServiceName{Namespace: "default", Name: "s" + ip.String()}, Port: "http", Protocol: proto, Family: f},
+		ClusterIP: ip, Port: 80, Endpoints: eps, HasEndpoints: len(eps) > 0,
+	}
+}
+
+const patience = 5 * time.Second

@@ -1,0 +1,293 @@
+package nftables
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"weir/backends"
+
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// part is a piece of a rule: what nft would write for it, and the expressions that the kernel runs.
+type part struct {
+	text  string
+	exprs []expr.Any
+}
+
+// rule is a rule in full.
+type rule struct {
+	text    string
+	exprs   []expr.Any
+	comment string
+}
+
+func newRule(comment string, parts ...part) rule {
+	r := rule{comment: comment}
+	texts := make([]string, len(parts))
+	for i, p := range parts {
+		texts[i] = p.text
+		r.exprs = append(r.exprs, p.exprs...)
+	}
+	r.text = strings.Join(texts, " ")
+	return r
+}
+
+// reg returns the number of the n-th 32-bit register as the kernel prints it: where a 128-bit register begins, by the
+// number of that one.
+func reg(n uint32) uint32 {
+	if n%4 == 0 {
+		return unix.NFT_REG_1 + n/4
+	}
+	return unix.NFT_REG32_00 + n
+}
+
+// field loads one field of the packet at register n; width is how many registers it takes.
+type field struct {
+	text  string
+	width uint32
+	load  func(register uint32) []expr.Any
+}
+
+func payload(text string, base expr.PayloadBase, offset, length uint32) field {
+	return field{text, (length + 3) / 4, func(r uint32) []expr.Any {
+		return []expr.Any{&expr.Payload{OperationType: expr.PayloadLoad, DestRegister: r, Base: base, Offset: offset, Len: length}}
+	}}
+}
+
+func meta(text string, key expr.MetaKey) field {
+	return field{text, 1, func(r uint32) []expr.Any { return []expr.Any{&expr.Meta{Key: key, Register: r}} }}
+}
+
+func saddr(f backends.Family) field {
+	if f == backends.IPv6 {
+		return payload("ip6 saddr", expr.PayloadBaseNetworkHeader, 8, 16)
+	}
+	return payload("ip saddr", expr.PayloadBaseNetworkHeader, 12, 4)
+}
+
+func daddr(f backends.Family) field {
+	if f == backends.IPv6 {
+		return payload("ip6 daddr", expr.PayloadBaseNetworkHeader, 24, 16)
+	}
+	return payload("ip daddr", expr.PayloadBaseNetworkHeader, 16, 4)
+}
+
+// frontFields are the fields of a packet that make its front.
+func frontFields(f backends.Family, s scope) []field {
+	fields := []field{meta("meta l4proto", expr.MetaKeyL4PROTO), payload("th dport", expr.PayloadBaseTransportHeader, 2, 2)}
+	if s == addrScope {
+		fields = append([]field{daddr(f)}, fields...)
+	}
+	return fields
+}
+
+// random chooses one of k slots that begin at offset.
+func random(k, offset int) field {
+	text := fmt.Sprintf("numgen random mod %d", k)
+	if offset != 0 {
+		text += fmt.Sprintf(" offset %d", offset)
+	}
+	return field{text, 1, func(r uint32) []expr.Any {
+		return []expr.Any{&expr.Numgen{Register: r, Modulus: uint32(k), Type: unix.NFT_NG_RANDOM, Offset: uint32(offset)}}
+	}}
+}
+
+// concat loads fields one after the other from register n.
+func concat(n uint32, fields ...field) part {
+	var p part
+	texts := make([]string, len(fields))
+	for i, f := range fields {
+		texts[i] = f.text
+		p.exprs = append(p.exprs, f.load(reg(n))...)
+		n += f.width
+	}
+	p.text = strings.Join(texts, " . ")
+	return p
+}
+
+// lookup maps the fields through a map; the key is at register from, the value goes to register to.
+func lookup(id setID, from, to uint32, fields ...field) part {
+	p := concat(from, fields...)
+	p.text += " map @" + sets[id].name
+	p.exprs = append(p.exprs, &expr.Lookup{SourceRegister: reg(from), DestRegister: reg(to), IsDestRegSet: true, SetName: sets[id].name})
+	return p
+}
+
+// mapped makes a field of a lookup whose key begins where the value goes.
+func mapped(id setID, fields ...field) field {
+	return field{lookup(id, 0, 0, fields...).text, 1, func(r uint32) []expr.Any {
+		n := registerIndex(r)
+		return lookup(id, n, n, fields...).exprs
+	}}
+}
+
+func registerIndex(r uint32) uint32 {
+	if r < unix.NFT_REG32_00 {
+		return (r - unix.NFT_REG_1) * 4
+	}
+	return r - unix.NFT_REG32_00
+}
+
+func inSet(id setID, fields ...field) part {
+	p := concat(0, fields...)
+	p.text += " @" + sets[id].name
+	p.exprs = append(p.exprs, &expr.Lookup{SourceRegister: reg(0), SetName: sets[id].name})
+	return p
+}
+
+func vmap(id setID, fields ...field) part {
+	p := concat(0, fields...)
+	p.text += " vmap @" + sets[id].name
+	p.exprs = append(p.exprs, &expr.Lookup{SourceRegister: reg(0), DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: sets[id].name})
+	return p
+}
+
+func verdict(kind expr.VerdictKind, text, chain string) part {
+	return part{strings.TrimSpace(text + " " + chain), []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}}
+}
+
+func gotoPart(chain string) part { return verdict(expr.VerdictGoto, "goto", chain) }
+func jumpPart(chain string) part { return verdict(expr.VerdictJump, "jump", chain) }
+func dropPart() part             { return verdict(expr.VerdictDrop, "drop", "") }
+func returnPart() part           { return verdict(expr.VerdictReturn, "return", "") }
+
+// dnatTo translates to the address and port at register 0.
+func dnatTo(f backends.Family, to part) part {
+	family := uint32(unix.NFPROTO_IPV4)
+	if f == backends.IPv6 {
+		family = unix.NFPROTO_IPV6
+	}
+	nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: reg(0), RegProtoMin: reg(uint32(addrLen(f) / 4))}
+	return part{"dnat to " + to.text, append(to.exprs, nat)}
+}
+
+// dynset operations, as the kernel numbers them.
+const (
+	dynsetUpdate = 1
+	dynsetDelete = 2
+)
+
+// remember updates the client's element in a map of clients, or deletes it. The value is loaded first and left in the
+// last register, out of the key's way.
+func remember(op uint32, id setID, timeout time.Duration, value part, key ...field) part {
+	p := concat(0, key...)
+	verb, expires := "update", fmt.Sprintf(" timeout %ds", int(timeout.Seconds()))
+	if op == dynsetDelete {
+		verb, expires = "delete", ""
+	}
+	text := fmt.Sprintf("%s @%s { %s%s : %s }", verb, sets[id].name, p.text, expires, value.text)
+	d := &expr.Dynset{SrcRegKey: reg(0), SrcRegData: reg(lastRegister), SetName: sets[id].name, Operation: op}
+	if op == dynsetUpdate {
+		d.Timeout = timeout
+	}
+	return part{text, append(append(value.exprs, p.exprs...), d)}
+}
+
+const lastRegister = 15
+
+func native32(n uint32) []byte { return binaryutil.NativeEndian.PutUint32(n) }
+
+// bits tests one bit of a 32-bit field.
+func bits(f field, mask uint32, text string) part {
+	return part{text, append(f.load(reg(0)),
+		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: native32(mask), Xor: native32(0)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: native32(0)})}
+}
+
+func ct(key expr.CtKey) field {
+	return field{"", 1, func(r uint32) []expr.Any { return []expr.Any{&expr.Ct{Key: key, Register: r}} }}
+}
+
+func ctNew() part     { return bits(ct(expr.CtKeySTATE), expr.CtStateBitNEW, "ct state new") }
+func ctInvalid() part { return bits(ct(expr.CtKeySTATE), expr.CtStateBitINVALID, "ct state invalid") }
+func ctDNAT() part {
+	const ipsDstNAT = 1 << 5
+	return bits(ct(expr.CtKeySTATUS), ipsDstNAT, "ct status dnat")
+}
+
+func marked(mask uint32) part {
+	return bits(meta("", expr.MetaKeyMARK), mask, fmt.Sprintf("meta mark & %#08x != 0", mask))
+}
+
+// setMark sets the bits of mask, or clears them.
+func setMark(mask uint32, on bool) part {
+	text, xor := fmt.Sprintf("meta mark set meta mark | %#08x", mask), mask
+	if !on {
+		text, xor = fmt.Sprintf("meta mark set meta mark & %#08x", ^mask), 0
+	}
+	return part{text, []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg(0)},
+		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: native32(^mask), Xor: native32(xor)},
+		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg(0)},
+	}}
+}
+
+// fibLocal says that the source or destination is an address of this node.
+func fibLocal(source bool) part {
+	text := "fib daddr type local"
+	if source {
+		text = "fib saddr type local"
+	}
+	return part{text, []expr.Any{
+		&expr.Fib{Register: reg(0), ResultADDRTYPE: true, FlagSADDR: source, FlagDADDR: !source},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: native32(unix.RTN_LOCAL)},
+	}}
+}
+
+// inPrefix compares an address field with a prefix.
+func inPrefix(f field, p netip.Prefix, in bool) part {
+	op, text := expr.CmpOpEq, f.text+" "
+	if !in {
+		op, text = expr.CmpOpNeq, f.text+" != "
+	}
+	n := p.Addr().BitLen() / 8
+	exprs := f.load(reg(0))
+	if p.Bits() < p.Addr().BitLen() {
+		mask := make([]byte, n)
+		for i := range p.Bits() {
+			mask[i/8] |= 0x80 >> (i % 8)
+		}
+		exprs = append(exprs, &expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: uint32(n), Mask: mask, Xor: make([]byte, n)})
+	}
+	return part{text + p.String(), append(exprs, &expr.Cmp{Op: op, Register: reg(0), Data: p.Masked().Addr().AsSlice()})}
+}
+
+// fromInterface compares the incoming interface with a name, or with the beginning of one.
+func fromInterface(name string, prefix, in bool) part {
+	op, text := expr.CmpOpEq, "iifname "
+	if !in {
+		op, text = expr.CmpOpNeq, "iifname != "
+	}
+	data := make([]byte, unix.IFNAMSIZ)
+	copy(data[:unix.IFNAMSIZ-1], name)
+	if prefix {
+		data = data[:min(len(name), unix.IFNAMSIZ-1)]
+		name += "*"
+	}
+	return part{text + fmt.Sprintf("%q", name), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg(0)},
+		&expr.Cmp{Op: op, Register: reg(0), Data: data},
+	}}
+}
+
+func masquerade() part {
+	return part{"masquerade fully-random", []expr.Any{&expr.Masq{FullyRandom: true}}}
+}
+
+func reject(f backends.Family) part {
+	const portUnreachable, portUnreachable6 = 3, 4 // ICMP and ICMPv6 codes
+	code := uint8(portUnreachable)
+	if f == backends.IPv6 {
+		code = portUnreachable6
+	}
+	return part{"reject", []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: code}}}
+}
+
+// big32 is a number as netlink attributes carry it.
+func big32(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
