@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"time"
 
@@ -52,9 +53,9 @@ type builder struct {
 
 const (
 	chainServices   = "services"
-	chainMasquerade = "masquerade"
+	chainMasquerade = "masquerading"
 	chainNewFilter  = "unserved"
-	chainReject     = "reject"
+	chainReject     = "rejecting"
 	chainSources    = "source-ranges"
 )
 
@@ -239,24 +240,20 @@ func (b builder) choose(s shape, slot field) []rule {
 		if s.scope == nodePortScope {
 			id = nodePortEndpoints
 		}
-		return []rule{newRule("", dnatTo(b.fam, lookup(id, 0, 0, append(front, slot)...))), between}
+		return []rule{newRule("", dnatTo(b.fam, lookup(id, append(front, slot)...))), between}
 	}
 	slots, places, clients := stickySlots, stickyEndpoints, stickyClients
 	if s.scope == nodePortScope {
 		slots, places, clients = nodePortStickySlots, nodePortStickyEndpoints, nodePortStickyClients
 	}
 	client := append([]field{saddr(b.fam)}, front...)
-	chosen := lookup(slots, 0, lastRegister, append(front[:len(front):len(front)], slot)...)
-	learn := func(comment string) rule {
-		return newRule(comment, remember(dynsetUpdate, clients, s.timeout, chosen, client...))
+	with := func(f field) []field { return append(front[:len(front):len(front)], f) }
+	learn := []rule{
+		newRule("an endpoint by chance", setScratch(lookup(slots, with(slot)...))),
+		newRule("for a client that has none yet; for any other, the time starts again", remember(dynsetUpdate, clients, s.timeout, client...)),
+		newRule("", setScratch(lookup(clients, client...))),
+		newRule("", dnatTo(b.fam, lookup(places, with(scratch())...))),
 	}
-	known := dnatTo(b.fam, lookup(places, 0, 0, append(front[:len(front):len(front)], mapped(clients, client...))...))
-	return []rule{
-		learn("a new client gets an endpoint, a known one keeps it and is remembered longer"),
-		newRule("", known),
-		newRule("its endpoint is gone", remember(dynsetDelete, clients, s.timeout, chosen, client...)),
-		learn("so it gets another"),
-		newRule("", known),
-		between,
-	}
+	forget := newRule("the client's endpoint is gone: once more", remember(dynsetDelete, clients, s.timeout, client...))
+	return slices.Concat(learn, []rule{forget}, learn, []rule{between})
 }

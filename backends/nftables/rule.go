@@ -111,27 +111,12 @@ func concat(n uint32, fields ...field) part {
 	return p
 }
 
-// lookup maps the fields through a map; the key is at register from, the value goes to register to.
-func lookup(id setID, from, to uint32, fields ...field) part {
-	p := concat(from, fields...)
+// lookup maps the fields through a map; the value goes to register 0.
+func lookup(id setID, fields ...field) part {
+	p := concat(0, fields...)
 	p.text += " map @" + sets[id].name
-	p.exprs = append(p.exprs, &expr.Lookup{SourceRegister: reg(from), DestRegister: reg(to), IsDestRegSet: true, SetName: sets[id].name})
+	p.exprs = append(p.exprs, &expr.Lookup{SourceRegister: reg(0), DestRegister: reg(0), IsDestRegSet: true, SetName: sets[id].name})
 	return p
-}
-
-// mapped makes a field of a lookup whose key begins where the value goes.
-func mapped(id setID, fields ...field) field {
-	return field{lookup(id, 0, 0, fields...).text, 1, func(r uint32) []expr.Any {
-		n := registerIndex(r)
-		return lookup(id, n, n, fields...).exprs
-	}}
-}
-
-func registerIndex(r uint32) uint32 {
-	if r < unix.NFT_REG32_00 {
-		return (r - unix.NFT_REG_1) * 4
-	}
-	return r - unix.NFT_REG32_00
 }
 
 func inSet(id setID, fields ...field) part {
@@ -173,20 +158,29 @@ const (
 	dynsetDelete = 2
 )
 
-// remember updates the client's element in a map of clients, or deletes it. The value is loaded first and left in the
-// last register, out of the key's way.
-func remember(op uint32, id setID, timeout time.Duration, value part, key ...field) part {
+// scratch is where a rule leaves a number for the next one. A rule with two lookups, one for the key of the other, would
+// need no such place, but nft 1.0.6 aborts when it is to print one. A packet's priority is the least of what could be
+// used: forwarding sets it anew, and only the first packet of a connection to a Service with session affinity is touched.
+func scratch() field { return meta("meta priority", expr.MetaKeyPRIORITY) }
+
+// setScratch leaves what a lookup finds.
+func setScratch(from part) part {
+	return part{"meta priority set " + from.text,
+		append(from.exprs, &expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: reg(0)})}
+}
+
+// remember stores the scratch under the key in a map of clients; where there is an element already, it lives longer and
+// stays what it was. Or it deletes the element.
+func remember(op uint32, id setID, timeout time.Duration, key ...field) part {
 	p := concat(0, key...)
 	verb, expires := "update", fmt.Sprintf(" timeout %ds", int(timeout.Seconds()))
+	d := &expr.Dynset{SrcRegKey: reg(0), SrcRegData: reg(lastRegister), SetName: sets[id].name, Operation: op, Timeout: timeout}
 	if op == dynsetDelete {
-		verb, expires = "delete", ""
+		verb, expires, d.Timeout = "delete", "", 0
 	}
+	value := scratch()
 	text := fmt.Sprintf("%s @%s { %s%s : %s }", verb, sets[id].name, p.text, expires, value.text)
-	d := &expr.Dynset{SrcRegKey: reg(0), SrcRegData: reg(lastRegister), SetName: sets[id].name, Operation: op}
-	if op == dynsetUpdate {
-		d.Timeout = timeout
-	}
-	return part{text, append(append(value.exprs, p.exprs...), d)}
+	return part{text, append(append(p.exprs, value.load(reg(lastRegister))...), d)}
 }
 
 const lastRegister = 15
