@@ -1,9 +1,11 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -24,6 +26,9 @@ type dataPath struct {
 
 	// rendered holds the Entries that the tracker's desired side is made from.
 	rendered map[backends.ServiceName][]*backends.Entry
+	// good holds what the kernel accepted last of each Service, and fresh names those that may differ from it.
+	good  map[backends.ServiceName][]*backends.Entry
+	fresh map[backends.ServiceName]struct{}
 	// stale names the Services to render again; all says that everything is, the scaffolding included.
 	stale map[backends.ServiceName]struct{}
 	all   bool
@@ -56,6 +61,8 @@ func newDataPath(mode string, b backends.Backend, log hclog.Logger) *dataPath {
 		tracker:  NewTracker(),
 		log:      log,
 		rendered: map[backends.ServiceName][]*backends.Entry{},
+		good:     map[backends.ServiceName][]*backends.Entry{},
+		fresh:    map[backends.ServiceName]struct{}{},
 		stale:    map[backends.ServiceName]struct{}{},
 		all:      true,
 		isolated: isolation{},
@@ -75,6 +82,8 @@ func (d *dataPath) replace(b backends.Backend) {
 func (d *dataPath) retire() {
 	d.tracker.Clear()
 	clear(d.rendered)
+	clear(d.good)
+	clear(d.fresh)
 	clear(d.stale)
 	clear(d.isolated)
 	d.all = false
@@ -95,7 +104,7 @@ func (d *dataPath) pardon(name backends.ServiceName) {
 // moved says whether somebody else may have written since the last full read.
 func (d *dataPath) moved(ctx context.Context) bool {
 	g, ok := d.backend.(backends.Generation)
-	if !ok {
+	if !ok || !d.trusted || d.unread { // what has to be read anyway is read when the failed round is tried again
 		return false
 	}
 	now, err := g.Generation(ctx)
@@ -176,7 +185,7 @@ func (d *dataPath) render(want wanted, now time.Time) error {
 		return nil
 	}
 	for name := range d.stale {
-		if d.isolated.holds(culprit{service: name}, now) {
+		if d.isolated.waits(culprit{service: name}, now) {
 			continue // it is put among the stale again when its time has come
 		}
 		entries := want.entries(name)
@@ -245,11 +254,54 @@ func (d *dataPath) set(name backends.ServiceName, entries []*backends.Entry, ite
 			d.blame(culprit{service: name}, err, now)
 		}
 	}
+	d.fresh[name] = struct{}{}
+	remember(d.rendered, name, entries)
+}
+
+func remember(m map[backends.ServiceName][]*backends.Entry, name backends.ServiceName, entries []*backends.Entry) {
 	if len(entries) == 0 {
-		delete(d.rendered, name)
+		delete(m, name)
 		return
 	}
-	d.rendered[name] = entries
+	m[name] = entries
+}
+
+// accepted records that the kernel holds what is desired, except for those who are held back.
+func (d *dataPath) accepted(now time.Time) {
+	for name := range d.fresh {
+		if !d.isolated.holds(culprit{service: name}, now) {
+			remember(d.good, name, d.rendered[name])
+		}
+	}
+	clear(d.fresh)
+	clear(d.drift)
+	d.isolated.acquit(now)
+}
+
+// refuse holds back a culprit whose change the kernel did not take. A Service is first put back to what the kernel took
+// before; if that is refused as well, it is left out altogether. It says whether that makes a new plan worth trying.
+func (d *dataPath) refuse(c culprit, err error, now time.Time) bool {
+	news := d.blame(c, err, now)
+	if news && c.item == "" && d.revert(c.service, now) {
+		return true
+	}
+	p := d.isolated[c]
+	progress := news || !p.held
+	p.held = true
+	return progress
+}
+
+func (d *dataPath) revert(name backends.ServiceName, now time.Time) bool {
+	good := d.good[name]
+	if slices.Equal(good, d.rendered[name]) {
+		return false
+	}
+	items, err := d.renderService(good)
+	if err != nil {
+		return false
+	}
+	d.set(name, good, items, now)
+	return true
 }
 
 // plan returns what is to be done now. Nothing is deleted before a full read has succeeded.
@@ -276,8 +328,7 @@ func (d *dataPath) apply(ctx context.Context, now time.Time, rep *Report) error 
 		plan := d.plan(rep.Reason, now)
 		rep.Stages.Plan += time.Since(start)
 		if plan.Empty() {
-			d.isolated.acquit(now)
-			clear(d.drift)
+			d.accepted(now)
 			return nil
 		}
 		start = time.Now()
@@ -293,26 +344,14 @@ func (d *dataPath) apply(ctx context.Context, now time.Time, rep *Report) error 
 // learn records what the kernel confirmed of a plan, and blames those it refused. The error says that the rest cannot be
 // tried again before the next round.
 func (d *dataPath) learn(plan backends.Plan, result backends.Result, now time.Time, rep *Report) error {
-	blamed := false
+	var refused []backends.Change
 	confirmed := make([]backends.Change, 0, len(plan.Changes))
 	for _, c := range plan.Changes {
-		err, refused := result.Refused[c.ID]
-		if !refused {
+		if _, no := result.Refused[c.ID]; no {
+			refused = append(refused, c)
+		} else if result.Err == nil {
 			confirmed = append(confirmed, c)
-			continue
 		}
-		for _, who := range culpritsOf(c.ID, c.Owners) {
-			if d.blame(who, fmt.Errorf("the kernel refused %s of %s: %w", c.Op, c.ID, err), now) {
-				blamed = true
-			}
-		}
-	}
-	switch {
-	case result.Err != nil && blamed:
-		return nil
-	case result.Err != nil:
-		d.trusted = false
-		return fmt.Errorf("apply to %s: %w", d.mode, result.Err)
 	}
 	d.tracker.Confirm(confirmed)
 	for _, c := range confirmed {
@@ -323,8 +362,22 @@ func (d *dataPath) learn(plan backends.Plan, result backends.Result, now time.Ti
 			rep.Repaired++
 		}
 	}
-	return nil
+	progress := len(confirmed) > 0
+	for _, c := range refused {
+		err := fmt.Errorf("the kernel refused %s of %s: %w", c.Op, c.ID, result.Refused[c.ID])
+		for _, who := range culpritsOf(c.ID, c.Owners) {
+			progress = d.refuse(who, err, now) || progress
+		}
+	}
+	if result.Err == nil && (progress || len(refused) == 0) || result.Err != nil && len(refused) > 0 && progress {
+		return nil
+	}
+	d.trusted = false
+	return fmt.Errorf("apply to %s: %w", d.mode, cmp.Or(result.Err, errNoProgress))
 }
+
+// errNoProgress is a backend that refuses what it was not asked.
+var errNoProgress = errors.New("the same changes were refused again")
 
 func (d *dataPath) blame(c culprit, err error, now time.Time) bool {
 	news := d.isolated.blame(c, err, now)

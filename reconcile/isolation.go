@@ -36,6 +36,9 @@ type penalty struct {
 	err          error
 	since, retry time.Time
 	delay        time.Duration
+	// held says that no change of the culprit is tried before then. A Service that could be put back to what the kernel
+	// accepted of it before is not held: that state is kept up in the meantime.
+	held bool
 }
 
 // isolation holds culprits back, each with a backoff of its own, so that they do not hold back anybody else.
@@ -51,17 +54,20 @@ func (s isolation) blame(c culprit, err error, now time.Time) bool {
 	case p.retry.After(now):
 		return false
 	default:
-		p.delay = min(2*p.delay, lastRetry)
+		p.delay, p.held = min(2*p.delay, lastRetry), false
 	}
 	p.err, p.retry = err, now.Add(p.delay)
 	return true
 }
 
-// holds says whether the culprit is to be left out of a round that began at now.
-func (s isolation) holds(c culprit, now time.Time) bool {
+// waits says whether the culprit's time to be tried again has not come in a round that began at now.
+func (s isolation) waits(c culprit, now time.Time) bool {
 	p := s[c]
 	return p != nil && p.retry.After(now)
 }
+
+// holds says whether the culprit's changes are to be left out of a round that began at now.
+func (s isolation) holds(c culprit, now time.Time) bool { return s.waits(c, now) && s[c].held }
 
 // holdsAll says whether a change is to be left out: everybody who wants it is held back.
 func (s isolation) holdsAll(id backends.ID, owners []backends.PortKey, now time.Time) bool {

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -212,9 +213,13 @@ func (l *Loop) schedule(rep Report) {
 		l.failures = 0
 	}
 	l.isolatedAt = rep.NextRetry()
-	l.pollAt = now.Add(pollPeriod)
+	if l.isolatedAt.Before(l.retryAt) {
+		l.isolatedAt = time.Time{} // a failed round tries them too
+	}
 	if rep.Observed {
 		l.pollAt = now.Add(max(pollPeriod, readShare*rep.Stages.Observe))
+	} else if l.pollAt.IsZero() {
+		l.pollAt = now.Add(pollPeriod)
 	}
 }
 
@@ -227,6 +232,9 @@ func backoff(failures int, limit time.Duration) time.Duration {
 
 // update takes news from the source.
 func (l *Loop) update(u spec.Update) {
+	if u.Err == nil && u.Snapshot == nil {
+		u.Err = errors.New("the source sent an update without a snapshot")
+	}
 	if u.Err == nil && l.held != nil {
 		u.Delta = spec.Delta{All: true, Config: true, Nodes: true} // it is to the held snapshot, which never came into use
 		l.held = nil
