@@ -3,14 +3,150 @@ package iptables
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
 
+	coreiptables "github.com/coreos/go-iptables/iptables"
 	hclog "github.com/hashicorp/go-hclog"
 
 	"weir/backends"
 )
 
-// Probe finds the iptables of this node. It changes nothing. force chooses the mechanism; "" finds out which one the node
-// uses: the one that holds the rules of others, else the one that the iptables command stands for.
+// Probe finds the iptables of this node. force chooses the mechanism; "" finds out which one the node uses: the one that
+// holds the rules of others, else the one that the iptables command stands for. The error says what is missing.
 func Probe(ctx context.Context, log hclog.Logger, families []backends.Family, force Mode) (Kernel, error) {
-	return nil, errors.New("not written yet")
+	mode := force
+	if mode == "" {
+		var err error
+		if mode, err = detect(ctx, log); err != nil {
+			return nil, err
+		}
+	}
+	k := &programs{mode: mode, paths: make(map[string]string)}
+	for _, f := range families {
+		for _, verb := range []string{"save", "restore"} {
+			name := program(f, mode, verb)
+			path, err := find(name)
+			if err != nil {
+				return nil, fmt.Errorf("%s was not found: install the iptables package (1.8 or later): %w", name, err)
+			}
+			k.paths[name] = path
+		}
+	}
+	for _, f := range families {
+		if err := k.probe(ctx, f, f == families[0]); err != nil {
+			return nil, err
+		}
+	}
+	log.Info("found iptables", "mechanism", string(mode), "random-fully", k.features.RandomFully, "bpf", k.features.BPF)
+	return k, nil
+}
+
+// find returns the absolute path of a program, looking also where a user's PATH does not.
+func find(name string) (string, error) {
+	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/local/sbin"} {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(path)
+}
+
+// detect finds out which mechanism the node uses.
+func detect(ctx context.Context, log hclog.Logger) (Mode, error) {
+	legacy := holdsRules(ctx, Legacy)
+	nft := holdsRules(ctx, NFT)
+	if legacy > 0 && nft > 0 {
+		log.Warn("both iptables-legacy and iptables-nft hold rules: a packet meets all of them, and a verdict of either counts",
+			"legacy", legacy, "nft", nft)
+	}
+	switch {
+	case legacy > nft:
+		return Legacy, nil
+	case nft > 0:
+		return NFT, nil
+	}
+	path, err := find("iptables")
+	if err != nil {
+		return "", fmt.Errorf("iptables was not found: install the iptables package: %w", err)
+	}
+	ipt, err := coreiptables.New(coreiptables.Path(path))
+	if err != nil {
+		return "", fmt.Errorf("cannot run %s: %w", path, err)
+	}
+	if major, minor, _ := ipt.GetIptablesVersion(); major != 1 || minor < 8 {
+		return "", fmt.Errorf("%s is version %d.%d: 1.8 or later is needed", path, major, minor)
+	}
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("cannot run %s: %w", path, err)
+	}
+	if strings.Contains(string(out), "nf_tables") {
+		return NFT, nil
+	}
+	return Legacy, nil
+}
+
+// holdsRules counts the rules that a mechanism holds for IPv4. What cannot be read counts as none.
+func holdsRules(ctx context.Context, mode Mode) int {
+	name := program(backends.IPv4, mode, "save")
+	path, err := find(name)
+	if err != nil {
+		return 0
+	}
+	k := &programs{mode: mode, paths: map[string]string{name: path}}
+	rules := 0
+	for _, table := range []string{"mangle", "nat", "filter"} {
+		saved, err := k.Save(ctx, backends.IPv4, table)
+		if err != nil {
+			continue
+		}
+		rules += countRules(saved)
+		_ = saved.Close()
+	}
+	return rules
+}
+
+// The probes. Each has to be accepted, or its feature is missing.
+var (
+	needs = map[string]string{
+		"the statistic match":   "-m statistic --mode random --probability 0.5",
+		"the recent match":      "-m recent --set --name WEIR-PROBE --rsource",
+		"the addrtype match":    "-m addrtype --dst-type LOCAL",
+		"the conntrack match":   "-m conntrack --ctstate NEW",
+		"the mark match":        "-m mark --mark 1/1",
+		"the MARK target":       "-j MARK --set-xmark 1/1",
+		"the MASQUERADE target": "-j MASQUERADE",
+	}
+	probeRandomFully = "-j MASQUERADE --random-fully"
+	probeBPF         = "-m bpf --bytecode " + hairpinProgram4
+)
+
+// probe finds out what the kernel and the programs can do.
+func (k *programs) probe(ctx context.Context, f backends.Family, first bool) error {
+	var missing []error
+	for what, rule := range needs {
+		if err := k.accepts(ctx, f, rule); err != nil {
+			missing = append(missing, fmt.Errorf("%s: %w", what, err))
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("iptables (%s) of this node cannot do what is needed for %s: %w", k.mode, f, errors.Join(missing...))
+	}
+	bpf := k.accepts(ctx, f, probeBPF) == nil
+	random := k.accepts(ctx, f, probeRandomFully) == nil
+	k.features.BPF = bpf && (first || k.features.BPF)
+	k.features.RandomFully = random && (first || k.features.RandomFully)
+	return nil
+}
+
+// accepts tries a rule without making it.
+func (k *programs) accepts(ctx context.Context, f backends.Family, rule string) error {
+	return k.restore(ctx, f, []byte("*nat\n:WEIR-PROBE - [0:0]\n-A WEIR-PROBE "+rule+"\nCOMMIT\n"), "--noflush", "--test")
 }

@@ -1,0 +1,149 @@
+package iptables
+
+import (
+	"slices"
+	"sort"
+	"strings"
+
+	"weir/backends"
+)
+
+// change is a Change with its ID taken apart.
+type change struct {
+	backends.Change
+	place place
+}
+
+func (c change) isShared() bool { return shared(c.place.chain) }
+func (c change) isHook() bool   { return !owned(c.place.chain) }
+func (c change) isRule() bool   { return c.place.rule != "" }
+
+// input is what one run of iptables-restore is given, and where each line of it comes from.
+type input struct {
+	text   []byte
+	tables int
+	// lines and owner are parallel: from this line on, up to the next entry, the lines are of this Change. "" stands for
+	// the lines that belong to none.
+	lines []int
+	owner []backends.ID
+	// second is the first line of the second transaction, 0 if there is none.
+	second int
+	line   int
+
+	added, removed []backends.ID
+}
+
+// at returns the Change that a line belongs to, and whether the line is in the first transaction.
+func (in *input) at(line int) (id backends.ID, first bool) {
+	if line <= 0 || line > in.line {
+		return "", false
+	}
+	i := sort.SearchInts(in.lines, line+1) - 1
+	if i < 0 {
+		return "", false
+	}
+	return in.owner[i], in.second == 0 || line < in.second
+}
+
+func (in *input) write(id backends.ID, parts ...string) {
+	in.line++
+	if n := len(in.owner); n == 0 || in.owner[n-1] != id {
+		in.lines = append(in.lines, in.line)
+		in.owner = append(in.owner, id)
+	}
+	for _, p := range parts {
+		in.text = append(in.text, p...)
+	}
+	in.text = append(in.text, '\n')
+}
+
+// compose writes the Changes of one family for iptables-restore --noflush.
+func (b *Backend) compose(f backends.Family, changes []change) *input {
+	in := &input{}
+	for _, table := range tables {
+		var of []change
+		for _, c := range changes {
+			if c.place.family == f && c.place.table == table && b.needed(c) {
+				of = append(of, c)
+			}
+		}
+		if len(of) == 0 {
+			continue
+		}
+		if in.tables++; in.tables == 2 {
+			in.second = in.line + 1
+		}
+		in.write("", "*", table)
+		in.compose(of)
+		in.write("", "COMMIT")
+	}
+	return in
+}
+
+// needed says whether a Change is still to be made.
+func (b *Backend) needed(c change) bool {
+	if b.present == nil || !c.isShared() && !c.isHook() || c.Op == backends.Update {
+		return true
+	}
+	_, present := b.present[c.ID]
+	return present == (c.Op == backends.Delete)
+}
+
+// compose writes one table. Chains are there before anything leads to them, and nothing leads to them when they go. In a
+// chain that is declared, nothing is left of what was in it.
+func (in *input) compose(changes []change) {
+	declared := make(map[string]bool)
+	for _, c := range changes {
+		if !c.isHook() && !c.isRule() {
+			declared[c.place.chain] = true
+			in.write(c.ID, ":", c.place.chain, " - [0:0]")
+		}
+	}
+	for _, c := range changes {
+		gone := c.isRule() && (c.Op == backends.Delete || c.Op == backends.Update)
+		if gone && !declared[c.place.chain] {
+			in.write(c.ID, "-D ", c.place.chain, " ", c.place.rule)
+		}
+	}
+	for _, c := range changes {
+		if c.Op == backends.Delete {
+			continue
+		}
+		switch {
+		case c.isHook():
+			in.write(c.ID, "-I ", c.place.chain, " 1 ", c.place.rule)
+		case c.isRule():
+			in.write(c.ID, "-A ", c.place.chain, " ", c.place.rule)
+		default:
+			in.body(c)
+		}
+	}
+	for _, c := range slices.Backward(changes) {
+		if c.Op == backends.Delete && !c.isHook() && !c.isRule() {
+			in.write(c.ID, "-X ", c.place.chain)
+		}
+	}
+	in.record(changes)
+}
+
+// body writes the rules of a chain.
+func (in *input) body(c change) {
+	_, rules, ok := strings.Cut(c.New.String(), "\n")
+	if !ok {
+		return
+	}
+	in.write(c.ID, rules)
+	in.line += strings.Count(rules, "\n")
+}
+
+func (in *input) record(changes []change) {
+	for _, c := range changes {
+		switch {
+		case !c.isShared() && !c.isHook():
+		case c.Op == backends.Delete:
+			in.removed = append(in.removed, c.ID)
+		default:
+			in.added = append(in.added, c.ID)
+		}
+	}
+}

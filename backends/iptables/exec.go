@@ -1,0 +1,241 @@
+package iptables
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"weir/backends"
+)
+
+const (
+	// restoreTimeout ends an iptables-restore that hangs. The largest rulesets take a minute.
+	restoreTimeout = 5 * time.Minute
+	// lockWait is how long iptables waits for the lock that its processes share, in seconds.
+	lockWait = "10"
+	// maxOutput bounds what is kept of what a program says.
+	maxOutput = 16 << 10
+)
+
+// programs is the Kernel that runs the programs of one mechanism.
+type programs struct {
+	mode     Mode
+	paths    map[string]string // the absolute path of each program
+	features Features
+}
+
+// Features implements Kernel.
+func (k *programs) Features() Features { return k.features }
+
+// program returns "iptables-nft-save" and the like.
+func program(f backends.Family, mode Mode, verb string) string {
+	name := "iptables-"
+	if f == backends.IPv6 {
+		name = "ip6tables-"
+	}
+	return name + string(mode) + "-" + verb
+}
+
+// command prepares a program with an environment of its own.
+func (k *programs) command(ctx context.Context, f backends.Family, verb string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, k.paths[program(f, k.mode, verb)], args...)
+	cmd.Env = []string{"PATH=/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL=C"}
+	if lock := os.Getenv("XTABLES_LOCKFILE"); lock != "" {
+		cmd.Env = append(cmd.Env, "XTABLES_LOCKFILE="+lock)
+	}
+	cmd.WaitDelay = 5 * time.Second
+	return cmd
+}
+
+// Save implements Kernel.
+func (k *programs) Save(ctx context.Context, f backends.Family, table string) (io.ReadCloser, error) {
+	if k.mode == Legacy && !legacyTable(f, table) {
+		// The legacy program would create the table in order to show it.
+		return io.NopCloser(strings.NewReader("")), nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	cmd := k.command(ctx, f, "save", "-t", table)
+	s := &saving{cmd: cmd, cancel: cancel}
+	cmd.Stderr = &s.said
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	s.Reader = out
+	return s, nil
+}
+
+// saving is the output of a program that runs.
+type saving struct {
+	io.Reader
+	cmd    *exec.Cmd
+	cancel context.CancelFunc
+	said   head
+}
+
+// Close ends the program, and says whether it ended well by itself.
+func (s *saving) Close() error {
+	rest, _ := io.CopyN(io.Discard, s.Reader, 1)
+	if rest > 0 {
+		s.cancel() // nobody wants the rest
+	}
+	err := s.cmd.Wait()
+	s.cancel()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", s.cmd.Path, err, s.said.text())
+	}
+	return nil
+}
+
+// legacyTable says whether the legacy mechanism holds a table in this network namespace.
+func legacyTable(f backends.Family, table string) bool {
+	name := "/proc/thread-self/net/ip_tables_names"
+	if f == backends.IPv6 {
+		name = "/proc/thread-self/net/ip6_tables_names"
+	}
+	names, err := os.ReadFile(name)
+	if errors.Is(err, os.ErrPermission) {
+		return true // let the program say what is wrong
+	}
+	for _, n := range strings.Fields(string(names)) {
+		if n == table {
+			return true
+		}
+	}
+	return false
+}
+
+// Restore implements Kernel.
+func (k *programs) Restore(ctx context.Context, f backends.Family, input []byte) error {
+	args := []string{"--noflush"}
+	if k.mode == Legacy {
+		args = append(args, "--wait", lockWait) // nf_tables has transactions, and needs no lock
+	}
+	return k.restore(ctx, f, input, args...)
+}
+
+func (k *programs) restore(ctx context.Context, f backends.Family, input []byte, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
+	defer cancel()
+	cmd := k.command(ctx, f, "restore", args...)
+	var said head
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &said, &said
+	err := cmd.Run()
+	if err == nil {
+		return nil
+	}
+	exit := (*exec.ExitError)(nil)
+	if ctx.Err() != nil || !errors.As(err, &exit) || exit.ExitCode() < 0 {
+		return fmt.Errorf("%s: %w: %s", cmd.Path, errors.Join(err, ctx.Err()), said.text())
+	}
+	return restoreError(exit.ExitCode(), said.text())
+}
+
+// lineAtFault finds the line in what any of the programs says: "line 7 failed", "Error occurred at line: 7", or "line 7:
+// CHAIN_DEL failed".
+var lineAtFault = regexp.MustCompile(`\bline:? (\d+)\b`)
+
+// restoreError reads the reason out of what iptables-restore said. Exit code 4 stands for a problem of resources, such as
+// the lock, unless the kernel named a line.
+func restoreError(code int, said string) *RestoreError {
+	e := &RestoreError{Message: fmt.Sprintf("%s (exit code %d)", said, code)}
+	if m := lineAtFault.FindAllStringSubmatch(said, -1); m != nil {
+		e.Line, _ = strconv.Atoi(m[len(m)-1][1])
+	}
+	e.Retry = code == 4 && e.Line == 0 || strings.Contains(said, "xtables lock") || strings.Contains(said, "Resource temporarily unavailable")
+	return e
+}
+
+// Generation implements Kernel.
+func (k *programs) Generation(ctx context.Context) (uint64, error) {
+	if k.mode == Legacy {
+		return 0, errNoGeneration
+	}
+	return generation(ctx)
+}
+
+// generation asks the kernel for the number of the last nf_tables transaction in this network namespace.
+func generation(ctx context.Context) (uint64, error) {
+	id, err := readGeneration(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("cannot read the generation of nf_tables: %w", err)
+	}
+	return uint64(id), nil
+}
+
+func readGeneration(ctx context.Context) (uint32, error) {
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = time.Now().Add(10 * time.Second)
+	}
+	if err := conn.SetDeadline(deadline); err != nil {
+		return 0, err
+	}
+	replies, err := conn.Execute(netlink.Message{
+		Header: netlink.Header{
+			Type:  netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN),
+			Flags: netlink.Request | netlink.Acknowledge,
+		},
+		Data: []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0},
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, r := range replies {
+		if len(r.Data) < 4 {
+			continue
+		}
+		attrs, err := netlink.NewAttributeDecoder(r.Data[4:])
+		if err != nil {
+			return 0, err
+		}
+		attrs.ByteOrder = binary.BigEndian
+		for attrs.Next() {
+			if attrs.Type() == unix.NFTA_GEN_ID {
+				return attrs.Uint32(), nil
+			}
+		}
+	}
+	return 0, errors.New("the answer holds none")
+}
+
+// head keeps the beginning of what is written to it.
+type head struct{ kept []byte }
+
+// Write implements io.Writer.
+func (h *head) Write(p []byte) (int, error) {
+	h.kept = append(h.kept, p[:min(len(p), maxOutput-len(h.kept))]...)
+	return len(p), nil
+}
+
+// text returns what was said on one line, without the advice to read the manual.
+func (h *head) text() string {
+	var lines []string
+	for line := range strings.Lines(string(h.kept)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "Try `") {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "; ")
+}

@@ -1,0 +1,396 @@
+package iptables
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"weir/backends"
+)
+
+// Render implements backends.Backend.
+func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
+	if err := b.check(e); err != nil {
+		return nil, err
+	}
+	r := &rendering{b: b, e: e, trees: b.trees[e.Key.Family], at: tag(e.Key.Family) + " nat ", proto: protoName(e.Key.Protocol)}
+	r.key = e.Key.String()
+	r.dnat()
+	r.filter()
+	r.hairpin()
+	return r.items, nil
+}
+
+// check refuses what could not be rendered, so that it is not the kernel that refuses it.
+func (b *Backend) check(e *backends.Entry) error {
+	f := e.Key.Family
+	wrong := func(a netip.Addr) bool {
+		return !a.IsValid() || a.Zone() != "" || a.Is4In6() || backends.FamilyOf(a) != f
+	}
+	switch {
+	case b.trees[f] == nil:
+		return fmt.Errorf("%s: this node programs no %s", e.Key, f)
+	case e.Key.Protocol != backends.TCP && e.Key.Protocol != backends.UDP && e.Key.Protocol != backends.SCTP:
+		return fmt.Errorf("%s: protocol %s cannot be balanced", e.Key, e.Key.Protocol)
+	case wrong(e.ClusterIP):
+		return fmt.Errorf("%s: clusterIP %q is not an %s address", e.Key, e.ClusterIP, f)
+	case e.Port == 0:
+		return fmt.Errorf("%s: port 0 cannot be served", e.Key)
+	case b.interfaceErr != nil:
+		return b.interfaceErr
+	}
+	for _, list := range [][]netip.Addr{e.ExternalIPs, e.LoadBalancerIPs} {
+		for _, a := range list {
+			if wrong(a) {
+				return fmt.Errorf("%s: external address %q is not an %s address", e.Key, a, f)
+			}
+		}
+	}
+	for _, p := range e.SourceRanges {
+		if !p.IsValid() || wrong(p.Addr()) {
+			return fmt.Errorf("%s: source range %q is not an %s prefix", e.Key, p, f)
+		}
+	}
+	for _, ep := range e.Endpoints {
+		if wrong(ep.Addr.Addr()) || ep.Addr.Port() == 0 {
+			return fmt.Errorf("%s: endpoint %q is not an %s address with a port", e.Key, ep.Addr, f)
+		}
+	}
+	return nil
+}
+
+// rendering is the work on one Entry.
+type rendering struct {
+	b     *Backend
+	e     *backends.Entry
+	trees *trees
+	at    string // what IDs in the nat table begin with
+	proto string
+	key   string
+	items []backends.Item
+}
+
+// dnat renders the nat table: what each front address leads to.
+func (r *rendering) dnat() {
+	e := r.e
+	cluster, local := usable(e.ClusterEndpoints()), usable(e.LocalEndpoints())
+	internal := cluster
+	if e.InternalLocal {
+		internal = local
+	}
+	// Both policies choose from the same endpoints: then one chain serves all addresses.
+	one := !e.InternalLocal && !e.ExternalLocal
+
+	marks := r.internalMarks()
+	var clusterChain, internalTarget string
+	if one && e.External() {
+		marks = append(marks, "! -d "+hostText(e.ClusterIP)+" "+r.b.setMark)
+	}
+	if len(internal) > 0 {
+		internalTarget = r.chain(internalKind(e), marks, internal)
+		r.front(e.ClusterIP, internalTarget)
+		if !e.InternalLocal {
+			clusterChain = internalTarget
+		}
+	}
+	if !e.External() || len(cluster) == 0 && len(local) == 0 {
+		return
+	}
+	external := ""
+	switch {
+	case one:
+		external = internalTarget
+	case !e.ExternalLocal && len(cluster) > 0:
+		external = r.chain("EXT", []string{r.b.setMark}, cluster)
+	case e.ExternalLocal:
+		external = r.externalLocal(clusterChain, cluster, local)
+	}
+	if external != "" {
+		r.externalFronts(external)
+	}
+}
+
+func internalKind(e *backends.Entry) string {
+	if e.InternalLocal {
+		return "LOC"
+	}
+	return "SVC"
+}
+
+// externalLocal renders external traffic under policy Local: pods and the node itself may use all endpoints of the
+// cluster, as if they had gone out and come back in through a load balancer.
+func (r *rendering) externalLocal(clusterTarget string, cluster, local []backends.Endpoint) string {
+	var rules []string
+	pods := r.b.podSource(r.e.Key.Family)
+	if len(cluster) > 0 {
+		if clusterTarget == "" {
+			clusterTarget = r.chain("SVC", nil, cluster)
+		}
+		if pods.yes != "" {
+			rules = append(rules, pods.yes+" "+r.qualify(clusterTarget))
+		}
+		rules = append(rules, "-m addrtype --src-type LOCAL "+r.b.setMark)
+		rules = append(rules, r.qualifyAfter("-m addrtype --src-type LOCAL", clusterTarget))
+	}
+	return r.chain("EXT", rules, local)
+}
+
+// qualify adds the protocol to a target that needs it.
+func (r *rendering) qualify(target string) string { return r.qualifyAfter("", target) }
+
+func (r *rendering) qualifyAfter(match, target string) string {
+	var parts []string
+	if strings.HasPrefix(target, "-j DNAT") {
+		parts = append(parts, "-p "+r.proto)
+	}
+	if match != "" {
+		parts = append(parts, match)
+	}
+	return strings.Join(append(parts, target), " ")
+}
+
+func (r *rendering) externalFronts(target string) {
+	e := r.e
+	for _, a := range e.ExternalIPs {
+		r.front(a, target)
+	}
+	if e.NodePort != 0 {
+		r.nodePort("nat", target)
+	}
+	if len(e.LoadBalancerIPs) == 0 {
+		return
+	}
+	if len(e.SourceRanges) > 0 {
+		target = r.firewall(target)
+	}
+	for _, a := range e.LoadBalancerIPs {
+		r.front(a, target)
+	}
+}
+
+// firewall renders the chain that lets only the source ranges through; the filter table drops what comes out of it.
+func (r *rendering) firewall(target string) string {
+	e := r.e
+	var rules []string
+	allow := func(p netip.Prefix) {
+		match := ""
+		if p.Bits() > 0 {
+			match = "-s " + prefixText(p) + " "
+		}
+		rules = append(rules, match+r.qualify(target))
+	}
+	nodeAllowed := false
+	for _, p := range e.SourceRanges {
+		allow(p)
+		for _, a := range r.b.cfg.NodeAddresses {
+			nodeAllowed = nodeAllowed || p.Contains(a)
+		}
+	}
+	if nodeAllowed {
+		// If the address is on an interface of the node, it is the source of what the node sends to it.
+		for _, a := range e.LoadBalancerIPs {
+			allow(netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	name := "WEIR-FW-" + hash("FW", r.key)
+	r.items = append(r.items, body(r.at, name, rules))
+	return "-j " + name
+}
+
+// filter renders the filter table: what is rejected or dropped, and the health check port.
+func (r *rendering) filter() {
+	e := r.e
+	internal, external := usable(e.InternalEndpoints()), usable(e.ExternalEndpoints())
+	if len(internal) == 0 {
+		r.deny(e.ClusterIP, r.refusal(e.InternalLocal))
+	}
+	if len(external) == 0 {
+		target := r.refusal(e.ExternalLocal)
+		for _, a := range e.ExternalIPs {
+			r.deny(a, target)
+		}
+		for _, a := range e.LoadBalancerIPs {
+			r.deny(a, target)
+		}
+		if e.NodePort != 0 {
+			r.nodePort("filter", target)
+		}
+	} else if len(e.SourceRanges) > 0 {
+		for _, a := range e.LoadBalancerIPs {
+			r.deny(a, "-j DROP")
+		}
+	}
+	if p := e.HealthCheckNodePort; p != 0 {
+		r.items = append(r.items, item(tag(e.Key.Family)+" filter "+healthChain+" -p tcp -m tcp --dport "+strconv.Itoa(int(p))+" -j ACCEPT"))
+	}
+}
+
+// refusal is what happens to traffic that nobody may answer: dropped if another node could, else rejected.
+func (r *rendering) refusal(local bool) string {
+	switch {
+	case r.e.HasEndpoints && local:
+		return "-j DROP"
+	case r.e.Key.Family == backends.IPv6:
+		return "-j REJECT --reject-with icmp6-port-unreachable"
+	}
+	return "-j REJECT --reject-with icmp-port-unreachable"
+}
+
+func (r *rendering) front(a netip.Addr, target string) { r.address("nat", a, target) }
+func (r *rendering) deny(a netip.Addr, target string)  { r.address("filter", a, target) }
+
+// address renders the way to one front address and the rule for it.
+func (r *rendering) address(table string, a netip.Addr, target string) {
+	br := r.trees.addr(table, addrRoot, "-d", a)
+	var buf [256]byte
+	t := append(append(append(buf[:0], tag(r.e.Key.Family)...), ' '), table...)
+	t = append(append(append(t, ' '), br.chain...), " -d "...)
+	t = append(strconv.AppendInt(append(appendAddr(t, a), '/'), int64(a.BitLen()), 10), ' ')
+	t = append(append(r.appendPort(t, r.e.Port), ' '), target...)
+	r.items = append(append(r.items, br.items...), item(t))
+}
+
+func (r *rendering) nodePort(table, target string) {
+	br := r.trees.port(table, r.e.Key.Protocol, r.e.NodePort)
+	t := []byte(tag(r.e.Key.Family) + " " + table + " " + br.chain + " ")
+	t = append(append(r.appendPort(t, r.e.NodePort), ' '), target...)
+	r.items = append(append(r.items, br.items...), item(t))
+}
+
+// appendPort writes "-p tcp -m tcp --dport 80".
+func (r *rendering) appendPort(t []byte, port uint16) []byte {
+	t = append(append(append(append(t, "-p "...), r.proto...), " -m "...), r.proto...)
+	return strconv.AppendInt(append(t, " --dport "...), int64(port), 10)
+}
+
+// hairpin renders the rules for connections from an endpoint to itself: their source must change, or the endpoint would
+// answer itself directly, past the translation.
+func (r *rendering) hairpin() {
+	if r.b.features.BPF {
+		return
+	}
+	for _, ep := range r.e.Endpoints {
+		if ep.Remote {
+			continue
+		}
+		a := ep.Addr.Addr()
+		br := r.trees.addr("nat", hairpinRoot, "-s", a)
+		host := hostText(a)
+		r.items = append(append(r.items, br.items...),
+			item(r.at+br.chain+" -s "+host+" -d "+host+" "+r.b.masquerade()))
+	}
+}
+
+// internalMarks are the rules that mark traffic to the ClusterIP for masquerading.
+func (r *rendering) internalMarks() []string {
+	source := r.b.podSource(r.e.Key.Family).no
+	dst := ""
+	if r.e.External() {
+		// Traffic to the other addresses may come through the same chain.
+		dst = "-d " + hostText(r.e.ClusterIP) + " "
+	}
+	switch {
+	case r.b.cfg.MasqueradeAll:
+		return []string{dst + r.b.setMark}
+	case source == "":
+		return nil
+	case strings.HasPrefix(source, "! -i"): // iptables-save prints addresses before interfaces
+		return []string{dst + source + " " + r.b.setMark}
+	}
+	return []string{source + " " + dst + r.b.setMark}
+}
+
+// chain renders rules and, after them, an equal choice among endpoints. What one rule can say needs no chain: the target
+// returned is then the action itself.
+func (r *rendering) chain(kind string, rules []string, endpoints []backends.Endpoint) string {
+	if len(rules) == 0 && len(endpoints) == 1 && r.e.Affinity == 0 {
+		return string(appendDNAT(nil, endpoints[0].Addr))
+	}
+	name := "WEIR-" + kind + "-" + hash(kind, r.key)
+	var buf [4096]byte
+	t := append(append(buf[:0], r.at...), name...)
+	for _, rule := range rules {
+		t = append(append(append(append(t, "\n-A "...), name...), ' '), rule...)
+	}
+	t = r.appendBalance(t, name, endpoints)
+	r.items = append(r.items, item(t))
+	return "-j " + name
+}
+
+// appendBalance writes the rules that choose an endpoint.
+func (r *rendering) appendBalance(t []byte, chain string, endpoints []backends.Endpoint) []byte {
+	start := func() {
+		t = append(append(append(append(append(t, "\n-A "...), chain...), " -p "...), r.proto...), ' ')
+	}
+	names := make([]string, len(endpoints))
+	if r.e.Affinity > 0 {
+		seconds := strconv.FormatInt(max(1, int64(r.e.Affinity/time.Second)), 10)
+		for i, ep := range endpoints {
+			// Named for the endpoint and not for its place, so that a client stays when other endpoints come and go.
+			names[i] = "WEIR-" + hash("recent", r.key, ep.Addr.String())
+			start()
+			t = append(append(append(t, "-m recent --update --seconds "...), seconds...), " --reap"...)
+			t = append(r.appendRecentName(t, names[i]), ' ')
+			t = appendDNAT(t, ep.Addr)
+		}
+	}
+	rest := 0
+	for _, ep := range endpoints {
+		rest += int(ep.Weight)
+	}
+	for i, ep := range endpoints {
+		start()
+		if i < len(endpoints)-1 {
+			t = append(t, "-m statistic --mode random --probability "...)
+			t = append(appendProbability(t, int(ep.Weight), rest), ' ')
+			rest -= int(ep.Weight)
+		}
+		if names[i] != "" {
+			t = append(r.appendRecentName(append(t, "-m recent --set"...), names[i]), ' ')
+		}
+		t = appendDNAT(t, ep.Addr)
+	}
+	return t
+}
+
+func (r *rendering) appendRecentName(t []byte, name string) []byte {
+	mask := " --mask 255.255.255.255 --rsource"
+	if r.e.Key.Family == backends.IPv6 {
+		mask = " --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource"
+	}
+	return append(append(append(t, " --name "...), name...), mask...)
+}
+
+func appendDNAT(t []byte, to netip.AddrPort) []byte {
+	t = append(t, "-j DNAT --to-destination "...)
+	if to.Addr().Is4() {
+		return to.AppendTo(t)
+	}
+	t = append(appendAddr(append(t, '['), to.Addr()), "]:"...)
+	return strconv.AppendInt(t, int64(to.Port()), 10)
+}
+
+// appendProbability writes the chance of weight in rest as iptables-save prints it: the kernel keeps a fraction of 2^31.
+func appendProbability(t []byte, weight, rest int) []byte {
+	const unit = 1 << 31
+	return strconv.AppendFloat(t, math.Round(float64(weight)/float64(rest)*unit)/unit, 'f', 11, 64)
+}
+
+// usable leaves out the endpoints that take no new connections.
+func usable(endpoints []backends.Endpoint) []backends.Endpoint {
+	for i, ep := range endpoints {
+		if ep.Weight == 0 {
+			kept := append([]backends.Endpoint(nil), endpoints[:i]...)
+			for _, ep := range endpoints[i+1:] {
+				if ep.Weight > 0 {
+					kept = append(kept, ep)
+				}
+			}
+			return kept
+		}
+	}
+	return endpoints
+}
