@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Topology says what a Lab consists of. The zero value is the default: a node with the pods pod1, pod2, pod3 and client
@@ -30,7 +31,7 @@ const (
 )
 
 // Addresses of the node and of what it is joined to. The remote node is the node's default route: what nobody answers for
-// ends there, and is reported as unreachable.
+// ends there, and is reported as unreachable. What the remote node itself sends comes from its pod's address.
 var (
 	PodCIDR4       = netip.MustParsePrefix("10.244.1.0/24")
 	PodCIDR6       = netip.MustParsePrefix("fd00:244:1::/64")
@@ -179,7 +180,7 @@ func (l *Lab) route(e end, p netip.Prefix, via netip.Addr) {
 	l.t.Helper()
 	r := &netlink.Route{LinkIndex: e.link.Attrs().Index, Dst: ipNet(p)}
 	if via.IsValid() {
-		r.Gw = via.AsSlice()
+		r.Gw, r.Src = via.AsSlice(), e.host.Addr(via.Is6()).AsSlice()
 		r.Flags = int(netlink.FLAG_ONLINK)
 	} else {
 		r.Scope = netlink.SCOPE_LINK
@@ -211,12 +212,24 @@ func (l *Lab) joinRemote() {
 	l.addr(r, netip.PrefixFrom(RemotePodIPv6, 128))
 	l.route(n, default4, RemoteIPv4)
 	l.route(n, default6, RemoteIPv6)
-	// The remote node knows the way back to what is real, and to nothing else.
-	for _, p := range []netip.Prefix{PodCIDR4, netip.PrefixFrom(NodeIPv4, 24).Masked()} {
-		l.route(r, p, SecondNodeIPv4)
-	}
-	for _, p := range []netip.Prefix{PodCIDR6, netip.PrefixFrom(NodeIPv6, 64).Masked()} {
-		l.route(r, p, SecondNodeIPv6)
+	l.route(r, default4, SecondNodeIPv4)
+	l.route(r, default6, SecondNodeIPv6)
+	l.endOfTheWorld(r)
+}
+
+// transitTable is the routing table for what a host only passes on.
+const transitTable = 100
+
+// endOfTheWorld answers all packets that come in on a link and are not for the host itself with "unreachable".
+func (l *Lab) endOfTheWorld(e end) {
+	l.t.Helper()
+	for family, all := range map[int]netip.Prefix{unix.AF_INET: default4, unix.AF_INET6: default6} {
+		rule := netlink.NewRule()
+		rule.Family, rule.Priority, rule.IifName, rule.Table = family, transitTable, e.link.Attrs().Name, transitTable
+		l.must("add rule for transit", e.host.nl.RuleAdd(rule))
+		l.must("add unreachable route", e.host.nl.RouteAdd(&netlink.Route{
+			Family: family, Table: transitTable, Type: unix.RTN_UNREACHABLE, Dst: ipNet(all),
+		}))
 	}
 }
 
