@@ -1,0 +1,252 @@
+package iptables
+
+import (
+	"io"
+	"strings"
+	"testing"
+
+	"weir/backends"
+)
+
+// foreign are rules of others, such as Docker's and firewalld's.
+var foreign = map[string]string{
+	"nat": `:DOCKER - [0:0]
+:MY_WEIR-LIKE - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A DOCKER -i docker0 -j RETURN
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80
+-A MY_WEIR-LIKE -m comment --comment "mentions -j WEIR-SERVICES" -j RETURN
+`,
+	"filter": `:DOCKER-USER - [0:0]
+:INPUT_direct - [0:0]
+-A INPUT -j INPUT_direct
+-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -j DOCKER-USER
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A DOCKER-USER -j RETURN
+-A INPUT_direct -m comment --comment "a \"quoted\" -j DROP" -j RETURN
+`,
+}
+
+func restore(t testing.TB, k Kernel, table, lines string) {
+	t.Helper()
+	if err := k.Restore(t.Context(), backends.IPv4, []byte("*"+table+"\n"+lines+"COMMIT\n")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// saved is what a table holds, but for comments; others leaves out what is weir's.
+func saved(t testing.TB, k Kernel, table string, others bool) string {
+	t.Helper()
+	r, err := k.Save(t.Context(), backends.IPv4, table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var kept []string
+	for line := range strings.Lines(string(all)) {
+		words := strings.Fields(line)
+		own := strings.HasPrefix(line, ":WEIR-") || strings.HasPrefix(line, "-A WEIR-") ||
+			len(words) > 2 && strings.HasPrefix(words[len(words)-1], "WEIR-") && builtin(words[1])
+		if !strings.HasPrefix(line, "#") && !(own && others) {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept, "")
+}
+
+func driftServices() []*backends.Entry {
+	a := service("a", backends.IPv4, backends.TCP, 1, 3)
+	external(a, 1)
+	return []*backends.Entry{a, service("b", backends.IPv4, backends.UDP, 2, 1), service("c", backends.IPv4, backends.TCP, 3, 0)}
+}
+
+// TestDrift breaks what was applied in every way, and demands that one Plan repairs it, names only what was broken, and
+// leaves the rules of others as they were.
+func TestDrift(t *testing.T) {
+	svc := "WEIR-SVC-" + hash("SVC", driftServices()[0].Key.String())
+	leaf := "WEIR-IP-10.96.0.0/24"
+	direct := leaf + " -d 10.96.0.2/32 -p udp -m udp --dport 80 -j DNAT --to-destination 10.244.1.2:8080\n"
+	kinds := []struct {
+		name, table, break_ string
+		changes             int
+	}{
+		{"nothing", "nat", "", 0},
+		{"a rule of a shared chain is gone", "nat", "-D " + direct, 1},
+		{"a rule of a shared chain is there twice", "nat", "-A " + direct, 1},
+		{"a rule of a shared chain was changed", "nat", "-D " + direct + "-A " + strings.Replace(direct, ":8080", ":8081", 1), 2},
+		{"a foreign rule is in a shared chain", "nat", "-I " + leaf + " 1 -m comment --comment \"a b (2)\" -j RETURN\n", 1},
+		{"a foreign rule is there twice", "nat", "-A " + leaf + " -j RETURN\n-A " + leaf + " -j RETURN\n", 2},
+		{"a chain was flushed", "nat", ":" + svc + " - [0:0]\n", 1},
+		{"a rule of a Service was added", "nat", "-I " + svc + " 1 -j RETURN\n", 1},
+		{"a rule of a Service is gone", "nat", "-D " + svc + " -p tcp -j DNAT --to-destination 10.244.1.5:8080\n", 1},
+		{"rules of a Service changed places", "nat", "-D " + svc + " -p tcp -j DNAT --to-destination 10.244.1.5:8080\n" +
+			"-I " + svc + " 1 -p tcp -j DNAT --to-destination 10.244.1.5:8080\n", 1},
+		{"a chain that is nobody's", "nat", ":WEIR-SVC-OLD - [0:0]\n-A WEIR-SVC-OLD -j RETURN\n-A WEIR-SERVICES -j WEIR-SVC-OLD\n", 2},
+		{"chains that refer to each other", "nat", ":WEIR-A - [0:0]\n:WEIR-B - [0:0]\n-A WEIR-A -j WEIR-B\n", 2},
+		{"a hook is gone", "nat", "-D PREROUTING -j WEIR-SERVICES\n", 1},
+		{"a hook is there twice", "nat", "-A PREROUTING -j WEIR-SERVICES\n", 1},
+		{"a hook is behind a rule that accepts", "filter", "-I FORWARD 1 -p tcp -j ACCEPT\n", 1},
+		{"a hook is behind a jump of others", "filter", "-I FORWARD 1 -j DOCKER-USER\n", 0},
+		{"a hook that is nobody's", "nat", "-A POSTROUTING -p tcp -j WEIR-SERVICES\n", 1},
+		{"a built-in chain was flushed", "filter", ":INPUT ACCEPT [0:0]\n", 1},
+		{"constant chain changed", "nat", "-D WEIR-SERVICES -j WEIR-IP\n", 1},
+	}
+	eachKernel(t, func(t *testing.T, k Kernel) {
+		b := New(testConfig(), k)
+		want := desired(t, b, driftServices())
+		for _, kind := range kinds {
+			restore(t, k, "nat", foreign["nat"])
+			restore(t, k, "filter", foreign["filter"])
+			converge(t, b, want)
+			if kind.break_ != "" {
+				restore(t, k, kind.table, kind.break_)
+			}
+			others := saved(t, k, "nat", true) + saved(t, k, "filter", true)
+			p := diff(observed(t, b), want)
+			if len(p.Changes) != kind.changes {
+				t.Errorf("%s: want %d changes:\n%s", kind.name, kind.changes, p)
+			}
+			converge(t, b, want)
+			if now := saved(t, k, "nat", true) + saved(t, k, "filter", true); now != others {
+				t.Errorf("%s: the rules of others were\n%sand are now\n%s", kind.name, others, now)
+			}
+			converge(t, b, nil)
+			if now := saved(t, k, "nat", false) + saved(t, k, "filter", false); now != others {
+				t.Errorf("%s: cleanup leaves\n%sand not\n%s", kind.name, now, others)
+			}
+			wipe(t, k)
+		}
+	})
+}
+
+// wipe empties both tables.
+func wipe(t testing.TB, k Kernel) {
+	t.Helper()
+	restore(t, k, "nat", ":PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n:DOCKER - [0:0]\n:MY_WEIR-LIKE - [0:0]\n-X DOCKER\n-X MY_WEIR-LIKE\n")
+	restore(t, k, "filter", ":INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:DOCKER-USER - [0:0]\n:INPUT_direct - [0:0]\n-X DOCKER-USER\n-X INPUT_direct\n")
+}
+
+// TestPain01_FlushedTable flushes everything, as a firewalld restart or iptables -F does.
+func TestPain01_FlushedTable(t *testing.T) {
+	eachKernel(t, func(t *testing.T, k Kernel) {
+		b := New(testConfig(), k)
+		want := desired(t, b, driftServices())
+		converge(t, b, want)
+		flush := func(table string, alsoChains bool) {
+			var lines strings.Builder
+			items := observed(t, b)
+			chains := map[string]bool{}
+			for id := range items {
+				if p, _ := parse(id); p.family == backends.IPv4 && p.table == table {
+					chains[p.chain] = true
+				}
+			}
+			for c := range chains {
+				lines.WriteString(":" + c + map[bool]string{true: " - [0:0]\n", false: " ACCEPT [0:0]\n"}[owned(c)])
+			}
+			for c := range chains {
+				if owned(c) && alsoChains {
+					lines.WriteString("-X " + c + "\n")
+				}
+			}
+			restore(t, k, table, lines.String())
+		}
+		for _, alsoChains := range []bool{false, true} {
+			for _, table := range tables {
+				flush(table, alsoChains)
+				converge(t, b, want)
+			}
+		}
+	})
+}
+
+// TestStalePlan applies Plans that the kernel is already ahead of.
+func TestStalePlan(t *testing.T) {
+	eachKernel(t, func(t *testing.T, k Kernel) {
+		b := New(testConfig(), k)
+		want := desired(t, b, driftServices())
+		up, down := diff(nil, want), diff(want, nil)
+		for i, p := range []backends.Plan{up, up, down, down, up} {
+			if r := b.Apply(t.Context(), p); r.Err != nil {
+				t.Fatalf("step %d: %v", i, r.Err)
+			}
+		}
+		restore(t, k, "nat", "-D PREROUTING -j WEIR-SERVICES\n") // behind its back
+		if r := b.Apply(t.Context(), down); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		if got := observed(t, b); len(got) != 0 {
+			t.Errorf("left: %v", texts(got))
+		}
+	})
+}
+
+// TestPain14_RefusedChange has one rule that the kernel refuses: it is named, and nothing else is lost.
+func TestPain14_RefusedChange(t *testing.T) {
+	eachKernel(t, func(t *testing.T, k Kernel) {
+		b := New(testConfig(), k)
+		want := desired(t, b, driftServices())
+		bad := item("ip4 nat WEIR-SVC-BAD\n-A WEIR-SVC-BAD -p tcp -j DNAT --to-destination 10.0.0.1:1\n-A WEIR-SVC-BAD -m nonesuch -j RETURN")
+		if f, ok := k.(*Fake); ok {
+			f.Unsupported = []string{"nonesuch"}
+		}
+		p := diff(nil, want)
+		p.Changes = append(p.Changes, backends.Change{Op: backends.Create, ID: bad.ID(), New: bad})
+		r := b.Apply(t.Context(), p)
+		if r.Err == nil || len(r.Refused) != 1 || r.Refused[bad.ID()] == nil {
+			t.Fatalf("the bad rule is not named: %+v", r)
+		}
+		if got := observed(t, b); len(got) != 0 {
+			t.Errorf("a part was applied: %v", texts(got))
+		}
+		p.Changes = p.Changes[:len(p.Changes)-1]
+		if r := b.Apply(t.Context(), p); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		converge(t, b, want)
+	})
+}
+
+// TestGeneration: own transactions do not count, those of others do.
+func TestGeneration(t *testing.T) {
+	for name, kernel := range map[string]func(*testing.T) Kernel{
+		"nft":  func(t *testing.T) Kernel { return realKernel(t, NFT) },
+		"fake": func(t *testing.T) Kernel { return NewFake() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := kernel(t)
+			b := New(testConfig(), k)
+			generation := func() uint64 {
+				g, err := b.Generation(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				return g
+			}
+			start := generation()
+			converge(t, b, desired(t, b, driftServices()))
+			converge(t, b, desired(t, b, driftServices()[:1]))
+			if g := generation(); g != start {
+				t.Errorf("own transactions moved it from %d to %d", start, g)
+			}
+			restore(t, k, "filter", "-A INPUT -p tcp -j ACCEPT\n")
+			if generation() == start {
+				t.Error("a foreign transaction did not move it")
+			}
+		})
+	}
+	t.Run("legacy", func(t *testing.T) {
+		if _, err := New(testConfig(), realKernel(t, Legacy)).Generation(t.Context()); err == nil {
+			t.Error("legacy claims to know")
+		}
+	})
+}
