@@ -44,13 +44,13 @@ type Cleaner struct {
 }
 
 // New returns a Cleaner. Flows to a node port are recognised by the node's addresses in the Config: NodePortAddresses, or
-// NodeAddresses if node ports are served on all; if there are none of either, every address counts.
+// NodeAddresses if node ports are served on all; if those are not known, every address counts.
 func New(c backends.Config) *Cleaner {
 	addrs := c.NodePortAddresses
 	if addrs == nil {
 		addrs = c.NodeAddresses
 	}
-	cl := &Cleaner{open: openKernel, anyAddr: len(addrs) == 0, nodeAddr: make(map[netip.Addr]bool, len(addrs))}
+	cl := &Cleaner{open: openKernel, anyAddr: addrs == nil, nodeAddr: make(map[netip.Addr]bool, len(addrs))}
 	for _, a := range addrs {
 		cl.nodeAddr[a] = true
 	}

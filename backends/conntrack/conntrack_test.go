@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -74,6 +76,7 @@ func TestStale(t *testing.T) {
 		{"same port elsewhere in the world", config, dns(b), nil, flow("203.0.113.9:30053", "203.0.113.9:30053"), false},
 		{"node port not served on the address", only, dns(b), nil, flow("192.0.2.1:30053", a), false},
 		{"node port served on the address", only, dns(b), nil, flow("192.0.2.2:30053", a), true},
+		{"node ports served nowhere", backends.Config{NodeAddresses: addrs("192.0.2.1"), NodePortAddresses: []netip.Addr{}}, dns(b), nil, flow("192.0.2.1:30053", a), false},
 		{"node's addresses unknown", backends.Config{}, dns(b), nil, flow("192.0.2.9:30053", a), true},
 		{"another port of the ClusterIP", config, dns(b), nil, flow("10.96.0.10:54", a), false},
 		{"another Service", config, dns(b), nil, flow("10.96.0.11:53", a), false},
@@ -269,6 +272,37 @@ func TestApplyLimits(t *testing.T) {
 				t.Errorf("hash size %d, set (-want +got):\n%s", s.size, diff)
 			}
 		})
+	}
+}
+
+func TestHashTable(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "hashsize")
+	tests := []struct {
+		is      string
+		buckets int
+		want    string
+		failed  bool
+	}{
+		{"16384\n", 32768, "32768", false},
+		{"65536\n", 32768, "65536\n", false},
+		{"many\n", 1, "many\n", true},
+	}
+	for _, tt := range tests {
+		if err := os.WriteFile(file, []byte(tt.is), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := HashTable{File: file}.EnsureHashSize(tt.buckets)
+		got, readErr := os.ReadFile(file)
+		if readErr != nil {
+			t.Fatal(readErr)
+		}
+		// The old newline stays where it was.
+		if !strings.HasPrefix(string(got), tt.want) || (err != nil) != tt.failed {
+			t.Errorf("%q to %d: %q, error %v", tt.is, tt.buckets, got, err)
+		}
+	}
+	if err := (HashTable{File: file + ".absent"}).EnsureHashSize(1); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("absent: error %v", err)
 	}
 }
 

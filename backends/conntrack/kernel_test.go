@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/backends"
+	"weir/backends/hostnet"
 	"weir/backends/netlab"
 )
 
@@ -162,6 +163,24 @@ func TestCleanWithoutPrivileges(t *testing.T) {
 	_, err := New(backends.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53")), nil)
 	if err == nil || !strings.Contains(err.Error(), "needs CAP_NET_ADMIN") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestApplyLimitsToKernel sets what belongs to a network namespace and is refused what belongs to the host.
+func TestApplyLimitsToKernel(t *testing.T) {
+	inNamespace(t)
+	// Some rule has to be there for the kernel to show the parameters.
+	natTo(t, "")
+	s := hostnet.Sysctl{}
+	l := Limits{MaxPerCore: 1000, TCPEstablished: 7777 * time.Second, UDPStream: 66 * time.Second, TCPBeLiberal: true}
+	err := ApplyLimits(s, nil, 2, l)
+	if err == nil || !strings.Contains(err.Error(), "nf_conntrack_max") || strings.Contains(err.Error(), "timeout") {
+		t.Errorf("error %v, want one about nf_conntrack_max", err)
+	}
+	for name, want := range map[string]string{"tcp_timeout_established": "7777", "udp_timeout_stream": "66", "tcp_be_liberal": "1"} {
+		if got, err := s.Get("net.netfilter.nf_conntrack_" + name); got != want || err != nil {
+			t.Errorf("%s is %q, error %v", name, got, err)
+		}
 	}
 }
 

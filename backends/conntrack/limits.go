@@ -1,9 +1,12 @@
 package conntrack
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -28,6 +31,35 @@ type Sysctls interface {
 type HashSizer interface {
 	// EnsureHashSize grows the table to the number of buckets; it never shrinks it.
 	EnsureHashSize(buckets int) error
+}
+
+// HashTable is the kernel's table of flows, which all network namespaces share. The zero value uses the module parameter in
+// /sys.
+type HashTable struct {
+	// File replaces /sys/module/nf_conntrack/parameters/hashsize.
+	File string
+}
+
+// EnsureHashSize grows the table to the number of buckets. The kernel allows it in the host's network namespace only.
+func (h HashTable) EnsureHashSize(buckets int) error {
+	file := cmp.Or(h.File, "/sys/module/nf_conntrack/parameters/hashsize")
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	is, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	if is >= buckets {
+		return nil
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(strconv.Itoa(buckets))
+	return errors.Join(err, f.Close())
 }
 
 // flowsPerBucket is the kernel's own ratio of nf_conntrack_max to hash buckets, which kube-proxy keeps.
