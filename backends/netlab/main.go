@@ -25,7 +25,7 @@ const (
 	RequireEnv = "WEIR_TEST_REQUIRE"
 )
 
-// setupErr says why the lab cannot be used in this process; Main sets it.
+// setupErr says why the lab cannot be used in this process; Enter sets it.
 var setupErr = errors.New("TestMain has to call netlab.Main")
 
 // Main runs the tests in fresh namespaces and exits with their status. Without root it makes a user namespace as well.
@@ -34,17 +34,26 @@ func Main(m *testing.M) { os.Exit(Run(m)) }
 
 // Run is Main for a TestMain that has to clean up: it returns the status to exit with.
 func Run(m *testing.M) int {
+	inside, status, err := Enter()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "netlab: SKIPPING all packet tests: %v\n", err)
+	}
+	setupErr = err
+	if inside || err != nil {
+		return m.Run()
+	}
+	return status
+}
+
+// Enter runs this program again, with the same arguments, in namespaces of its own, and returns the status it ended with.
+// In that second process inside is true. The error says why no namespaces could be made.
+func Enter() (inside bool, status int, err error) {
 	if Inside() {
 		setupErr = prepare()
-		return m.Run()
+		return true, 0, setupErr
 	}
-	code, err := reexec()
-	if err != nil {
-		setupErr = err
-		fmt.Fprintf(os.Stderr, "netlab: SKIPPING all packet tests: %v\n", err)
-		return m.Run()
-	}
-	return code
+	status, err = reexec()
+	return false, status, err
 }
 
 // Inside says whether this process already runs in the lab's namespaces. A TestMain that has to prepare something outside,
