@@ -14,9 +14,9 @@ import (
 )
 
 // Fake is a Kernel in memory: a model of iptables that takes rules as they are written, and refuses what iptables refuses
-// on account of the chains: rules in and jumps to chains that are not there, deletions of what is absent, of what is not
-// empty and of what is still referred to, loops aside. A transaction is applied to a copy that takes the place of the table if all of it
-// succeeds. It is not safe for concurrent use.
+// on account of the chains: rules in and jumps to chains that are not there, deletions of what is
+// absent, not empty, or still referred to. It does not look for loops. A transaction is applied to a copy, which takes the
+// place of the table if all of it succeeds. It is not safe for concurrent use.
 type Fake struct {
 	// Unsupported lists words that no rule may contain, as if the kernel lacked them.
 	Unsupported []string
@@ -146,7 +146,15 @@ func (k *Fake) apply(t fakeTable, line string) string {
 		if len(chain) > 28 {
 			return "chain name too long"
 		}
-		t[chain] = nil
+		if !builtin(chain) { // whose rules --noflush keeps
+			t[chain] = nil
+		}
+		return ""
+	}
+	if line == "-F" {
+		for chain := range t {
+			t[chain] = nil
+		}
 		return ""
 	}
 	verb, rest, _ := strings.Cut(line, " ")
@@ -164,6 +172,8 @@ func (k *Fake) apply(t fakeTable, line string) string {
 			return "bad rule (does a matching rule exist in that chain?)"
 		}
 		t[chain] = slices.Delete(slices.Clone(rules), i, i+1)
+	case "-F":
+		t[chain] = nil
 	case "-X":
 		if len(rules) > 0 || t.refers(chain) {
 			return "chain is in use: " + chain
