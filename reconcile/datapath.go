@@ -181,7 +181,7 @@ func (d *dataPath) render(want wanted, now time.Time) error {
 			return err
 		}
 		d.all = false
-		clear(d.stale)
+		d.stale = map[backends.ServiceName]struct{}{}
 		return nil
 	}
 	for name := range d.stale {
@@ -195,7 +195,7 @@ func (d *dataPath) render(want wanted, now time.Time) error {
 			d.set(name, entries, items, now)
 		}
 	}
-	clear(d.stale)
+	d.stale = map[backends.ServiceName]struct{}{}
 	return nil
 }
 
@@ -273,7 +273,7 @@ func (d *dataPath) accepted(now time.Time) {
 			remember(d.good, name, d.rendered[name])
 		}
 	}
-	clear(d.fresh)
+	d.fresh = map[backends.ServiceName]struct{}{}
 	clear(d.drift)
 	d.isolated.acquit(now)
 }

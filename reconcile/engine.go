@@ -276,7 +276,7 @@ func (e *Engine) resolve(rep *Report) {
 		e.resolveService(name)
 	}
 	e.all = false
-	clear(e.dirty)
+	e.dirty = map[backends.ServiceName]struct{}{} // walking a map costs what it held at most, not what it holds
 	rep.Stages.Resolve += time.Since(start)
 }
 
@@ -356,6 +356,9 @@ func (e *Engine) settle(rep *Report) {
 			delete(e.services, name)
 		}
 		delete(e.unsettled, name)
+	}
+	if len(e.unsettled) == 0 {
+		e.unsettled = map[backends.ServiceName]struct{}{}
 	}
 	for _, key := range e.active.repaired {
 		e.flows.owe(key, nil)

@@ -64,7 +64,7 @@ func (f *flowDebts) clean(ctx context.Context, inForce func(backends.PortKey) *b
 	if err != nil {
 		return n, fmt.Errorf("remove stale conntrack entries: %w", err)
 	}
-	clear(f.owed)
+	f.owed = map[backends.PortKey][]*backends.Entry{}
 	return n, nil
 }
 

@@ -314,6 +314,9 @@ func (t *Tracker) Confirm(changes []backends.Change) {
 	for _, c := range changes {
 		t.see(t.record(c.ID), c.New)
 	}
+	if len(t.pending) == 0 {
+		t.pending = map[*record]struct{}{} // walking a map costs what it held at most, not what it holds
+	}
 }
 
 // Pending returns the changes that would make the observed side equal to the desired one, sorted by ID. Those for which

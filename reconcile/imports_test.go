@@ -1,0 +1,139 @@
+package reconcile_test
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// importRules says what each part of the module may import of the module itself. The first rule whose prefix matches
+// counts.
+var importRules = []struct {
+	in      string   // the importing package, or a folder above it
+	allowed []string // packages, or folders that end in "/..."
+	why     string
+}{
+	{"cmd", []string{"..."}, ""},
+	{"reconcile", []string{"spec/...", "backends", "reconcile/..."}, "reconcile decides: it sees backends through their interface, and never one of them"},
+	{"spec", []string{"spec/..."}, "spec knows what people write: it knows no kernel and no reconciler"},
+	{"backends/netlab", []string{"backends/netlab/..."}, "the network laboratory is for tests of everything else"},
+	{"backends/backendtest", []string{"backends"}, "the conformance suite knows a backend by its interface only"},
+	{"backends/", []string{"backends", "backends/SELF/...", "backends/conntrack", "backends/hostnet"},
+		"a backend imports the shared words and the kernel parts below backends, neither another backend nor anything above"},
+	{"backends", nil, "the words that everybody shares are a leaf"},
+}
+
+// testsMayImport is what tests may use besides.
+var testsMayImport = map[string][]string{
+	"reconcile": {"backends/fake", "backends/backendtest", "backends/netlab/..."},
+	"backends":  {"backends/backendtest", "backends/netlab/...", "backends"},
+	"spec":      {"testdata/..."},
+}
+
+// forbidden are names of packages that collect what belongs elsewhere.
+var forbidden = map[string]bool{"util": true, "utils": true, "common": true, "helpers": true, "misc": true}
+
+func TestImportsRunOneWay(t *testing.T) {
+	root := moduleRoot(t)
+	module := "weir"
+	err := filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, _ := filepath.Rel(root, file)
+		if d.IsDir() {
+			if name := d.Name(); rel != "." && (strings.HasPrefix(name, ".") || name == "testdata") {
+				return filepath.SkipDir
+			}
+			if forbidden[d.Name()] {
+				t.Errorf("%s: a package is named for what it is, not %q", rel, d.Name())
+			}
+			return nil
+		}
+		if !strings.HasSuffix(file, ".go") {
+			return nil
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Errorf("%s: %v", rel, err)
+			return nil
+		}
+		for _, spec := range parsed.Imports {
+			imported, _ := strconv.Unquote(spec.Path.Value)
+			if imported, ours := strings.CutPrefix(imported, module+"/"); ours {
+				checkImport(t, filepath.ToSlash(rel), imported)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func checkImport(t *testing.T, file, imported string) {
+	pkg := path.Dir(file)
+	for _, rule := range importRules {
+		if !strings.HasPrefix(pkg, rule.in) {
+			continue
+		}
+		allowed := rule.allowed
+		if strings.HasSuffix(file, "_test.go") {
+			top, _, _ := strings.Cut(pkg, "/")
+			allowed = append(append([]string(nil), allowed...), testsMayImport[top]...)
+		}
+		for _, a := range allowed {
+			if matches(strings.Replace(a, "SELF", second(pkg), 1), imported) {
+				return
+			}
+		}
+		t.Errorf("%s must not import %s: %s", file, imported, rule.why)
+		return
+	}
+	if pkg != "." && strings.HasPrefix(pkg, "examples") {
+		return
+	}
+	if !strings.HasSuffix(file, "_test.go") {
+		t.Errorf("%s imports %s, and no rule says what %s may import", file, imported, pkg)
+	}
+}
+
+func second(pkg string) string {
+	parts := strings.Split(pkg, "/")
+	if len(parts) < 2 {
+		return ""
+	}
+	return parts[1]
+}
+
+func matches(pattern, imported string) bool {
+	if pattern == "..." {
+		return true
+	}
+	if folder, ok := strings.CutSuffix(pattern, "/..."); ok {
+		return imported == folder || strings.HasPrefix(imported, folder+"/")
+	}
+	return imported == pattern
+}
+
+// moduleRoot returns the directory of go.mod.
+func moduleRoot(t *testing.T) string {
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir != filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
+	t.Fatal("no go.mod above the test")
+	return ""
+}
