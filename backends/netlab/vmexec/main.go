@@ -4,7 +4,7 @@
 //	CGO_ENABLED=0 go test -exec "$PWD/bin/vmexec" ./backends/ipvs
 //
 // The kernel is Debian's linux-image-cloud-amd64, downloaded and unpacked but not installed, and booted by
-// qemu-system-x86_64, in software where there is no KVM. Its root file system is made of the kernel's modules, the tools of
+// qemu-system-x86_64 in software. Its root file system is made of the kernel's modules, the tools of
 // this machine that tests look at the kernel with, the test binary and the module's test data. Without a test binary it
 // gives a shell.
 package main
@@ -36,6 +36,8 @@ func run() (int, error) {
 	shell := flag.Bool("shell", false, "give a shell in the machine instead of running a test")
 	limit := flag.Duration("limit", 20*time.Minute, "the most time that the machine may run")
 	memory := flag.Int("memory", 2048, "MiB of memory")
+	// Many of the machines that tests run on are virtual themselves, with a /dev/kvm that is there and does not work.
+	accel := flag.String("accel", "tcg,thread=multi", "qemu's -accel: software emulation, or kvm where it works")
 	flag.Parse()
 
 	root, err := moduleRoot()
@@ -61,7 +63,7 @@ func run() (int, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), *limit)
 	defer cancel()
-	return boot(ctx, machine{kernel: kernel, initrd: initrd.Name(), memory: *memory, shell: *shell})
+	return boot(ctx, machine{kernel: kernel, initrd: initrd.Name(), accel: *accel, memory: *memory, shell: *shell})
 }
 
 // moduleRoot finds the directory of go.mod from the current one upwards.
@@ -101,6 +103,7 @@ func concatenate(w io.WriteCloser, base string, overlay func(*archive) error) er
 
 type machine struct {
 	kernel, initrd string
+	accel          string
 	memory         int
 	shell          bool
 }
@@ -117,16 +120,10 @@ func boot(ctx context.Context, m machine) (int, error) {
 	}
 	defer os.Remove(log.Name())
 	args := []string{
-		"-nodefaults", "-no-reboot", "-display", "none", "-machine", "q35", "-cpu", "max,arch-capabilities=off", "-smp", "2",
+		"-nodefaults", "-no-reboot", "-display", "none", "-machine", "q35", "-cpu", "max", "-smp", "2", "-accel", m.accel,
 		"-m", strconv.Itoa(m.memory), "-kernel", m.kernel, "-initrd", m.initrd,
 		"-append", "console=ttyS0 quiet panic=-1 rdinit=/init",
 		"-serial", "file:" + log.Name(),
-	}
-	if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err == nil {
-		f.Close()
-		args = append(args, "-accel", "kvm")
-	} else {
-		args = append(args, "-accel", "tcg,thread=multi")
 	}
 	if m.shell {
 		args = append(args, "-chardev", "stdio,id=tty,signal=off", "-serial", "chardev:tty")
