@@ -363,10 +363,14 @@ func (d *dataPath) learn(plan backends.Plan, result backends.Result, now time.Ti
 		}
 	}
 	progress := len(confirmed) > 0
+	blamed := map[culprit]bool{} // once, however many of its changes were refused
 	for _, c := range refused {
 		err := fmt.Errorf("the kernel refused %s of %s: %w", c.Op, c.ID, result.Refused[c.ID])
 		for _, who := range culpritsOf(c.ID, c.Owners) {
-			progress = d.refuse(who, err, now) || progress
+			if !blamed[who] {
+				blamed[who] = true
+				progress = d.refuse(who, err, now) || progress
+			}
 		}
 	}
 	if result.Err == nil && (progress || len(refused) == 0) || result.Err != nil && len(refused) > 0 && progress {
