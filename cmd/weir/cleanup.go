@@ -1,0 +1,73 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func newCleanup() *cobra.Command {
+	var (
+		node   nodeFlags
+		logs   logFlags
+		output outputFlag
+		dryRun bool
+	)
+	cmd := &cobra.Command{
+		Use:   "cleanup",
+		Short: "Remove everything that weir programmed, in every mode",
+		Long: `Remove from this node's kernel what weir owns, whatever mode programmed it, and nothing else. With --dry-run, print what
+would go.
+
+Exit codes: 0 nothing of weir's is left (or the plan was printed); 1 something could not be removed; 2 the command line
+makes no sense.`,
+		Example: "  weir cleanup --dry-run\n  weir cleanup",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := errors.Join(node.check(), logs.check(), output.check()); err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			log := logs.logger(cmd.ErrOrStderr())
+			if !dryRun {
+				release, err := lockNode(log)
+				if err != nil {
+					return err
+				}
+				defer release()
+			}
+			engines := (&wiring{log: log, flags: node}).others(ctx, "")
+			if len(engines) == 0 {
+				return errors.New("this node has neither iptables nor nftables that could be read")
+			}
+			for _, engine := range engines {
+				if dryRun {
+					plan, err := engine.PlanCleanup(ctx)
+					if err != nil {
+						return readError(err)
+					}
+					if err := writePlan(cmd.OutOrStdout(), plan, output.format); err != nil {
+						return err
+					}
+					continue
+				}
+				mode := engine.Mode()
+				r := engine.Cleanup(ctx)
+				if r.Err != nil {
+					return fmt.Errorf("%s: %w", mode, r.Err)
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %d removed\n", mode, r.Deleted)
+			}
+			return nil
+		},
+	}
+	node.addVariant(cmd.Flags())
+	logs.add(cmd, "warn")
+	output.add(cmd, "the plan of --dry-run")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print what would be removed and change nothing")
+	return cmd
+}

@@ -1,0 +1,173 @@
+package main_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var updateHelp = flag.Bool("update-help", false, "rewrite the golden help texts")
+
+// result is what a process left behind.
+type result struct {
+	stdout, stderr string
+	code           int
+}
+
+// weir runs the program where the test runs.
+func weir(t *testing.T, stdin string, args ...string) result {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Getenv(binaryEnv), args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
+	err := cmd.Run()
+	if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// TestHelp keeps the help texts as they were reviewed.
+func TestHelp(t *testing.T) {
+	t.Parallel()
+	for _, sub := range []string{"", "run", "reconcile", "validate", "cleanup", "version"} {
+		t.Run("weir "+sub, func(t *testing.T) {
+			args := append(strings.Fields(sub), "-h")
+			got := weir(t, "", args...)
+			if got.code != 0 || got.stderr != "" {
+				t.Errorf("exit %d, stderr %q", got.code, got.stderr)
+			}
+			file := filepath.Join("testdata", "help", strings.TrimSuffix("weir-"+sub, "-")+".txt")
+			if *updateHelp {
+				if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(got.stdout), 0o644)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got.stdout); diff != "" {
+				t.Errorf("the help differs from %s (-want +got); -update-help accepts it:\n%s", file, diff)
+			}
+			if !strings.Contains(got.stdout, "Examples:") {
+				t.Error("there are no examples")
+			}
+		})
+	}
+}
+
+func TestUsageErrors(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name string
+		args string
+		want string
+	}{
+		{"unknown command", "frobnicate", `unknown command "frobnicate"`},
+		{"unknown flag", "run --frobnicate", "unknown flag: --frobnicate"},
+		{"nothing to read", "run", "nothing to read: give -f"},
+		{"a path without -f", "validate dir", "paths are given with -f"},
+		{"bad CIDR", "validate -f . --service-cidrs 10.0.0.1/8", "--service-cidrs: 10.0.0.1/8 has bits set after its prefix; write 10.0.0.0/8"},
+		{"bad range", "validate -f . --node-port-range 5", "--node-port-range: "},
+		{"bad settle time", "validate -f . --settle-time 1h", "--settle-time: "},
+		{"relative state directory", "run -f . --state-dir x", "--state-dir: "},
+		{"mode that is not built", "run -f . --proxy-mode ipvs", `mode "ipvs" is not available in this build; use iptables or nftables`},
+		{"unknown mode", "reconcile -f . --proxy-mode x", `mode "x" is not available in this build; use iptables or nftables`},
+		{"unknown variant", "cleanup --iptables-variant x", "must be one of auto, nft, legacy"},
+		{"unknown log format", "run -f . --log-format xml", "must be one of text, json"},
+		{"unknown log level", "run -f . --log-level loud", "must be one of error, warn"},
+		{"unknown output", "version -o yaml", "must be one of text, json"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got := weir(t, "", strings.Fields(tc.args)...)
+			if got.code != 2 || !strings.Contains(got.stderr, tc.want) || got.stdout != "" {
+				t.Errorf("exit %d, stdout %q, stderr %q; want exit 2 and %q", got.code, got.stdout, got.stderr, tc.want)
+			}
+			if strings.Contains(got.stderr, "\x1b") {
+				t.Error("colours are used though stderr is not a terminal")
+			}
+		})
+	}
+}
+
+const webService = `apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  clusterIP: 10.96.0.10
+  ports: [{port: 80, targetPort: 8080}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{port: 8080}]
+endpoints: [{addresses: [10.244.1.1], nodeName: node}]
+`
+
+const deployment = "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n"
+
+func TestValidate(t *testing.T) {
+	t.Parallel()
+	port := func(s string) string { return strings.Replace(webService, "port: 80,", "port: "+s+",", 1) }
+	for _, tc := range []struct {
+		name, input    string
+		flags          string
+		code           int
+		stdout, stderr string
+	}{
+		{"good", webService, "", 0, "ok: 1 Service, 1 EndpointSlice\n", ""},
+		{"other kinds", webService + deployment, "", 0, "1 document of other kinds skipped (Deployment)\n", ""},
+		{"bad port", port("70000"), "", 1, "", ":5: Service default/web: spec.ports[0].port"},
+		{"typo", strings.Replace(webService, "clusterIP", "clusterIp", 1), "", 1, "", "clusterIp"},
+		{"all at once", port("70000") + "---\n" + strings.ReplaceAll(port("0"), "name: web", "name: api"), "", 1, "", "Service default/api"},
+		{"not YAML", "a: [", "", 1, "", "invalid: 1 problem"},
+		{"empty", "", "", 1, "", "--allow-empty"},
+		{"empty is meant", "", "--allow-empty", 0, "ok: 0 Services, 0 EndpointSlices\n", ""},
+		{"mode that is not built", webService + "---\napiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: ipvs\n", "", 1, "",
+			`KubeProxyConfiguration: mode: mode "ipvs" is not available in this build; use iptables or nftables`},
+	} {
+		for _, from := range []string{"stdin", "file", "directory"} {
+			t.Run(tc.name+"/"+from, func(t *testing.T) {
+				path, stdin := "-", tc.input
+				if from != "stdin" {
+					stdin, path = "", filepath.Join(t.TempDir(), "in.yaml")
+					if err := os.WriteFile(path, []byte(tc.input), 0o644); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if from == "directory" {
+					path = filepath.Dir(path)
+				}
+				got := weir(t, stdin, append([]string{"validate", "-f", path}, strings.Fields(tc.flags)...)...)
+				if got.code != tc.code || !strings.HasSuffix(got.stdout, tc.stdout) || !strings.Contains(got.stderr, tc.stderr) {
+					t.Errorf("exit %d\nstdout: %s\nstderr: %s\nwant exit %d, %q, %q", got.code, got.stdout, got.stderr, tc.code, tc.stdout, tc.stderr)
+				}
+				if tc.code != 0 && got.stdout != "" {
+					t.Errorf("errors belong to stderr; stdout is %q", got.stdout)
+				}
+			})
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	if got := weir(t, "", "version"); got.code != 0 || !strings.HasPrefix(got.stdout, "weir ") {
+		t.Errorf("%+v", got)
+	}
+	got := weir(t, "", "version", "-o", "json")
+	var v map[string]any
+	if err := json.Unmarshal([]byte(got.stdout), &v); err != nil || v["goVersion"] == "" {
+		t.Errorf("%+v: %v", got, err)
+	}
+}

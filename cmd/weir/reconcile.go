@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"weir/backends"
+	"weir/reconcile"
+	"weir/spec"
+)
+
+func newReconcile() *cobra.Command {
+	var (
+		input  inputFlags
+		node   nodeFlags
+		logs   logFlags
+		output outputFlag
+		dryRun bool
+	)
+	cmd := &cobra.Command{
+		Use:   "reconcile -f DIR|FILE|-",
+		Short: "Program this node once, or say what would change",
+		Long: `Read the input, compare it with what the kernel holds, apply the difference, and end. With --dry-run, print the
+difference as a plan and change nothing; that needs no more privileges than it takes to read the kernel's rules.
+
+Exit codes: 0 the node is as the input says (or the plan was printed); 1 the input is not valid, or something could not
+be applied; 2 the command line makes no sense.`,
+		Example: `  weir reconcile -f ./cluster --dry-run
+  weir reconcile -f ./cluster --dry-run -o json
+  weir reconcile -f ./cluster --hostname-override edge-7`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := errors.Join(node.check(), logs.check(), output.check()); err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			log := logs.logger(cmd.ErrOrStderr())
+			source, err := input.source(log.Named("files"))
+			if err != nil {
+				return err
+			}
+			if !dryRun {
+				release, err := lockNode(log)
+				if err != nil {
+					return err
+				}
+				defer release()
+			}
+			snap, err := source.Load(ctx)
+			if err != nil {
+				printProblems(cmd.ErrOrStderr(), err)
+				return errReported
+			}
+			w := &wiring{log: log, flags: node}
+			t, err := w.target(ctx, snap)
+			if err != nil {
+				return err
+			}
+			engine := reconcile.NewEngine(reconcile.Options{Mode: t.Mode, Backend: t.Backend, Node: t.Node, Flows: &w.flows, Log: log.Named("engine")})
+			engine.SetSnapshot(snap, spec.Delta{All: true})
+			if dryRun {
+				return printPlan(ctx, cmd, engine, output.format)
+			}
+			(&host{log: log}).apply(t)
+			r := engine.Round(ctx, reconcile.Request{Reason: "weir reconcile", Full: true})
+			return printReport(cmd, &r, output.format)
+		},
+	}
+	input.add(cmd)
+	node.add(cmd)
+	logs.add(cmd, "warn")
+	output.add(cmd, "the plan or the outcome")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print the plan and change nothing")
+	return cmd
+}
+
+func printPlan(ctx context.Context, cmd *cobra.Command, engine *reconcile.Engine, format string) error {
+	plan, err := engine.Plan(ctx, "weir reconcile --dry-run")
+	if err != nil {
+		return readError(err)
+	}
+	return writePlan(cmd.OutOrStdout(), plan, format)
+}
+
+func writePlan(w io.Writer, plan backends.Plan, format string) error {
+	if format == "json" {
+		return writeJSON(w, plan)
+	}
+	_, err := io.WriteString(w, plan.String())
+	return err
+}
+
+// readError says what to do if the kernel's rules may not be read.
+func readError(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("the kernel's rules cannot be read without privileges; run this as root, or with CAP_NET_ADMIN: %w", err)
+	}
+	return fmt.Errorf("the kernel's rules cannot be read: %w", err)
+}
+
+// outcome is a Report as "weir reconcile -o json" prints it.
+type outcome struct {
+	Mode     string             `json:"mode"`
+	Revision string             `json:"revision,omitempty"`
+	Services int                `json:"services"`
+	Created  int                `json:"created"`
+	Updated  int                `json:"updated"`
+	Deleted  int                `json:"deleted"`
+	Isolated map[string]string  `json:"isolated,omitempty"`
+	Seconds  map[string]float64 `json:"seconds"`
+	Error    string             `json:"error,omitempty"`
+}
+
+// printReport prints what was done. It is an error if the kernel does not hold all that was asked.
+func printReport(cmd *cobra.Command, r *reconcile.Report, format string) error {
+	out, errOut := cmd.OutOrStdout(), cmd.ErrOrStderr()
+	if format == "json" {
+		o := outcome{Mode: r.Mode, Revision: r.Revision, Services: r.Services, Created: r.Created, Updated: r.Updated, Deleted: r.Deleted,
+			Seconds: stageSeconds(&r.Stages)}
+		for _, i := range r.Isolated {
+			if o.Isolated == nil {
+				o.Isolated = map[string]string{}
+			}
+			o.Isolated[i.String()] = i.Err.Error()
+		}
+		if r.Err != nil {
+			o.Error = r.Err.Error()
+		}
+		if err := writeJSON(out, o); err != nil {
+			return err
+		}
+	} else if r.Err == nil {
+		fmt.Fprintf(out, "%s: %d created, %d updated, %d deleted; %s in %v (observe %v, plan %v, apply %v)\n",
+			r.Mode, r.Created, r.Updated, r.Deleted, plural(r.Services, "Service"), ms(r.Stages.Total),
+			ms(r.Stages.Observe), ms(r.Stages.Resolve+r.Stages.Plan), ms(r.Stages.Apply))
+	}
+	for _, i := range r.Isolated {
+		fmt.Fprintf(errOut, "%s %s: %s: %v\n", paint(errOut, red, "not programmed:"), i.Origin, i, i.Err)
+	}
+	switch {
+	case r.Err != nil:
+		return r.Err
+	case len(r.Isolated) > 0:
+		return errReported
+	}
+	return nil
+}
+
+func stageSeconds(s *reconcile.Stages) map[string]float64 {
+	return map[string]float64{"observe": s.Observe.Seconds(), "resolve": s.Resolve.Seconds(), "plan": s.Plan.Seconds(),
+		"apply": s.Apply.Seconds(), "flows": s.Flows.Seconds(), "total": s.Total.Seconds()}
+}
+
+func ms(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }

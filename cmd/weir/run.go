@@ -1,0 +1,250 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+
+	"weir/reconcile"
+	"weir/reconcile/health"
+	"weir/spec"
+)
+
+// cleanupTimeout bounds what --cleanup-on-exit may take; service managers kill after 90 s.
+const cleanupTimeout = 60 * time.Second
+
+// manyServices is from when on a round leaves enough garbage behind to give it back to the system at once.
+const manyServices = 500
+
+func newRun() *cobra.Command {
+	var (
+		input         inputFlags
+		node          nodeFlags
+		logs          logFlags
+		cleanupOnExit bool
+	)
+	cmd := &cobra.Command{
+		Use:   "run -f DIR|FILE|-",
+		Short: "Program this node, and keep it as the input says",
+		Long: `Read the input, program this node, and do it again whenever a file changes, whenever somebody else changed what weir
+programmed, and every syncPeriod. An input that is not valid changes nothing: the last good state stands until it heals.
+The KubeProxyConfiguration is read live too: a change to any field, the mode included, takes effect without a restart.
+
+SIGTERM and SIGINT end it and leave the kernel forwarding, unless --cleanup-on-exit is given. Only one weir can run in a
+network namespace.
+
+Served, on healthzBindAddress: /healthz, /livez. On metricsBindAddress: /metrics, /proxyMode, /healthz, and
+/debug/pprof/ if enableProfiling is set. A service manager is notified (systemd: Type=notify or notify-reload).
+
+Exit codes: 0 ended by a signal; 1 could not start; 2 the command line makes no sense.`,
+		Example: `  weir run -f /etc/weir
+  weir run -f /srv/git/cluster/current --hostname-override edge-7
+  weir run -f /etc/weir/services --config /etc/weir/kube-proxy.yaml --log-format json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := errors.Join(node.check(), logs.check()); err != nil {
+				return err
+			}
+			log := logs.logger(cmd.ErrOrStderr())
+			source, err := input.source(log.Named("files"))
+			if err != nil {
+				return err
+			}
+			release, err := lockNode(log)
+			if err != nil {
+				return err
+			}
+			defer release()
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			return newDaemon(log, node).run(ctx, source, cleanupOnExit)
+		},
+	}
+	input.add(cmd)
+	node.add(cmd)
+	logs.add(cmd, "info")
+	cmd.Flags().BoolVar(&cleanupOnExit, "cleanup-on-exit", false, "at the end, remove everything that weir programmed")
+	return cmd
+}
+
+// daemon ties the Loop to everything that listens to it. After newDaemon all its methods but run are called from the
+// Loop's goroutine.
+type daemon struct {
+	log    hclog.Logger
+	wiring *wiring
+	host   *host
+	health *health.Health
+	notify *notifier
+	told   *changeLog
+	engine *reconcile.Engine
+
+	ctx        context.Context
+	fail       context.CancelCauseFunc
+	configured bool
+	swept      bool
+	current    *target
+}
+
+func newDaemon(log hclog.Logger, flags nodeFlags) *daemon {
+	b := thisBuild()
+	w := &wiring{log: log, flags: flags}
+	return &daemon{
+		log:    log,
+		wiring: w,
+		host:   &host{log: log},
+		health: health.New(health.NewMetrics(b.Version, b.Commit, b.GoVersion), log.Named("health")),
+		notify: &notifier{log: log},
+		told:   newChangeLog(log),
+		engine: reconcile.NewEngine(reconcile.Options{Flows: &w.flows, Log: log.Named("engine")}),
+	}
+}
+
+// run works until ctx is done, or until something that cannot be repaired happens at the start.
+func (d *daemon) run(ctx context.Context, source spec.Source, cleanup bool) error {
+	limitMemory()
+	b := thisBuild()
+	d.log.Info("starting", "version", b.Version, "commit", b.Commit, "go", b.GoVersion, "pid", os.Getpid())
+	d.ctx, d.fail = context.WithCancelCause(ctx)
+	defer d.fail(nil)
+	defer d.health.Close()
+
+	updates, nodeChanges := make(chan spec.Update), make(chan struct{}, 1)
+	loop := reconcile.NewLoop(reconcile.LoopOptions{
+		Engine: d.engine, Updates: updates, NodeChanges: nodeChanges, Log: d.log.Named("loop"),
+		Configure: d.configure, OnUpdate: d.onUpdate, OnReport: d.onReport,
+	})
+	var wg sync.WaitGroup
+	wg.Go(func() { d.must(source.Watch(d.ctx, updates)) })
+	wg.Go(func() { d.host.watch(d.ctx, nodeChanges) })
+	wg.Go(func() { d.notify.watchdog(d.ctx) })
+	d.must(loop.Run(d.ctx))
+	d.notify.stopping()
+	wg.Wait()
+
+	if ctx.Err() == nil {
+		return context.Cause(d.ctx)
+	}
+	if !cleanup {
+		d.log.Info("stopped; the kernel keeps forwarding")
+		return nil
+	}
+	return d.cleanup(context.WithoutCancel(ctx))
+}
+
+// must ends the daemon if a part of it that should run until ctx is done ends before.
+func (d *daemon) must(err error) {
+	if d.ctx.Err() == nil {
+		d.fail(fmt.Errorf("stopped unexpectedly: %w", err))
+	}
+}
+
+func (d *daemon) cleanup(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
+	defer cancel()
+	if d.wiring.backend == nil {
+		return nil
+	}
+	r := d.engine.Cleanup(ctx)
+	if r.Err != nil {
+		return fmt.Errorf("cleanup: %w", r.Err)
+	}
+	d.log.Info("stopped; everything that was programmed is removed", "deleted", r.Deleted, "took", r.Stages.Total)
+	return nil
+}
+
+// configure is the Loop's hook: it turns a snapshot into Settings and puts in force what is not a matter of Services.
+func (d *daemon) configure(snap *spec.Snapshot) (reconcile.Settings, error) {
+	t, err := d.wiring.target(d.ctx, snap)
+	if err != nil {
+		return reconcile.Settings{}, err
+	}
+	cfg := health.Config{
+		HealthzBindAddress:  t.Config.HealthzBindAddress,
+		MetricsBindAddress:  t.Config.MetricsBindAddress,
+		BindAddressHardFail: t.Config.BindAddressHardFail,
+		EnableProfiling:     t.Config.EnableProfiling,
+		Mode:                t.Mode,
+	}
+	node := health.Node{Name: t.Node.Name, Object: t.Object, NodePortAddresses: t.BackendConfig.NodePortAddresses}
+	if err := d.health.Configure(cfg, node, t.SyncPeriod); err != nil {
+		if !d.configured {
+			// As in kube-proxy: bindAddressHardFail asks to find this out at the start.
+			d.fail(err)
+		}
+		return reconcile.Settings{}, err
+	}
+	d.host.apply(t)
+	d.host.protect(t.Config)
+	if d.configured {
+		d.notify.reloading()
+	} else {
+		d.log.Info("configured", "node", t.Node.Name, "zone", t.Node.Zone, "mode", t.Mode, "config", originOr(snap.ConfigOrigin, "defaults"),
+			"sync_period", t.SyncPeriod, "min_sync_period", t.MinSyncPeriod)
+	}
+	d.configured, d.current = true, t
+	return t.Settings, nil
+}
+
+func (d *daemon) onUpdate(u spec.Update) {
+	d.told.update(u)
+	d.health.OnUpdate(u)
+	if u.Err != nil {
+		d.notify.verdict("The input cannot be used; the last good state stands: " + firstLine(u.Err))
+	}
+}
+
+func (d *daemon) onReport(r reconcile.Report) {
+	d.health.OnReport(r)
+	d.notify.round(d.current.SyncPeriod)
+	if r.Err != nil {
+		return
+	}
+	d.notify.verdict(fmt.Sprintf("%s, revision %s, %s", r.Mode, r.Revision, plural(r.Services, "Service")))
+	if !d.swept {
+		d.swept = true
+		d.sweep(r.Mode)
+	}
+	if r.Resolved >= manyServices {
+		debug.FreeOSMemory()
+	}
+}
+
+// sweep takes down what an earlier run in another mode left behind, once this mode is in force.
+func (d *daemon) sweep(mode string) {
+	for _, engine := range d.wiring.others(d.ctx, mode) {
+		other := engine.Mode()
+		r := engine.Cleanup(d.ctx)
+		switch {
+		case r.Err != nil:
+			d.log.Warn("cannot tell or remove what an earlier run in another mode left", "mode", other, "error", r.Err)
+		case r.Deleted > 0:
+			d.log.Info("removed what an earlier run in another mode left", "mode", other, "deleted", r.Deleted)
+		}
+	}
+}
+
+// limitMemory has the collector keep the heap closer to what is in use than Go's default, which lets it double: a node's
+// memory belongs to its pods, and after the start there is little garbage to collect.
+func limitMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(40)
+	}
+}
+
+func originOr(o spec.Origin, otherwise string) string {
+	if s := o.String(); s != "" {
+		return s
+	}
+	return otherwise
+}
+
+func firstLine(err error) string { return problemLines(err)[0] }

@@ -1,0 +1,281 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	corev1 "k8s.io/api/core/v1"
+	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
+
+	"weir/backends"
+	"weir/backends/conntrack"
+	"weir/backends/hostnet"
+	"weir/backends/iptables"
+	"weir/backends/nftables"
+	"weir/reconcile"
+	"weir/spec"
+	"weir/spec/config"
+)
+
+// defaultMasqueradeMark is masqueradeBit's default, 14.
+const defaultMasqueradeMark = 1 << 14
+
+var bothFamilies = []backends.Family{backends.IPv4, backends.IPv6}
+
+// wiring knows the concrete backends. It turns a Snapshot into what the Engine is given, and remembers what it built, so
+// that a Snapshot that changes nothing for the backend is given the same one again. It is used by one goroutine at a time.
+type wiring struct {
+	log   hclog.Logger
+	flags nodeFlags
+
+	mode    string
+	config  backends.Config
+	backend backends.Backend
+	flows   liveFlows
+
+	kernel iptables.Kernel // found once; a node does not change its iptables under a running process
+}
+
+// target is what a Snapshot comes down to on this node.
+type target struct {
+	reconcile.Settings
+	// Config has the flags applied, and Mode is never "".
+	Config *kubeproxyconfig.KubeProxyConfiguration
+	// Object is this node's Node object, or nil.
+	Object *corev1.Node
+	// Backend's Config.
+	BackendConfig backends.Config
+}
+
+// target works out what the Snapshot means for this node. It reads from the node and changes nothing on it.
+func (w *wiring) target(ctx context.Context, snap *spec.Snapshot) (*target, error) {
+	c := snap.Config.DeepCopy()
+	if w.flags.mode != "" {
+		c.Mode = kubeproxyconfig.ProxyMode(w.flags.mode)
+	}
+	name, err := nodeName(w.flags.hostname, c.HostnameOverride)
+	if err != nil {
+		return nil, err
+	}
+	mode, err := w.chooseMode(ctx, string(c.Mode), w.flags.mode == "" && snap.ConfigOrigin == spec.Origin{})
+	if err != nil {
+		return nil, err
+	}
+	c.Mode = kubeproxyconfig.ProxyMode(mode)
+	t := &target{Config: c, Object: snap.Nodes[name]}
+	if t.BackendConfig, err = backendConfig(c, t.Object); err != nil {
+		return nil, err
+	}
+	if err := w.build(ctx, mode, t.BackendConfig); err != nil {
+		return nil, err
+	}
+	t.Settings = reconcile.Settings{
+		Mode:    mode,
+		Backend: w.backend,
+		Node:    reconcile.Node{Name: name, Families: t.BackendConfig.Families},
+	}
+	if t.Object != nil {
+		t.Node.Zone = t.Object.Labels[corev1.LabelTopologyZone]
+	}
+	t.MinSyncPeriod, t.SyncPeriod = syncPeriods(c)
+	return t, nil
+}
+
+// build makes the backend anew if anything it is built from differs.
+func (w *wiring) build(ctx context.Context, mode string, cfg backends.Config) error {
+	if w.backend != nil && w.mode == mode && reflect.DeepEqual(w.config, cfg) {
+		return nil
+	}
+	b, err := w.newBackend(ctx, mode, cfg)
+	if err != nil {
+		return err
+	}
+	w.mode, w.config, w.backend = mode, cfg, b
+	w.flows.Cleaner = conntrack.New(cfg)
+	return nil
+}
+
+func (w *wiring) newBackend(ctx context.Context, mode string, cfg backends.Config) (backends.Backend, error) {
+	switch mode {
+	case modeIPTables:
+		kernel, err := w.probeIPTables(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return iptables.New(cfg, kernel), nil
+	case modeNFTables:
+		for _, warning := range nftables.Warnings(cfg) {
+			w.log.Warn(warning)
+		}
+		return nftables.New(cfg), nil
+	}
+	return nil, checkMode(mode)
+}
+
+func (w *wiring) probeIPTables(ctx context.Context) (iptables.Kernel, error) {
+	if w.kernel != nil {
+		return w.kernel, nil
+	}
+	force := iptables.Mode(w.flags.variant)
+	if w.flags.variant == "auto" {
+		force = ""
+	}
+	kernel, err := iptables.Probe(ctx, w.log.Named("iptables"), families(), force)
+	if err != nil {
+		return nil, fmt.Errorf("iptables cannot be used: %w", err)
+	}
+	w.kernel = kernel
+	return kernel, nil
+}
+
+// chooseMode returns the mode asked for. If nobody asked for one, it is iptables where the node has it, else nftables, and
+// it does not change while the process lives.
+func (w *wiring) chooseMode(ctx context.Context, mode string, unasked bool) (string, error) {
+	if err := checkMode(mode); err != nil {
+		return "", err
+	}
+	if mode != "" && !unasked {
+		return mode, nil
+	}
+	if w.mode != "" {
+		return w.mode, nil
+	}
+	_, errIPTables := w.probeIPTables(ctx)
+	if errIPTables == nil {
+		return modeIPTables, nil
+	}
+	if err := nftables.Probe(ctx); err != nil {
+		return "", errors.Join(errIPTables, fmt.Errorf("nftables cannot be used: %w", err))
+	}
+	w.log.Warn("using nftables, since iptables cannot be used", "error", errIPTables)
+	return modeNFTables, nil
+}
+
+// others returns an Engine for each mode but the given one that this node can run, to take down what weir left there when
+// it was last run in another mode.
+func (w *wiring) others(ctx context.Context, mode string) []*reconcile.Engine {
+	var engines []*reconcile.Engine
+	for _, other := range []string{modeIPTables, modeNFTables} {
+		if other == mode || other == modeNFTables && nftables.Probe(ctx) != nil {
+			continue
+		}
+		b, err := w.newBackend(ctx, other, backends.Config{Families: families(), MasqueradeMark: defaultMasqueradeMark})
+		if err != nil {
+			continue // what this node cannot run, it holds nothing of
+		}
+		engines = append(engines, reconcile.NewEngine(reconcile.Options{Mode: other, Backend: b, Node: reconcile.Node{Families: bothFamilies}, Log: w.log}))
+	}
+	return engines
+}
+
+// nodeName is the name by which endpoints know this node: kube-proxy's rule.
+func nodeName(flag, fromConfig string) (string, error) {
+	name := flag
+	if name == "" {
+		name = fromConfig
+	}
+	if name == "" {
+		var err error
+		if name, err = os.Hostname(); err != nil {
+			return "", fmt.Errorf("cannot tell the name of this node, so give --hostname-override: %w", err)
+		}
+	}
+	if name = strings.ToLower(strings.TrimSpace(name)); name == "" {
+		return "", errors.New("the name of this node is empty; give --hostname-override")
+	}
+	return name, nil
+}
+
+func syncPeriods(c *kubeproxyconfig.KubeProxyConfiguration) (least, full time.Duration) {
+	if c.Mode == modeNFTables {
+		return c.NFTables.MinSyncPeriod.Duration, c.NFTables.SyncPeriod.Duration
+	}
+	return c.IPTables.MinSyncPeriod.Duration, c.IPTables.SyncPeriod.Duration
+}
+
+// backendConfig brings the KubeProxyConfiguration and this node's addresses together.
+func backendConfig(c *kubeproxyconfig.KubeProxyConfiguration, node *corev1.Node) (backends.Config, error) {
+	cfg := backends.Config{Families: families(), TCPBeLiberal: c.Conntrack.TCPBeLiberal}
+	addrs, err := hostnet.Addresses()
+	if err != nil {
+		return cfg, err
+	}
+	ports, err := hostnet.ResolveNodePorts(config.NodePortAddresses(c), hostnet.Primary(addrs), addrs)
+	if err != nil {
+		return cfg, err
+	}
+	cfg.NodeAddresses, cfg.NodePortAddresses = hostnet.Outward(addrs), ports.Addrs
+
+	bit := c.IPTables.MasqueradeBit
+	if c.Mode == modeNFTables {
+		bit, cfg.MasqueradeAll = c.NFTables.MasqueradeBit, c.NFTables.MasqueradeAll
+	} else {
+		cfg.MasqueradeAll = c.IPTables.MasqueradeAll
+		cfg.LocalhostNodePorts = ports.Localhost && (c.IPTables.LocalhostNodePorts == nil || *c.IPTables.LocalhostNodePorts)
+	}
+	cfg.MasqueradeMark = defaultMasqueradeMark
+	if bit != nil {
+		cfg.MasqueradeMark = 1 << uint(*bit)
+	}
+	cfg.LocalDetector, err = localDetector(c, node)
+	return cfg, err
+}
+
+// families returns what the kernel can do: IPv6 may have been turned off when it was booted.
+func families() []backends.Family {
+	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
+		return []backends.Family{backends.IPv4}
+	}
+	return bothFamilies
+}
+
+// localDetector is how traffic of this node's pods is told from all other. What it needs and does not find is no error, as
+// in kube-proxy: then nothing is masqueraded for where it comes from.
+func localDetector(c *kubeproxyconfig.KubeProxyConfiguration, node *corev1.Node) (backends.LocalDetector, error) {
+	switch c.DetectLocalMode {
+	case config.LocalModeClusterCIDR, "":
+		return cidrDetector("clusterCIDR", strings.Split(c.ClusterCIDR, ","))
+	case config.LocalModeNodeCIDR:
+		if node == nil {
+			return backends.LocalDetector{}, nil
+		}
+		cidrs := node.Spec.PodCIDRs
+		if len(cidrs) == 0 {
+			cidrs = []string{node.Spec.PodCIDR}
+		}
+		return cidrDetector("Node "+node.Name+": spec.podCIDRs", cidrs)
+	case config.LocalModeBridgeInterface:
+		return backends.LocalDetector{Interface: c.DetectLocal.BridgeInterface}, nil
+	case config.LocalModeInterfaceNamePrefix:
+		return backends.LocalDetector{Interface: c.DetectLocal.InterfaceNamePrefix, Prefix: true}, nil
+	}
+	return backends.LocalDetector{}, fmt.Errorf("detectLocalMode %q is not known", c.DetectLocalMode)
+}
+
+func cidrDetector(what string, cidrs []string) (backends.LocalDetector, error) {
+	var d backends.LocalDetector
+	for _, s := range cidrs {
+		if s = strings.TrimSpace(s); s == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return d, fmt.Errorf("%s: %q is not a CIDR", what, s)
+		}
+		if p = p.Masked(); !slices.Contains(d.PodCIDRs, p) {
+			d.PodCIDRs = append(d.PodCIDRs, p)
+		}
+	}
+	return d, nil
+}
+
+// liveFlows is the Cleaner of the configuration in force.
+type liveFlows struct{ *conntrack.Cleaner }
