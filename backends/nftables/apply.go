@@ -136,6 +136,11 @@ func (b *Backend) commit(ctx context.Context, c *conn, changes []backends.Change
 	if err != nil {
 		return err
 	}
+	if len(changes) >= quiet {
+		b.watch.pause()
+	}
+	alone := false
+	defer func() { b.watch.resume(alone) }()
 	before, err := c.generation(ctx)
 	if err != nil {
 		return err
@@ -155,7 +160,7 @@ func (b *Backend) commit(ctx context.Context, c *conn, changes []backends.Change
 		}
 	}
 	if after, err := c.generation(ctx); err == nil {
-		b.watch.committed(before, after, len(batches))
+		alone = b.watch.committed(before, after, len(batches))
 	}
 	return nil
 }

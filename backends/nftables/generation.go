@@ -26,6 +26,8 @@ type watcher struct {
 	own uint32
 	// moves counts the times that somebody else may have touched the tables.
 	moves uint64
+	// paused says that notifications are not received for now.
+	paused bool
 }
 
 func (w *watcher) close() error {
@@ -141,13 +143,40 @@ func ownTable(data []byte) bool {
 	return own
 }
 
-// committed accounts for transactions of weir's own: before is the generation ahead of them.
-func (w *watcher) committed(before, after uint32, transactions int) {
-	if after != before+uint32(transactions) {
+// quiet is how many changes a plan has at least for the subscription to pause while it is applied: otherwise the kernel
+// makes a notification of every element, only for the filter to drop it, which costs as much as the commit.
+const quiet = 500
+
+// pause ends the subscription until resume.
+func (w *watcher) pause() {
+	if w.conn != nil && w.conn.nl.LeaveGroup(unix.NFNLGRP_NFTABLES) == nil {
+		w.paused = true
+	}
+}
+
+// resume takes the subscription up again. alone says that nobody else committed meanwhile.
+func (w *watcher) resume(alone bool) {
+	if !w.paused {
 		return
+	}
+	w.paused = false
+	if !alone {
+		w.moves++
+	}
+	if err := w.conn.nl.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
+		_ = w.close() // the next call of Generation begins anew, which counts as a move
+	}
+}
+
+// committed accounts for transactions of weir's own: before is the generation ahead of them. It says whether nobody else
+// committed between.
+func (w *watcher) committed(before, after uint32, transactions int) bool {
+	if after != before+uint32(transactions) {
+		return false
 	}
 	w.own = after
 	if w.seen == before {
 		w.seen = after
 	}
+	return true
 }

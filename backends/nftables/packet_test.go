@@ -252,14 +252,16 @@ func TestMasquerade(t *testing.T) {
 		client string // how the source of the pod on this node fares
 		out    string // and that from outside
 	}{
-		"all":                {func(c *backends.Config) { c.MasqueradeAll = true }, netlab.Topology{}, "node", "node"},
-		"another bit":        {func(c *backends.Config) { c.MasqueradeMark = 1 << 3 }, netlab.Topology{}, "kept", "node"},
-		"no detector":        {func(c *backends.Config) { c.LocalDetector = backends.LocalDetector{} }, netlab.Topology{}, "kept", "kept"},
-		"bridge":             {func(c *backends.Config) { c.LocalDetector = backends.LocalDetector{Interface: "cni0"} }, netlab.Topology{Bridge: "cni0"}, "kept", "node"},
-		"interface prefix":   {func(c *backends.Config) { c.LocalDetector = backends.LocalDetector{Interface: "pod", Prefix: true} }, netlab.Topology{VethPrefix: "pod"}, "kept", "node"},
-		"another's prefix":   {func(c *backends.Config) { c.LocalDetector = backends.LocalDetector{Interface: "cali", Prefix: true} }, netlab.Topology{}, "node", "node"},
-		"conntrack liberal":  {func(c *backends.Config) { c.TCPBeLiberal = true }, netlab.Topology{}, "kept", "node"},
-		"other pods' prefix": {func(c *backends.Config) { c.LocalDetector.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16"), netip.MustParsePrefix("fd09::/16")} }, netlab.Topology{}, "node", "node"},
+		"all":               {func(c *backends.Config) { c.MasqueradeAll = true }, netlab.Topology{}, "node", "node"},
+		"another bit":       {func(c *backends.Config) { c.MasqueradeMark = 1 << 3 }, netlab.Topology{}, "kept", "node"},
+		"no detector":       {func(c *backends.Config) { c.LocalDetector = backends.LocalDetector{} }, netlab.Topology{}, "kept", "kept"},
+		"bridge":            {func(c *backends.Config) { c.LocalDetector = backends.LocalDetector{Interface: "cni0"} }, netlab.Topology{Bridge: "cni0"}, "kept", "node"},
+		"interface prefix":  {func(c *backends.Config) { c.LocalDetector = backends.LocalDetector{Interface: "pod", Prefix: true} }, netlab.Topology{VethPrefix: "pod"}, "kept", "node"},
+		"another's prefix":  {func(c *backends.Config) { c.LocalDetector = backends.LocalDetector{Interface: "cali", Prefix: true} }, netlab.Topology{}, "node", "node"},
+		"conntrack liberal": {func(c *backends.Config) { c.TCPBeLiberal = true }, netlab.Topology{}, "kept", "node"},
+		"other pods' prefix": {func(c *backends.Config) {
+			c.LocalDetector.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16"), netip.MustParsePrefix("fd09::/16")}
+		}, netlab.Topology{}, "node", "node"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := testConfig()

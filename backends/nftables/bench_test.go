@@ -1,0 +1,263 @@
+package nftables
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"weir/backends"
+	"weir/backends/netlab"
+
+	"golang.org/x/sys/unix"
+)
+
+// sizes are the numbers of Services of the benchmarks, each with five endpoints on other nodes. WEIR_BENCH_MAX bounds
+// them.
+func sizes() []int {
+	bound, err := strconv.Atoi(os.Getenv("WEIR_BENCH_MAX"))
+	if err != nil {
+		bound = 50_000
+	}
+	var out []int
+	for _, n := range []int{10, 1_000, 10_000, 50_000} {
+		if n <= bound {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+func benchEntry(n, generation int) *backends.Entry {
+	ip := netip.AddrFrom4([4]byte{10, byte(96 + n>>16), byte(n >> 8), byte(n)})
+	e := &backends.Entry{
+		Key: backends.PortKey{
+			Service: backends.ServiceName{Namespace: fmt.Sprintf("team-%d", n%50), Name: fmt.Sprintf("service-%d", n)},
+			Port:    "http", Protocol: backends.TCP, Family: backends.IPv4,
+		},
+		ClusterIP: ip, Port: 80, HasEndpoints: true,
+	}
+	for i := range 5 {
+		m := n*5 + i
+		port := uint16(8080)
+		if i == 4 {
+			port += uint16(generation)
+		}
+		a := netip.AddrFrom4([4]byte{10, byte(128 + m>>16), byte(m >> 8), byte(m)})
+		e.Endpoints = append(e.Endpoints, remote(a, port))
+	}
+	return e
+}
+
+func benchItems(b testing.TB, be *Backend, n int) map[backends.ID]backends.Item {
+	items := make(map[backends.ID]backends.Item, 2*n)
+	for _, i := range be.Base() {
+		items[i.ID()] = i
+	}
+	for s := range n {
+		rendered, err := be.Render(benchEntry(s, 0))
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, i := range rendered {
+			items[i.ID()] = i
+		}
+	}
+	return items
+}
+
+func creation(items map[backends.ID]backends.Item) backends.Plan {
+	p := backends.Plan{Backend: "nftables", Changes: make([]backends.Change, 0, len(items))}
+	for id, i := range items {
+		p.Changes = append(p.Changes, backends.Change{Op: backends.Create, ID: id, New: i})
+	}
+	return p
+}
+
+func ipv4Config() backends.Config {
+	cfg := testConfig()
+	cfg.Families = []backends.Family{backends.IPv4}
+	return cfg
+}
+
+// BenchmarkProgram programs all Services on an empty node: render, plan and apply.
+func BenchmarkProgram(b *testing.B) {
+	for _, n := range sizes() {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				r := newRig(b, ipv4Config(), netlab.Topology{Pods: 1})
+				b.StartTimer()
+				start := cpuTime(b)
+				items := benchItems(b, r.b, n)
+				rendered := cpuTime(b)
+				r.apply(creation(items))
+				b.ReportMetric(float64((rendered - start).Milliseconds()), "render-cpu-ms")
+				b.ReportMetric(float64((cpuTime(b) - rendered).Milliseconds()), "apply-cpu-ms")
+			}
+		})
+	}
+}
+
+// BenchmarkChange replaces one endpoint of one Service, with the watch for what others write on.
+func BenchmarkChange(b *testing.B) {
+	for _, n := range sizes() {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			r := newRig(b, ipv4Config(), netlab.Topology{Pods: 1})
+			items := benchItems(b, r.b, n)
+			r.apply(creation(items))
+			generation := 0
+			for b.Loop() {
+				generation++
+				rendered, err := r.b.Render(benchEntry(n/2, generation%1000))
+				if err != nil {
+					b.Fatal(err)
+				}
+				var p backends.Plan
+				for _, i := range rendered {
+					if f, ok := i.(frontItem); ok {
+						p.Changes = append(p.Changes, backends.Change{Op: backends.Update, ID: i.ID(), Old: items[i.ID()], New: f})
+						items[i.ID()] = i
+					}
+				}
+				r.apply(p)
+			}
+		})
+	}
+}
+
+// BenchmarkNothing asks whether anybody wrote, which is all that a full sync without a change does.
+func BenchmarkNothing(b *testing.B) {
+	for _, n := range sizes() {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			r := newRig(b, ipv4Config(), netlab.Topology{Pods: 1})
+			r.apply(creation(benchItems(b, r.b, n)))
+			was := r.generation()
+			for b.Loop() {
+				if r.generation() != was {
+					b.Fatal("somebody wrote")
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkObserve reads everything back, which only somebody else's writing makes necessary.
+func BenchmarkObserve(b *testing.B) {
+	for _, n := range sizes() {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			r := newRig(b, ipv4Config(), netlab.Topology{Pods: 1})
+			items := benchItems(b, r.b, n)
+			r.apply(creation(items))
+			for b.Loop() {
+				if have := r.observed(); len(have) != len(items) {
+					b.Fatalf("%d items, want %d", len(have), len(items))
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkConnect opens a connection through the last Service. The time of one of 10 and one of many should be the same.
+func BenchmarkConnect(b *testing.B) {
+	for _, n := range sizes() {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			r := newRig(b, ipv4Config(), netlab.Topology{Pods: 1})
+			serve(b, r.lab, "pod1")
+			items := benchItems(b, r.b, n-1)
+			e := entry(backends.IPv4, 65535, backends.TCP, endpoint(netlab.PodIPv4(1), labPort))
+			rendered, err := r.b.Render(e)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for _, i := range rendered {
+				items[i.ID()] = i
+			}
+			r.apply(creation(items))
+			to := netip.AddrPortFrom(e.ClusterIP, 80)
+			for b.Loop() {
+				if got := r.lab.Host(netlab.Client).Probe(netlab.TCP, to, patience); got.Outcome != netlab.Answered {
+					b.Fatal(got)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkNFT loads the same ruleset as text with the nft program, for comparison.
+func BenchmarkNFT(b *testing.B) {
+	needNFT(b)
+	for _, n := range sizes() {
+		if n > 10_000 {
+			continue
+		}
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			r := newRig(b, ipv4Config(), netlab.Topology{Pods: 1})
+			r.apply(creation(benchItems(b, r.b, n)))
+			// nft itself takes numgen for an integer, which no map key can be, so the text spells the slot differently.
+			text := strings.NewReplacer("table ip weir", "table ip again", "numgen random mod 5", "meta mark").
+				Replace(r.nft("list", "table", "ip", "weir"))
+			file := filepath.Join(b.TempDir(), "ruleset")
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				r.nft("-f", file)
+				b.StopTimer()
+				r.nft("delete", "table", "ip", "again")
+				b.StartTimer()
+			}
+		})
+	}
+}
+
+// BenchmarkMemory reports what the process holds once all Services are programmed: the Items, as the desired and the
+// observed side share them, and the sockets' buffers.
+func BenchmarkMemory(b *testing.B) {
+	for _, n := range sizes() {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			var items map[backends.ID]backends.Item
+			for b.Loop() {
+				r := newRig(b, ipv4Config(), netlab.Topology{Pods: 1})
+				items = benchItems(b, r.b, n)
+				r.apply(creation(items))
+			}
+			b.ReportMetric(residentMB(b, "VmHWM:"), "peak-MB")
+			runtime.GC()
+			b.ReportMetric(residentMB(b, "VmRSS:"), "rss-MB")
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			b.ReportMetric(float64(m.HeapAlloc)/1e6, "heap-MB")
+			runtime.KeepAlive(items)
+		})
+	}
+}
+
+// cpuTime is what the process has used of the processors, which other load on the machine does not change much.
+func cpuTime(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func residentMB(b *testing.B, field string) float64 {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range bytes.Lines(status) {
+		if f := strings.Fields(string(line)); len(f) > 1 && f[0] == field {
+			kb, _ := strconv.Atoi(f[1])
+			return float64(kb) / 1e3
+		}
+	}
+	return 0
+}
