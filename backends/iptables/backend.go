@@ -33,6 +33,7 @@ type Backend struct {
 	// interfaceErr says that the local detector names what cannot be an interface.
 	interfaceErr error
 	trees        map[backends.Family]*trees
+	pods         map[backends.Family]source
 
 	// present holds the shared chains, the rules in them and the hooks that the kernel was last known to hold: to append
 	// a rule twice would make two of it. nil means that nothing is known.
@@ -43,13 +44,14 @@ type Backend struct {
 
 // New returns a Backend that programs the families of cfg through kernel.
 func New(cfg backends.Config, kernel Kernel) *Backend {
-	b := &Backend{cfg: cfg, kernel: kernel, features: kernel.Features(), trees: make(map[backends.Family]*trees)}
+	b := &Backend{cfg: cfg, kernel: kernel, features: kernel.Features(), trees: make(map[backends.Family]*trees), pods: make(map[backends.Family]source)}
 	b.setMark = "-j MARK --set-xmark " + b.mark()
 	if name := cfg.LocalDetector.Interface; name != "" && (len(name) > 15 || strings.ContainsAny(name, " \t\r\n\"'\\/+!")) {
 		b.interfaceErr = fmt.Errorf("detectLocal: %q cannot be the name of an interface", name)
 	}
 	for _, f := range cfg.Families {
 		b.trees[f] = newTrees(f)
+		b.pods[f] = b.podSource(f)
 	}
 	return b
 }

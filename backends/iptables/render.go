@@ -18,6 +18,7 @@ func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
 	}
 	r := &rendering{b: b, e: e, trees: b.trees[e.Key.Family], at: tag(e.Key.Family) + " nat ", proto: protoName(e.Key.Protocol)}
 	r.key = e.Key.String()
+	r.items = make([]backends.Item, 0, 16)
 	r.dnat()
 	r.filter()
 	r.hairpin()
@@ -124,7 +125,7 @@ func internalKind(e *backends.Entry) string {
 // cluster, as if they had gone out and come back in through a load balancer.
 func (r *rendering) externalLocal(clusterTarget string, cluster, local []backends.Endpoint) string {
 	var rules []string
-	pods := r.b.podSource(r.e.Key.Family)
+	pods := r.b.pods[r.e.Key.Family]
 	if len(cluster) > 0 {
 		if clusterTarget == "" {
 			clusterTarget = r.chain("SVC", nil, cluster)
@@ -286,7 +287,7 @@ func (r *rendering) hairpin() {
 
 // internalMarks are the rules that mark traffic to the ClusterIP for masquerading.
 func (r *rendering) internalMarks() []string {
-	source := r.b.podSource(r.e.Key.Family).no
+	source := r.b.pods[r.e.Key.Family].no
 	dst := ""
 	if r.e.External() {
 		// Traffic to the other addresses may come through the same chain.

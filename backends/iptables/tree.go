@@ -21,9 +21,10 @@ const (
 )
 
 // The levels of the trees. Every level costs a packet at most as many rules as it has branches, and iptables-nft grows
-// slow with the number of chains, so that there are few levels and no chain for a single Service.
+// slow with the number of chains. A service CIDR of 10.96.0.0/12 from which 10,000 ClusterIPs were allocated at random
+// gives chains of ten rules at /22, where /24 would give one or two to each of nearly 4,000 chains.
 var (
-	addrLevels4 = []int{16, 20, 24}
+	addrLevels4 = []int{16, 19, 22}
 	addrLevels6 = []int{64, 112, 116, 120}
 	portLevels  = []int{8, 12}
 )
