@@ -362,8 +362,23 @@ func (d *dataPath) learn(plan backends.Plan, result backends.Result, now time.Ti
 			rep.Repaired++
 		}
 	}
-	progress := len(confirmed) > 0
-	blamed := map[culprit]bool{} // once, however many of its changes were refused
+	progress := d.refuseAll(result, refused, now) || len(confirmed) > 0
+	if result.Err == nil && (progress || len(refused) == 0) || result.Err != nil && len(refused) > 0 && progress {
+		return nil
+	}
+	d.trusted = false
+	return fmt.Errorf("apply to %s: %w", d.mode, cmp.Or(result.Err, errNoProgress))
+}
+
+// refuseAll blames whoever wants the refused changes, once however many they are. It says whether that makes a new plan
+// worth trying.
+func (d *dataPath) refuseAll(result backends.Result, refused []backends.Change, now time.Time) bool {
+	// What is to go may only be refused because what still uses it was not let go of: it is innocent until it is alone.
+	if slices.ContainsFunc(refused, func(c backends.Change) bool { return c.Op != backends.Delete }) {
+		refused = slices.DeleteFunc(refused, func(c backends.Change) bool { return c.Op == backends.Delete })
+	}
+	progress := false
+	blamed := map[culprit]bool{}
 	for _, c := range refused {
 		err := fmt.Errorf("the kernel refused %s of %s: %w", c.Op, c.ID, result.Refused[c.ID])
 		for _, who := range culpritsOf(c.ID, c.Owners) {
@@ -373,11 +388,7 @@ func (d *dataPath) learn(plan backends.Plan, result backends.Result, now time.Ti
 			}
 		}
 	}
-	if result.Err == nil && (progress || len(refused) == 0) || result.Err != nil && len(refused) > 0 && progress {
-		return nil
-	}
-	d.trusted = false
-	return fmt.Errorf("apply to %s: %w", d.mode, cmp.Or(result.Err, errNoProgress))
+	return progress
 }
 
 // errNoProgress is a backend that refuses what it was not asked.
