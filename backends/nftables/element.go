@@ -312,10 +312,11 @@ func newMember(set setID, a netip.Addr) memberItem {
 func (i memberItem) family() backends.Family { return backends.Family(i[0]) }
 func (i memberItem) set() setID              { return setID(i[1]) }
 
-// kernelKey returns the key as the kernel has it: the address, and for a hairpin the address twice.
+// kernelKey returns the key as the kernel has it: the address, and for a hairpin the address twice, unless somebody else
+// put two different ones there.
 func (i memberItem) kernelKey() []byte {
 	key := []byte(i[2:])
-	if i.set() == hairpin {
+	if i.set() == hairpin && len(key) == addrLen(i.family()) {
 		key = append(key, i[2:]...)
 	}
 	return key

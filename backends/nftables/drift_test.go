@@ -1,0 +1,358 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"weir/backends"
+	"weir/backends/netlab"
+)
+
+// foreignRuleset is what others have on the node: their own tables, one of them with weir's name in another family.
+const foreignRuleset = `
+add table ip nat
+add chain ip nat POSTROUTING { type nat hook postrouting priority srcnat; }
+add rule ip nat POSTROUTING ip daddr 198.51.100.1 masquerade
+add table inet firewall
+add set inet firewall bad { type ipv4_addr; elements = { 192.0.2.1, 192.0.2.2 }; }
+add chain inet firewall input { type filter hook input priority -10; }
+add rule inet firewall input ip saddr @bad drop
+add table inet weir
+add chain inet weir unrelated
+add table ip weir-2
+add map ip weir-2 m { type ipv4_addr : verdict; }
+`
+
+func (r *rig) addForeign() {
+	r.t.Helper()
+	if _, err := r.node.ExecInput(context.Background(), foreignRuleset, "nft", "-f", "-"); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// foreign returns the ruleset without weir's tables.
+func (r *rig) foreign() string {
+	r.t.Helper()
+	var b strings.Builder
+	for _, table := range strings.Split(strings.TrimSpace(r.nft("list", "tables")), "\n") {
+		if f := strings.Fields(table); len(f) == 3 && table != "table ip weir" && table != "table ip6 weir" {
+			b.WriteString(r.nft("list", "table", f[1], f[2]))
+		}
+	}
+	return b.String()
+}
+
+// TestDrift: whatever somebody does to weir's tables moves the generation, is found, and is repaired without touching
+// anything else.
+func TestDrift(t *testing.T) {
+	needNFT(t)
+	t.Parallel()
+	r := newRig(t, testConfig(), netlab.Topology{})
+	serve(t, r.lab, "pod1", "pod2", "pod3", netlab.Remote)
+	entries := variety()
+	r.addForeign()
+	r.sync(entries...)
+	want := r.desired(entries...)
+	foreign := r.foreign()
+	for name, script := range map[string]string{
+		"endpoint deleted":           "delete element ip weir endpoints { 10.96.0.1 . tcp . 80 . 0x1 }",
+		"endpoint changed":           "delete element ip weir endpoints { 10.96.0.1 . tcp . 80 . 0x1 }; add element ip weir endpoints { 10.96.0.1 . tcp . 80 . 0x1 : 10.244.1.9 . 8080 }",
+		"endpoint added":             "add element ip weir endpoints { 10.96.0.1 . tcp . 80 . 0x9 : 10.244.1.9 . 8080 }",
+		"front added":                "add element ip weir services { 10.96.0.99 . tcp . 80 : goto cluster-3 }",
+		"front dropped":              "delete element ip6 weir services { fd00:10:96::1 . tcp . 80 }; add element ip6 weir services { fd00:10:96::1 . tcp . 80 : drop }",
+		"comment changed":            `delete element ip weir services { 10.96.0.1 . tcp . 80 }; add element ip weir services { 10.96.0.1 . tcp . 80 comment "mine" : goto cluster-3 }`,
+		"map flushed":                "flush map ip weir endpoints",
+		"all maps flushed":           "flush map ip weir endpoints; flush map ip weir services; flush set ip weir cluster-ips; flush map ip weir node-ports",
+		"set flushed":                "flush set ip6 weir cluster-ips",
+		"source range widened":       "add element ip weir allowed-sources { 203.0.113.4 . tcp . 80 . 10.0.0.0/8 }",
+		"source range deleted":       "delete element ip weir allowed-sources { 203.0.113.4 . tcp . 80 . 192.0.2.0/24 }",
+		"hairpin added":              "add element ip weir hairpin { 10.9.9.9 . 10.9.9.8 }",
+		"rules flushed":              "flush chain ip weir services",
+		"rule added":                 "add rule ip weir cluster-3 counter accept",
+		"rule inserted":              "insert rule ip6 weir services accept",
+		"rule replaced by like":      "flush chain ip weir rejecting; add rule ip weir rejecting drop",
+		"rule with set added":        "add rule ip weir unserved ip daddr { 10.0.0.1, 10.0.0.2 } accept",
+		"base chain flushed":         "flush chain ip weir nat-prerouting",
+		"base chain deleted":         "flush chain ip weir nat-output; delete chain ip weir nat-output",
+		"base chain elsewhere":       "flush chain ip weir nat-output; delete chain ip weir nat-output; add chain ip weir nat-output { type nat hook output priority 50; }",
+		"policy changed":             "chain ip weir filter-forward { policy drop; }",
+		"chain added":                "add chain ip weir mine; add rule ip weir mine accept; add rule ip weir services jump mine",
+		"front to a foreign chain":   "add chain ip weir mine; add element ip weir services { 10.96.0.99 . tcp . 80 : goto mine }",
+		"dispatch chain and element": "delete element ip weir services { 10.96.0.2 . udp . 80 }; flush chain ip weir cluster-4; delete chain ip weir cluster-4",
+		"set added":                  "add set ip weir mine { type ipv4_addr; }",
+		"set deleted":                "flush chain ip weir nat-postrouting; delete set ip weir hairpin",
+		"map deleted":                "flush chain ip weir services; delete map ip weir services",
+		"set of another type":        "flush chain ip weir nat-postrouting; delete set ip weir hairpin; add set ip weir hairpin { type ipv4_addr; }",
+		"table dormant":              "table ip weir { flags dormant; }",
+		"table deleted":              "delete table ip weir",
+		"both tables deleted":        "delete table ip weir; delete table ip6 weir",
+		"table flushed":              "flush table ip weir",
+		"an empty table":             "delete table ip weir; add table ip weir",
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := *r
+			r.t = t
+			before := r.generation()
+			r.nft(script)
+			if r.generation() == before {
+				t.Error("the generation did not move")
+			}
+			p := diff(r.observed(), want)
+			if p.Empty() {
+				t.Fatal("the drift was not found")
+			}
+			before = r.generation()
+			r.apply(p)
+			r.settled(want)
+			if r.generation() != before {
+				t.Error("the repair moved the generation")
+			}
+			if got := r.foreign(); got != foreign {
+				t.Errorf("foreign tables: %s\nwere: %s", got, foreign)
+			}
+			w := worlds[0]
+			r.expect(w, backends.TCP, expect{netlab.Outside, w.at(w.entry(3, 0).ClusterIP, 80), netlab.Answered, []string{"pod1", netlab.Remote}, "node"})
+		})
+	}
+	t.Run("ruleset flushed", func(t *testing.T) {
+		r := *r
+		r.t = t
+		r.nft("flush", "ruleset")
+		r.apply(diff(r.observed(), want))
+		r.settled(want)
+	})
+}
+
+// TestForeignCommits: what others write elsewhere moves nothing, also between weir's own commits, and is not read.
+func TestForeignCommits(t *testing.T) {
+	needNFT(t)
+	t.Parallel()
+	r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
+	entries := variety()
+	r.sync(entries...)
+	was := r.generation()
+	for i := range 20 {
+		r.nft(fmt.Sprintf("add table ip other%d; add chain ip other%d weir; add rule ip other%d weir accept", i, i, i))
+		if i%3 == 0 {
+			r.sync(entries[:len(entries)-i%2]...)
+		}
+		if i%4 == 0 {
+			continue
+		}
+		if now := r.generation(); now != was {
+			t.Fatalf("commit %d to another table moved the generation", i)
+		}
+	}
+}
+
+// TestCleanup: a plan with an empty desired side leaves nothing of weir's, and all of others'.
+func TestCleanup(t *testing.T) {
+	needNFT(t)
+	t.Parallel()
+	r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
+	r.addForeign()
+	foreign := r.foreign()
+	r.sync(variety()...)
+	r.apply(diff(r.observed(), nil))
+	if left := r.observed(); len(left) > 0 {
+		t.Errorf("%d items are left", len(left))
+	}
+	if got := r.nft("list", "ruleset"); r.foreign() != foreign || strings.Contains(got, "cluster-ips") {
+		t.Errorf("left: %s", got)
+	}
+}
+
+// TestConfigChange: a Backend of another configuration takes over what its predecessor made.
+func TestConfigChange(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
+	r.sync(variety()...)
+	cfg := testConfig()
+	cfg.MasqueradeAll, cfg.MasqueradeMark, cfg.TCPBeLiberal = true, 1<<5, true
+	cfg.NodePortAddresses = []netip.Addr{netlab.NodeIPv4}
+	cfg.LocalDetector = backends.LocalDetector{Interface: "cni0"}
+	r.use(cfg)
+	if p := r.sync(variety()...); p.Empty() {
+		t.Error("nothing to change")
+	}
+	r.use(ipv4Config())
+	r.sync(func() (v4 []*backends.Entry) {
+		for _, e := range variety() {
+			if e.Key.Family == backends.IPv4 {
+				v4 = append(v4, e)
+			}
+		}
+		return v4
+	}()...)
+}
+
+// TestRandomChanges: after every one of a sequence of random changes, applied as the difference alone, the kernel holds
+// what a full programming would have made, in one transaction or in many.
+func TestRandomChanges(t *testing.T) {
+	for _, limit := range []int{0, 3000} {
+		t.Run(fmt.Sprintf("limit %d", limit), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
+			r.b.batchLimit = limit
+			seed := uint64(time.Now().UnixNano())
+			t.Logf("seed %d", seed)
+			rnd := rand.New(rand.NewPCG(seed, 0))
+			have := map[backends.ID]backends.Item{}
+			live := map[int]*backends.Entry{}
+			for step := range 120 {
+				for range 1 + rnd.IntN(4) {
+					n := rnd.IntN(12)
+					if delete(live, n); rnd.IntN(4) > 0 {
+						live[n] = randomEntry(rnd, n)
+					}
+				}
+				var entries []*backends.Entry
+				for n := range 12 {
+					if live[n] != nil {
+						entries = append(entries, live[n])
+					}
+				}
+				want := r.desired(entries...)
+				r.apply(diff(have, want))
+				if got := r.observed(); !reflect.DeepEqual(texts(got), texts(want)) {
+					t.Fatalf("step %d: the kernel differs:\n%s", step, diff(got, want))
+				}
+				have = want
+			}
+		})
+	}
+}
+
+func texts(items map[backends.ID]backends.Item) map[backends.ID]string {
+	out := make(map[backends.ID]string, len(items))
+	for id, i := range items {
+		out[id] = i.String()
+	}
+	return out
+}
+
+func randomEntry(rnd *rand.Rand, n int) *backends.Entry {
+	w := worlds[n%2]
+	e := w.entry(n+1, protocols[n%3])
+	for i := range rnd.IntN(7) {
+		if rnd.IntN(3) == 0 {
+			continue
+		}
+		e.Endpoints = append(e.Endpoints, backends.Endpoint{
+			Addr: netip.AddrPortFrom(w.pod(i+1), uint16(80+rnd.IntN(2))), Cluster: rnd.IntN(5) > 0, Local: rnd.IntN(2) > 0,
+			Remote: rnd.IntN(3) == 0, Weight: uint16(rnd.IntN(4)),
+		})
+	}
+	e.HasEndpoints = len(e.Endpoints) > 0
+	e.InternalLocal, e.ExternalLocal = rnd.IntN(4) == 0, rnd.IntN(3) == 0
+	if rnd.IntN(3) == 0 {
+		e.NodePort = uint16(30000 + n)
+	}
+	if rnd.IntN(3) == 0 {
+		e.Affinity = time.Duration(1+rnd.IntN(2)) * time.Hour
+	}
+	base := w.external.AsSlice()
+	base[len(base)-1] = byte(100 + n)
+	own, _ := netip.AddrFromSlice(base)
+	if rnd.IntN(3) == 0 {
+		e.ExternalIPs = []netip.Addr{own}
+	}
+	if rnd.IntN(3) == 0 {
+		e.LoadBalancerIPs = []netip.Addr{own}
+		for range rnd.IntN(4) {
+			p := netip.PrefixFrom(w.pod(rnd.IntN(200)), 8*addrLen(w.fam)-rnd.IntN(8)).Masked()
+			e.SourceRanges = append(e.SourceRanges, p)
+		}
+	}
+	return e
+}
+
+// TestStalePlan: a plan made from what is no longer so is applied to what is.
+func TestStalePlan(t *testing.T) {
+	needNFT(t)
+	t.Parallel()
+	r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
+	entries := variety()
+	r.sync(entries...)
+	want := r.desired(entries[1:]...)
+	p := diff(r.observed(), want)
+	r.nft("flush map ip weir endpoints; flush map ip weir services; delete table ip6 weir")
+	r.apply(p) // holds deletions of what is gone
+	r.apply(p) // again: all of it is done already
+	r.apply(diff(r.observed(), want))
+	r.settled(want)
+	r.apply(creation(want)) // and creation of what is there
+	r.settled(want)
+}
+
+// TestRefused: the change at fault is named, the others are in force.
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
+	entries := variety()
+	r.sync(entries[1:]...)
+	want := r.desired(entries...)
+	p := diff(r.observed(), want)
+	key := addrFront(netip.MustParseAddr("10.96.7.7"), backends.TCP, 80)
+	bad := newFrontItem(key, []element{{set: services, value: gotoChain("no-such-chain")}})
+	p.Changes = append(p.Changes, backends.Change{Op: backends.Create, ID: bad.ID(), New: bad})
+	res := r.b.Apply(context.Background(), p)
+	if res.Err != nil || len(res.Refused) != 1 || res.Refused[bad.ID()] == nil {
+		t.Fatalf("%v, refused %v", res.Err, res.Refused)
+	}
+	r.settled(want)
+}
+
+// TestSplit: where the socket takes only small batches, no moment between two transactions lacks a Service that was there
+// before and after, and none holds half of one.
+func TestSplit(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, ipv4Config(), netlab.Topology{Pods: 1})
+	have := map[backends.ID]backends.Item{}
+	var entries []*backends.Entry
+	for n := range 300 {
+		entries = append(entries, benchEntry(n, 0))
+	}
+	want := r.desired(entries...)
+	a := newAssembly(20_000, false)
+	batches, err := a.batches(diff(have, want).Changes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(batches) < 5 {
+		t.Fatalf("%d transactions", len(batches))
+	}
+	for i, b := range batches {
+		if n := batchSize(b); n > 20_000 {
+			t.Errorf("transaction %d has %d bytes", i, n)
+		}
+		if err := r.b.conn.commit(context.Background(), b); err != nil {
+			t.Fatal(err)
+		}
+		for id, item := range r.observed() {
+			if want[id] == nil || want[id].String() != item.String() {
+				t.Fatalf("after transaction %d: %s", i, item)
+			}
+		}
+	}
+	r.settled(want)
+}
+
+func TestProbe(t *testing.T) {
+	netlab.Require(t)
+	if err := Probe(context.Background()); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := Probe(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: %v", err)
+	}
+}
