@@ -25,8 +25,8 @@ const (
 	RequireEnv = "WEIR_TEST_REQUIRE"
 )
 
-// setupErr says why the lab cannot be used in this process; Enter sets it.
-var setupErr = errors.New("TestMain has to call netlab.Main")
+// errSetup says why the lab cannot be used in this process; Enter sets it.
+var errSetup = errors.New("TestMain has to call netlab.Main")
 
 // Main runs the tests in fresh namespaces and exits with their status. Without root it makes a user namespace as well.
 // Where the kernel allows neither, the tests that need no lab run all the same and the others are skipped.
@@ -38,7 +38,7 @@ func Run(m *testing.M) int {
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "netlab: SKIPPING all packet tests: %v\n", err)
 	}
-	setupErr = err
+	errSetup = err
 	if inside || err != nil {
 		return m.Run()
 	}
@@ -49,8 +49,8 @@ func Run(m *testing.M) int {
 // In that second process inside is true. The error says why no namespaces could be made.
 func Enter() (inside bool, status int, err error) {
 	if Inside() {
-		setupErr = prepare()
-		return true, 0, setupErr
+		errSetup = prepare()
+		return true, 0, errSetup
 	}
 	status, err = reexec()
 	return false, status, err
@@ -63,13 +63,13 @@ func Inside() bool { return os.Getenv(insideEnv) != "" }
 // Require skips the test where the lab cannot be used, or fails it if WEIR_TEST_REQUIRE is set.
 func Require(t testing.TB) {
 	t.Helper()
-	if setupErr == nil {
+	if errSetup == nil {
 		return
 	}
 	if os.Getenv(RequireEnv) != "" {
-		t.Fatalf("no packet lab, and %s is set: %v", RequireEnv, setupErr)
+		t.Fatalf("no packet lab, and %s is set: %v", RequireEnv, errSetup)
 	}
-	t.Skipf("no packet lab: %v", setupErr)
+	t.Skipf("no packet lab: %v", errSetup)
 }
 
 // reexec runs this binary again with the same arguments, and returns its exit status. The error says why no namespaces

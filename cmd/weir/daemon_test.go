@@ -159,6 +159,13 @@ func (d *daemon) run(sub string, more ...string) (string, error) {
 	return d.lab.Node().Exec(ctx, os.Getenv(binaryEnv), d.args(sub, more...)...)
 }
 
+// cleanup runs `weir cleanup`, which needs no input and finds out by itself what is there.
+func (d *daemon) cleanup() (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return d.lab.Node().Exec(ctx, os.Getenv(binaryEnv), "cleanup")
+}
+
 // noChanges is what the summary line of an empty plan says.
 const noChanges = ": 0 to create, 0 to update, 0 to delete\n"
 

@@ -127,7 +127,7 @@ func (d *daemon) checkLeavesNothing(before string) {
 	if diff := cmp.Diff(before, d.foreignRules()); diff != "" {
 		d.t.Errorf("what others own changed (-before +after):\n%s", diff)
 	}
-	if out, err := d.run("cleanup"); err != nil {
+	if out, err := d.cleanup(); err != nil {
 		d.t.Errorf("cleanup: %v\n%s", err, out)
 	}
 	if diff := cmp.Diff(before, d.foreignRules()); diff != "" {
