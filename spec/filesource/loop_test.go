@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -23,8 +24,8 @@ import (
 
 // fakeNotifier is a notifier whose events the test makes.
 type fakeNotifier struct {
+	mu      sync.Mutex
 	err     error
-	added   int
 	events  chan fsnotify.Event
 	errors  chan error
 	watched map[string]bool
@@ -35,14 +36,20 @@ func newFake() *fakeNotifier {
 }
 
 func (f *fakeNotifier) Add(path string) error {
-	f.added++
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.err == nil {
 		f.watched[path] = true
 	}
 	return f.err
 }
 
-func (f *fakeNotifier) Remove(path string) error { delete(f.watched, path); return nil }
+func (f *fakeNotifier) Remove(path string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.watched, path)
+	return nil
+}
 
 // use makes a Source take its events from f, and nothing from the kernel, so that it can run in a synctest bubble.
 func (f *fakeNotifier) use(s *Source) {
@@ -197,8 +204,12 @@ func TestWatchLimitPolls(t *testing.T) {
 				t.Errorf("polling took %v", took)
 			}
 		}
+		f.mu.Lock()
 		f.err = nil // the limit is raised
+		f.mu.Unlock()
 		time.Sleep(5 * time.Second)
+		f.mu.Lock()
+		defer f.mu.Unlock()
 		if len(f.watched) == 0 {
 			t.Error("it does not watch again")
 		}
@@ -517,14 +528,18 @@ func again(t *testing.T, attr *syscall.SysProcAttr) bool {
 	if os.Getenv("WEIR_TEST_AGAIN") == t.Name() {
 		return true
 	}
-	exe, err := os.Executable()
-	must(t, err)
-	cmd := exec.Command(exe, "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Dir = "/"
 	dir, err := os.MkdirTemp("", "weir")
 	must(t, err)
 	defer os.RemoveAll(dir)
 	must(t, os.Chmod(dir, 0o777))
+	exe, err := os.Executable()
+	must(t, err)
+	// The directory that the go command builds in is closed to others.
+	program, err := os.ReadFile(exe)
+	must(t, err)
+	must(t, os.WriteFile(dir+"/test", program, 0o755))
+	cmd := exec.Command(dir+"/test", "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Dir = "/"
 	cmd.Env = []string{"WEIR_TEST_AGAIN=" + t.Name(), "TMPDIR=" + dir}
 	cmd.SysProcAttr = attr
 	out, err := cmd.CombinedOutput()
