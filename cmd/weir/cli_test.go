@@ -77,7 +77,7 @@ func TestUsageErrors(t *testing.T) {
 		{"nothing to read", "run", "nothing to read: give -f"},
 		{"a path without -f", "validate dir", "paths are given with -f"},
 		{"bad CIDR", "validate -f . --service-cidrs 10.0.0.1/8", "--service-cidrs: 10.0.0.1/8 has bits set after its prefix; write 10.0.0.0/8"},
-		{"bad range", "validate -f . --node-port-range 5", "--node-port-range: "},
+		{"bad range", "validate -f . --node-port-range 5-x", "--node-port-range: "},
 		{"bad settle time", "validate -f . --settle-time 1h", "--settle-time: "},
 		{"relative state directory", "run -f . --state-dir x", "--state-dir: "},
 		{"mode that is not built", "run -f . --proxy-mode ipvs", `mode "ipvs" is not available in this build; use iptables or nftables`},

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
+
+	"weir/backends"
+	"weir/spec"
+	"weir/spec/config"
+)
+
+func TestLocalDetector(t *testing.T) {
+	cidrs := func(s ...string) backends.LocalDetector {
+		var d backends.LocalDetector
+		for _, c := range s {
+			d.PodCIDRs = append(d.PodCIDRs, netip.MustParsePrefix(c))
+		}
+		return d
+	}
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.244.1.0/24", "fd00:244:1::/64"}}}
+	oldNode := &corev1.Node{Spec: corev1.NodeSpec{PodCIDR: "10.244.2.0/24"}}
+	for _, tc := range []struct {
+		name   string
+		mode   kubeproxyconfig.LocalMode
+		config func(c *kubeproxyconfig.KubeProxyConfiguration)
+		node   *corev1.Node
+		want   backends.LocalDetector
+	}{
+		{"no cluster CIDR", config.LocalModeClusterCIDR, nil, node, cidrs()},
+		{"cluster CIDR", config.LocalModeClusterCIDR, func(c *kubeproxyconfig.KubeProxyConfiguration) { c.ClusterCIDR = "10.244.0.0/16" }, nil, cidrs("10.244.0.0/16")},
+		{"dual stack", config.LocalModeClusterCIDR, func(c *kubeproxyconfig.KubeProxyConfiguration) { c.ClusterCIDR = "10.244.0.0/16, fd00:244::/48" }, nil, cidrs("10.244.0.0/16", "fd00:244::/48")},
+		{"node CIDR", config.LocalModeNodeCIDR, nil, node, cidrs("10.244.1.0/24", "fd00:244:1::/64")},
+		{"node with the old field", config.LocalModeNodeCIDR, nil, oldNode, cidrs("10.244.2.0/24")},
+		{"node is not known", config.LocalModeNodeCIDR, nil, nil, cidrs()},
+		{"bridge", config.LocalModeBridgeInterface, func(c *kubeproxyconfig.KubeProxyConfiguration) { c.DetectLocal.BridgeInterface = "cni0" }, nil, backends.LocalDetector{Interface: "cni0"}},
+		{"prefix", config.LocalModeInterfaceNamePrefix, func(c *kubeproxyconfig.KubeProxyConfiguration) { c.DetectLocal.InterfaceNamePrefix = "veth" }, nil, backends.LocalDetector{Interface: "veth", Prefix: true}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := config.Default().KubeProxyConfiguration
+			c.DetectLocalMode = tc.mode
+			if tc.config != nil {
+				tc.config(c)
+			}
+			got, err := localDetector(c, tc.node)
+			if err != nil || !reflect.DeepEqual(got, tc.want) {
+				t.Errorf("got %+v, %v; want %+v", got, err, tc.want)
+			}
+		})
+	}
+	c := config.Default().KubeProxyConfiguration
+	c.DetectLocalMode = config.LocalModeNodeCIDR
+	bad := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Spec: corev1.NodeSpec{PodCIDR: "10.244"}}
+	if _, err := localDetector(c, bad); err == nil || !strings.Contains(err.Error(), "Node n1: spec.podCIDRs") {
+		t.Errorf("a bad podCIDR: %v", err)
+	}
+}
+
+func TestNodeName(t *testing.T) {
+	for _, tc := range []struct{ flag, config, want string }{
+		{"Edge-7 ", "other", "edge-7"},
+		{"", "Other", "other"},
+	} {
+		if got, err := nodeName(tc.flag, tc.config); got != tc.want || err != nil {
+			t.Errorf("nodeName(%q, %q) = %q, %v; want %q", tc.flag, tc.config, got, err, tc.want)
+		}
+	}
+	if _, err := nodeName(" ", ""); err == nil {
+		t.Error("an empty name is accepted")
+	}
+}
+
+func TestBackendConfig(t *testing.T) {
+	bit := int32(5)
+	c := config.Default().KubeProxyConfiguration
+	c.NodePortAddresses = []string{"localhost"}
+	c.IPTables.MasqueradeBit, c.NFTables.MasqueradeAll = &bit, true
+	c.Conntrack.TCPBeLiberal = true
+	got, err := backendConfig(c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.MasqueradeMark != 1<<5 || got.MasqueradeAll || !got.LocalhostNodePorts || !got.TCPBeLiberal || got.NodePortAddresses == nil {
+		t.Errorf("iptables: %+v", got)
+	}
+	c.Mode = modeNFTables
+	if got, err = backendConfig(c, nil); err != nil || got.MasqueradeMark != 1<<14 || !got.MasqueradeAll || got.LocalhostNodePorts {
+		t.Errorf("nftables: %+v, %v", got, err)
+	}
+	if least, full := syncPeriods(c); least != time.Second || full != 30*time.Second {
+		t.Errorf("sync periods: %v, %v", least, full)
+	}
+}
+
+// TestToldOnce checks that a condition that lasts is logged once.
+func TestToldOnce(t *testing.T) {
+	var out bytes.Buffer
+	told := newChangeLog(hclog.New(&hclog.LoggerOptions{Output: &out}))
+	lines := func() int {
+		n := strings.Count(out.String(), "\n")
+		out.Reset()
+		return n
+	}
+	bad := spec.Update{Err: spec.Problems{{Detail: "one"}, {Detail: "two"}}}
+	good := spec.Update{Snapshot: &spec.Snapshot{Notices: []spec.Problem{{Detail: "a notice"}}}, Delta: spec.Delta{All: true}}
+	for i, step := range []struct {
+		u    spec.Update
+		want int
+	}{
+		{bad, 3}, {bad, 0}, {spec.Update{Err: errors.New("gone")}, 2}, {good, 2}, {good, 0}, {bad, 3}, {good, 1},
+	} {
+		told.update(step.u)
+		if got := lines(); got != step.want {
+			t.Errorf("step %d: %d lines, want %d", i, got, step.want)
+		}
+	}
+}
+
+func TestVerbosity(t *testing.T) {
+	for _, tc := range []struct {
+		level string
+		v     int
+		want  hclog.Level
+	}{
+		{"info", 0, hclog.Info}, {"error", 0, hclog.Error}, {"info", 2, hclog.Debug}, {"warn", 1, hclog.Info}, {"info", 9, hclog.Trace}, {"trace", 2, hclog.Trace},
+	} {
+		f := logFlags{format: "text", level: tc.level, verbosity: tc.v}
+		if got := f.logger(&bytes.Buffer{}).GetLevel(); got != tc.want {
+			t.Errorf("--log-level %s -v %d: %v, want %v", tc.level, tc.v, got, tc.want)
+		}
+	}
+}
