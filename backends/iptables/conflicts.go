@@ -39,12 +39,14 @@ func findKubeProxy(r io.Reader, found map[string]bool) error {
 	return lines.Err()
 }
 
-// countRules counts the rules in what iptables-save prints.
+// countRules counts the rules and the chains that somebody made in what iptables-save prints. The kubelet leaves a chain
+// without rules as a hint of the mechanism it uses.
 func countRules(r io.Reader) (n int) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxLine)
 	for lines.Scan() {
-		if strings.HasPrefix(lines.Text(), "-A ") {
+		line := lines.Text()
+		if strings.HasPrefix(line, "-A ") || strings.HasPrefix(line, ":") && strings.Contains(line, " - [") {
 			n++
 		}
 	}
