@@ -1,0 +1,323 @@
+package manifest
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilvalidation "k8s.io/apimachinery/pkg/util/validation"
+
+	"weir/spec"
+)
+
+// The API server's limits.
+const (
+	maxEndpoints     = 1000
+	maxAddresses     = 100
+	maxEndpointPorts = 20_000
+	maxHints         = 8
+)
+
+// slice takes in an EndpointSlice.
+func (d *document) slice(data []byte, at place) {
+	var s discoveryv1.EndpointSlice
+	shape := decodeStrict(data, &s)
+	v := &validator{}
+	v.meta(&s.ObjectMeta, true, utilvalidation.IsDNS1123Subdomain)
+	if name, ok := s.Labels[discoveryv1.LabelServiceName]; !ok {
+		v.notice("is missing, so that the slice belongs to no Service", "metadata.labels[%s]", discoveryv1.LabelServiceName)
+	} else {
+		v.addAll(utilvalidation.IsDNS1123Label(name), name, "metadata.labels[%s]", discoveryv1.LabelServiceName)
+	}
+	v.slice(&s)
+	id := objectID{kindSlice, spec.Name{Namespace: d.intern.string(s.Namespace), Name: s.Name}}
+	if d.accept(id, at, shape, v) {
+		d.out.objects = append(d.out.objects, &object{id: id, line: at.line, slice: d.trimSlice(&s)})
+	}
+}
+
+func (v *validator) slice(s *discoveryv1.EndpointSlice) {
+	switch s.AddressType {
+	case "":
+		v.add("is missing: IPv4 or IPv6", "addressType")
+	case discoveryv1.AddressTypeFQDN:
+		v.notice("is FQDN; endpoints that are names are not programmed", "addressType")
+	default:
+		v.oneOf(string(s.AddressType), []string{"IPv4", "IPv6", "FQDN"}, "addressType")
+	}
+	if len(s.Endpoints) > maxEndpoints {
+		v.add(fmt.Sprintf("has %d endpoints, more than %d; spread them over several slices", len(s.Endpoints), maxEndpoints), "endpoints")
+		return
+	}
+	for i := range s.Endpoints {
+		v.endpoint(&s.Endpoints[i], s.AddressType, i)
+	}
+	if len(s.Ports) > maxEndpointPorts {
+		v.add(fmt.Sprintf("has %d ports, more than %d", len(s.Ports), maxEndpointPorts), "ports")
+		return
+	}
+	seen := map[string]int{}
+	for i, p := range s.Ports {
+		name := ""
+		if p.Name != nil {
+			name = *p.Name
+		}
+		v.portName(name, seen, "ports[%d].name", i)
+		if p.Protocol != nil {
+			v.protocol(*p.Protocol, "ports[%d].protocol", i)
+		}
+		if p.Port != nil {
+			v.port(*p.Port, "ports[%d].port", i)
+		}
+	}
+}
+
+// portName validates the name of one endpoint port, by which Service ports find it.
+func (v *validator) portName(name string, seen map[string]int, path string, args ...any) {
+	if name != "" {
+		v.addAll(utilvalidation.IsDNS1123Label(name), name, path, args...)
+	}
+	if first, ok := seen[name]; ok {
+		v.add(fmt.Sprintf("%s is also the name of the port at index %d", quote(name), first), path, args...)
+	}
+	seen[name] = len(seen)
+}
+
+func (v *validator) endpoint(e *discoveryv1.Endpoint, family discoveryv1.AddressType, i int) {
+	switch n := len(e.Addresses); {
+	case n == 0:
+		v.add("is missing: an endpoint needs an address", "endpoints[%d].addresses", i)
+	case n > maxAddresses:
+		v.add(fmt.Sprintf("has %d addresses, more than %d", n, maxAddresses), "endpoints[%d].addresses", i)
+		return
+	case n > 1 && family != discoveryv1.AddressTypeFQDN:
+		v.notice("has several addresses, of which only the first is used; give each an endpoint of its own", "endpoints[%d].addresses", i)
+	}
+	for j, s := range e.Addresses {
+		if family == discoveryv1.AddressTypeFQDN {
+			v.addAll(utilvalidation.IsDNS1123Subdomain(s), s, "endpoints[%d].addresses[%d]", i, j)
+			continue
+		}
+		a, ok := v.plainAddress(s, "endpoints[%d].addresses[%d]", i, j)
+		if known := family == discoveryv1.AddressTypeIPv4 || family == discoveryv1.AddressTypeIPv6; ok && known && string(familyOf(a)) != string(family) {
+			v.add(fmt.Sprintf("%s is an %s address in a slice of addressType %s", a, familyOf(a), family), "endpoints[%d].addresses[%d]", i, j)
+		}
+	}
+	if e.Hostname != nil {
+		v.addAll(utilvalidation.IsDNS1123Label(*e.Hostname), *e.Hostname, "endpoints[%d].hostname", i)
+	}
+	if e.NodeName != nil {
+		v.addAll(apivalidation.NameIsDNSSubdomain(*e.NodeName, false), *e.NodeName, "endpoints[%d].nodeName", i)
+	}
+	if e.Zone != nil {
+		v.addAll(utilvalidation.IsValidLabelValue(*e.Zone), *e.Zone, "endpoints[%d].zone", i)
+	}
+	if e.Hints != nil {
+		v.hints(e.Hints, i)
+	}
+}
+
+func (v *validator) hints(h *discoveryv1.EndpointHints, i int) {
+	if len(h.ForZones) > maxHints {
+		v.add(fmt.Sprintf("has %d zones, more than %d", len(h.ForZones), maxHints), "endpoints[%d].hints.forZones", i)
+	}
+	if len(h.ForNodes) > maxHints {
+		v.add(fmt.Sprintf("has %d nodes, more than %d", len(h.ForNodes), maxHints), "endpoints[%d].hints.forNodes", i)
+	}
+	zones := map[string]bool{}
+	for j, z := range h.ForZones {
+		switch {
+		case z.Name == "":
+			v.add("is missing", "endpoints[%d].hints.forZones[%d].name", i, j)
+		case zones[z.Name]:
+			v.add(quote(z.Name)+" is given twice", "endpoints[%d].hints.forZones[%d].name", i, j)
+		default:
+			v.addAll(utilvalidation.IsValidLabelValue(z.Name), z.Name, "endpoints[%d].hints.forZones[%d].name", i, j)
+		}
+		zones[z.Name] = true
+	}
+	nodes := map[string]bool{}
+	for j, n := range h.ForNodes {
+		if nodes[n.Name] {
+			v.add(quote(n.Name)+" is given twice", "endpoints[%d].hints.forNodes[%d].name", i, j)
+		} else {
+			v.addAll(apivalidation.NameIsDNSSubdomain(n.Name, false), n.Name, "endpoints[%d].hints.forNodes[%d].name", i, j)
+		}
+		nodes[n.Name] = true
+	}
+}
+
+// trimSlice keeps of a slice what resolving needs.
+func (d *document) trimSlice(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
+	out := &discoveryv1.EndpointSlice{
+		ObjectMeta:  d.intern.trimMeta(&s.ObjectMeta),
+		AddressType: discoveryv1.AddressType(d.intern.string(string(s.AddressType))),
+		Endpoints:   slices.Clone(s.Endpoints), // decoding leaves room for more
+		Ports:       slices.Clone(s.Ports),
+	}
+	for i := range out.Endpoints {
+		e := &out.Endpoints[i]
+		e.Addresses = slices.Clone(e.Addresses)
+		e.Conditions = discoveryv1.EndpointConditions{
+			Ready: sharedBool(e.Conditions.Ready), Serving: sharedBool(e.Conditions.Serving), Terminating: sharedBool(e.Conditions.Terminating),
+		}
+		e.Hostname, e.TargetRef, e.DeprecatedTopology = nil, nil, nil
+		e.NodeName, e.Zone = d.intern.pointer(e.NodeName), d.intern.pointer(e.Zone)
+		if e.Hints != nil {
+			for j := range e.Hints.ForZones {
+				e.Hints.ForZones[j].Name = d.intern.string(e.Hints.ForZones[j].Name)
+			}
+		}
+	}
+	for i := range out.Ports {
+		p := &out.Ports[i]
+		if p.Name == nil {
+			p.Name = new(string)
+		}
+		p.Name, p.Protocol, p.AppProtocol = d.intern.pointer(p.Name), sharedProtocol(p.Protocol), nil
+	}
+	return out
+}
+
+// endpoints takes in an Endpoints object.
+func (d *document) endpoints(data []byte, at place) {
+	var e corev1.Endpoints
+	shape := decodeStrict(data, &e)
+	v := &validator{}
+	v.meta(&e.ObjectMeta, true, utilvalidation.IsDNS1123Subdomain)
+	for i := range e.Subsets {
+		v.subset(&e.Subsets[i], i)
+	}
+	id := objectID{kindEndpoints, spec.Name{Namespace: d.intern.string(e.Namespace), Name: e.Name}}
+	if d.accept(id, at, shape, v) {
+		out := &corev1.Endpoints{ObjectMeta: d.intern.trimMeta(&e.ObjectMeta), Subsets: e.Subsets}
+		d.out.objects = append(d.out.objects, &object{id: id, line: at.line, endpoints: out})
+	}
+}
+
+func (v *validator) subset(s *corev1.EndpointSubset, i int) {
+	if len(s.Addresses)+len(s.NotReadyAddresses) == 0 {
+		v.add("must have addresses or notReadyAddresses", "subsets[%d]", i)
+	}
+	v.endpointAddresses(s.Addresses, "addresses", i)
+	v.endpointAddresses(s.NotReadyAddresses, "notReadyAddresses", i)
+	seen := map[string]int{}
+	for j := range s.Ports {
+		p := &s.Ports[j]
+		if p.Name == "" && len(s.Ports) > 1 {
+			v.add("is missing: several ports need a name each", "subsets[%d].ports[%d].name", i, j)
+		} else {
+			v.portName(p.Name, seen, "subsets[%d].ports[%d].name", i, j)
+		}
+		if p.Protocol == "" {
+			p.Protocol = tcp
+		}
+		v.protocol(p.Protocol, "subsets[%d].ports[%d].protocol", i, j)
+		v.port(p.Port, "subsets[%d].ports[%d].port", i, j)
+	}
+}
+
+func (v *validator) endpointAddresses(addresses []corev1.EndpointAddress, list string, i int) {
+	for j, a := range addresses {
+		v.plainAddress(a.IP, "subsets[%d].%s[%d].ip", i, list, j)
+		if a.Hostname != "" {
+			v.addAll(utilvalidation.IsDNS1123Label(a.Hostname), a.Hostname, "subsets[%d].%s[%d].hostname", i, list, j)
+		}
+		if a.NodeName != nil {
+			v.addAll(apivalidation.NameIsDNSSubdomain(*a.NodeName, false), *a.NodeName, "subsets[%d].%s[%d].nodeName", i, list, j)
+		}
+	}
+}
+
+// toSlices converts Endpoints as the API server's mirroring does: one slice for each subset and family.
+func (in *interner) toSlices(e *corev1.Endpoints) []*discoveryv1.EndpointSlice {
+	var out []*discoveryv1.EndpointSlice
+	for i := range e.Subsets {
+		subset := &e.Subsets[i]
+		ports := make([]discoveryv1.EndpointPort, len(subset.Ports))
+		for j := range subset.Ports {
+			p := &subset.Ports[j]
+			ports[j] = discoveryv1.EndpointPort{Name: in.pointer(&p.Name), Protocol: sharedProtocol(&p.Protocol), Port: &p.Port}
+		}
+		for _, family := range []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6} {
+			endpoints := in.toEndpoints(nil, subset.Addresses, family, true)
+			endpoints = in.toEndpoints(endpoints, subset.NotReadyAddresses, family, false)
+			if len(endpoints) == 0 {
+				continue
+			}
+			out = append(out, &discoveryv1.EndpointSlice{
+				ObjectMeta: metav1.ObjectMeta{
+					Namespace: e.Namespace, Name: fmt.Sprintf("%s-%04d-%s", e.Name, i, map[bool]string{true: "ipv4", false: "ipv6"}[family == discoveryv1.AddressTypeIPv4]),
+					Labels:      map[string]string{discoveryv1.LabelServiceName: e.Name},
+					Annotations: e.Annotations,
+				},
+				AddressType: family, Endpoints: endpoints, Ports: ports,
+			})
+		}
+	}
+	return out
+}
+
+func (in *interner) toEndpoints(out []discoveryv1.Endpoint, addresses []corev1.EndpointAddress, family discoveryv1.AddressType, ready bool) []discoveryv1.Endpoint {
+	for _, a := range addresses {
+		addr, err := netip.ParseAddr(a.IP)
+		if err != nil || string(familyOf(addr)) != string(family) {
+			continue
+		}
+		out = append(out, discoveryv1.Endpoint{
+			Addresses: []string{a.IP}, Conditions: discoveryv1.EndpointConditions{Ready: sharedBool(&ready)}, NodeName: in.pointer(a.NodeName),
+		})
+	}
+	return out
+}
+
+// node takes in a Node.
+func (d *document) node(data []byte, at place) {
+	var n corev1.Node
+	shape := decodeStrict(data, &n)
+	v := &validator{}
+	v.meta(&n.ObjectMeta, false, utilvalidation.IsDNS1123Subdomain)
+	v.nodeSpec(&n)
+	id := objectID{kindNode, spec.Name{Name: n.Name}}
+	if !d.accept(id, at, shape, v) {
+		return
+	}
+	out := &corev1.Node{ObjectMeta: d.intern.trimMeta(&n.ObjectMeta)}
+	out.Spec.PodCIDR, out.Spec.PodCIDRs = n.Spec.PodCIDR, n.Spec.PodCIDRs
+	out.Status.Addresses = n.Status.Addresses
+	d.out.objects = append(d.out.objects, &object{id: id, line: at.line, node: out})
+}
+
+func (v *validator) nodeSpec(n *corev1.Node) {
+	s := &n.Spec
+	switch {
+	case len(s.PodCIDRs) == 0 && s.PodCIDR != "":
+		s.PodCIDRs = []string{s.PodCIDR}
+	case len(s.PodCIDRs) > 0 && s.PodCIDR == "":
+		s.PodCIDR = s.PodCIDRs[0]
+	case len(s.PodCIDRs) > 0 && s.PodCIDRs[0] != s.PodCIDR:
+		v.add(fmt.Sprintf("%s must be the same as spec.podCIDR, which is %s", quote(s.PodCIDRs[0]), quote(s.PodCIDR)), "spec.podCIDRs[0]")
+	}
+	if len(s.PodCIDRs) > 2 {
+		v.add("has more than two CIDRs; at most one of each family is possible", "spec.podCIDRs")
+	}
+	families := map[bool]bool{}
+	for i, cidr := range s.PodCIDRs {
+		v.prefix(cidr, "spec.podCIDRs[%d]", i)
+		if p, err := netip.ParsePrefix(cidr); err == nil {
+			if families[p.Addr().Is4()] {
+				v.add(quote(cidr)+" is the second of its family", "spec.podCIDRs[%d]", i)
+			}
+			families[p.Addr().Is4()] = true
+		}
+	}
+	for i, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP {
+			v.address(a.Address, "status.addresses[%d].address", i)
+		}
+	}
+}

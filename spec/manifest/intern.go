@@ -1,0 +1,120 @@
+package manifest
+
+import (
+	"strings"
+	"sync"
+	"unique"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// interner lets equal strings share memory, since namespaces, nodes and zones recur in every object. It is safe for
+// concurrent use.
+type interner struct {
+	mu       sync.Mutex
+	pointers map[string]*string
+}
+
+// maxPointers bounds what the interner itself keeps alive.
+const maxPointers = 10_000
+
+func (in *interner) string(s string) string {
+	if s == "" {
+		return ""
+	}
+	return unique.Make(s).Value()
+}
+
+// pointer returns a pointer to an equal string, which must not be written to.
+func (in *interner) pointer(s *string) *string {
+	if s == nil {
+		return nil
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if p, ok := in.pointers[*s]; ok {
+		return p
+	}
+	if in.pointers == nil || len(in.pointers) >= maxPointers {
+		in.pointers = map[string]*string{}
+	}
+	v := strings.Clone(*s)
+	in.pointers[v] = &v
+	return &v
+}
+
+// Shared values for the pointers that the API types are full of.
+var (
+	yes, no = true, false
+	tcp     = corev1.ProtocolTCP
+	udp     = corev1.ProtocolUDP
+	sctp    = corev1.ProtocolSCTP
+)
+
+func sharedBool(b *bool) *bool {
+	switch {
+	case b == nil:
+		return nil
+	case *b:
+		return &yes
+	}
+	return &no
+}
+
+// sharedProtocol returns the default for nil.
+func sharedProtocol(p *corev1.Protocol) *corev1.Protocol {
+	switch {
+	case p == nil || *p == tcp || *p == "":
+		return &tcp
+	case *p == udp:
+		return &udp
+	case *p == sctp:
+		return &sctp
+	}
+	return p
+}
+
+// keptLabels and keptAnnotations are those that change how an object is resolved; annotations of weir's own are kept too.
+var (
+	keptLabels = map[string]bool{
+		"service.kubernetes.io/service-proxy-name": true,
+		corev1.IsHeadlessService:                   true,
+		"kubernetes.io/service-name":               true,
+		"endpointslice.kubernetes.io/skip-mirror":  true,
+		corev1.LabelTopologyZone:                   true,
+		corev1.LabelTopologyRegion:                 true,
+		corev1.LabelFailureDomainBetaZone:          true,
+		corev1.LabelHostname:                       true,
+	}
+	keptAnnotations = map[string]bool{
+		corev1.AnnotationTopologyMode:                 true,
+		corev1.DeprecatedAnnotationTopologyAwareHints: true,
+	}
+)
+
+// ownPrefix begins the labels and annotations of weir's own.
+const ownPrefix = "weir/"
+
+// trimMeta returns what resolving needs of an object's metadata.
+func (in *interner) trimMeta(m *metav1.ObjectMeta) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Name:        in.string(m.Name),
+		Namespace:   in.string(m.Namespace),
+		Labels:      in.trimMap(m.Labels, keptLabels),
+		Annotations: in.trimMap(m.Annotations, keptAnnotations),
+	}
+}
+
+func (in *interner) trimMap(m map[string]string, kept map[string]bool) map[string]string {
+	var out map[string]string
+	for k, v := range m {
+		if kept[k] || strings.HasPrefix(k, ownPrefix) {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[in.string(k)] = in.string(v)
+		}
+	}
+	return out
+}

@@ -1,0 +1,177 @@
+package manifest
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"weir/spec"
+)
+
+// needs is what a Service takes from the pools.
+type needs struct {
+	families []corev1.IPFamily
+	addrs    []netip.Addr // set by hand
+	ports    []uint16     // set by hand, sorted, each once
+	wanted   []need       // to be allocated
+}
+
+func (n needs) equal(o needs) bool {
+	return slices.Equal(n.families, o.families) && slices.Equal(n.addrs, o.addrs) && slices.Equal(n.ports, o.ports) && slices.Equal(n.wanted, o.wanted)
+}
+
+// needsOf works out what a Service needs where the given families can be allocated. Problems are what cannot be had.
+func (p *pools) needsOf(s *service) (needs, []fieldProblem) {
+	var problems []fieldProblem
+	n := needs{addrs: s.clusterIPs}
+	if s.base.Spec.Type == corev1.ServiceTypeExternalName {
+		return n, nil
+	}
+	n.families = p.familiesOf(s)
+	if s.policy == corev1.IPFamilyPolicyRequireDualStack && len(n.families) < 2 {
+		problems = append(problems, fieldProblem{"spec.ipFamilyPolicy", "is RequireDualStack, but there is a service CIDR of one family only"})
+	}
+	if !s.proxied() {
+		return n, problems
+	}
+	for i, f := range n.families {
+		if i < len(s.clusterIPs) {
+			continue
+		}
+		if p.ip[f] == nil {
+			problems = append(problems, fieldProblem{"spec.ipFamilies", fmt.Sprintf("no ClusterIP can be allocated, since there is no service CIDR of family %s", f)})
+			continue
+		}
+		n.wanted = append(n.wanted, needOf(f))
+	}
+	return p.portNeeds(s, n, problems)
+}
+
+func needOf(f corev1.IPFamily) need {
+	if f == corev1.IPv4Protocol {
+		return needIPv4
+	}
+	return needIPv6
+}
+
+// familiesOf returns the address families of a Service, as the API server would set them.
+func (p *pools) familiesOf(s *service) []corev1.IPFamily {
+	families := slices.Clone(s.families)
+	for _, a := range s.clusterIPs[min(len(families), len(s.clusterIPs)):] {
+		families = append(families, familyOf(a))
+	}
+	if len(families) == 0 && len(p.families) > 0 {
+		families = append(families, p.families[0])
+	}
+	if dual := s.policy == corev1.IPFamilyPolicyPreferDualStack || s.policy == corev1.IPFamilyPolicyRequireDualStack; dual {
+		for _, f := range p.families {
+			if !slices.Contains(families, f) {
+				families = append(families, f)
+			}
+		}
+	}
+	return families
+}
+
+func (p *pools) portNeeds(s *service, n needs, problems []fieldProblem) (needs, []fieldProblem) {
+	set := func(port int32, field string) {
+		n.ports = append(n.ports, uint16(port))
+		if port < int32(p.min) || port > int32(p.max) {
+			problems = append(problems, fieldProblem{field, fmt.Sprintf("%d is not in the node port range, %d-%d", port, p.min, p.max)})
+		}
+	}
+	for i, port := range s.base.Spec.Ports {
+		value := s.setNodePort(port.Port)
+		if s.nodePorts != nil && s.nodePorts[i] != 0 {
+			set(s.nodePorts[i], fmt.Sprintf("spec.ports[%d].nodePort", i))
+		} else if s.hasNodePorts() && value == 0 && !slices.Contains(n.wanted, need(port.Port)) {
+			n.wanted = append(n.wanted, need(port.Port))
+		}
+	}
+	if s.hasHealthPort() {
+		if s.healthPort != 0 {
+			set(s.healthPort, "spec.healthCheckNodePort")
+		} else {
+			n.wanted = append(n.wanted, needHealth)
+		}
+	}
+	slices.Sort(n.ports)
+	n.ports = slices.Compact(n.ports)
+	return n, problems
+}
+
+// setNodePort returns the node port that is set for a port, perhaps of another protocol; 0 for none. As with the API
+// server, one port of several protocols has one node port.
+func (s *service) setNodePort(port int32) int32 {
+	for i, p := range s.nodePorts {
+		if p != 0 && s.base.Spec.Ports[i].Port == port {
+			return p
+		}
+	}
+	return 0
+}
+
+// complete returns the Service with everything set that an API server would have set, of which base is all the rest.
+func (p *pools) complete(name spec.Name, s *service, n needs) *corev1.Service {
+	out := *s.base
+	sp := &out.Spec
+	sp.IPFamilies = n.families
+	sp.IPFamilyPolicy = nil
+	if sp.Type != corev1.ServiceTypeExternalName {
+		sp.IPFamilyPolicy = sharedPolicy(s.policy)
+	}
+	if !s.proxied() {
+		if s.headless {
+			sp.ClusterIPs = headlessIPs
+		}
+		return &out
+	}
+	ips := make([]string, 0, len(n.families))
+	for i, f := range n.families {
+		if i < len(s.clusterIPs) {
+			ips = append(ips, s.clusterIPs[i].String())
+		} else if c := p.ip[f].claims[owner{name, needOf(f)}]; c != nil {
+			ips = append(ips, c.value.String())
+		}
+	}
+	sp.ClusterIP, sp.ClusterIPs = "", ips
+	if len(ips) > 0 {
+		sp.ClusterIP = ips[0]
+	}
+	if s.hasNodePorts() {
+		sp.Ports = slices.Clone(sp.Ports)
+	}
+	for i := range sp.Ports {
+		port := &sp.Ports[i]
+		if !s.hasNodePorts() || s.nodePorts != nil && s.nodePorts[i] != 0 {
+			continue
+		}
+		if port.NodePort = s.setNodePort(port.Port); port.NodePort == 0 {
+			port.NodePort = p.allocatedPort(owner{name, need(port.Port)})
+		}
+	}
+	if sp.HealthCheckNodePort = s.healthPort; s.hasHealthPort() && s.healthPort == 0 {
+		sp.HealthCheckNodePort = p.allocatedPort(owner{name, needHealth})
+	}
+	return &out
+}
+
+func (p *pools) allocatedPort(o owner) int32 {
+	if c := p.port.claims[o]; c != nil {
+		return int32(c.value)
+	}
+	return 0
+}
+
+var (
+	headlessIPs = []string{corev1.ClusterIPNone}
+
+	singleStack = corev1.IPFamilyPolicySingleStack
+	preferDual  = corev1.IPFamilyPolicyPreferDualStack
+	requireDual = corev1.IPFamilyPolicyRequireDualStack
+	policies    = map[corev1.IPFamilyPolicy]*corev1.IPFamilyPolicy{"": &singleStack, singleStack: &singleStack, preferDual: &preferDual, requireDual: &requireDual}
+)
+
+func sharedPolicy(p corev1.IPFamilyPolicy) *corev1.IPFamilyPolicy { return policies[p] }
