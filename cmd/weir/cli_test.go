@@ -127,7 +127,7 @@ func TestValidate(t *testing.T) {
 	}{
 		{"good", webService, "", 0, "ok: 1 Service, 1 EndpointSlice\n", ""},
 		{"other kinds", webService + deployment, "", 0, "1 document of other kinds skipped (Deployment)\n", ""},
-		{"bad port", port("70000"), "", 1, "", ":5: Service default/web: spec.ports[0].port"},
+		{"bad port", port("70000"), "", 1, "", ":6: Service default/web: spec.ports[0].port"},
 		{"typo", strings.Replace(webService, "clusterIP", "clusterIp", 1), "", 1, "", "clusterIp"},
 		{"all at once", port("70000") + "---\n" + strings.ReplaceAll(port("0"), "name: web", "name: api"), "", 1, "", "Service default/api"},
 		{"not YAML", "a: [", "", 1, "", "invalid: 1 problem"},

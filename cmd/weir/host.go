@@ -24,11 +24,13 @@ type host struct {
 	sysctl   hostnet.Sysctl
 	oomScore *int32
 	limits   conntrack.Limits
-	warned   string
+	told     map[string]struct{} // the warnings given
 }
 
+func newHost(log hclog.Logger) *host { return &host{log: log, told: map[string]struct{}{}} }
+
 // apply sets the kernel parameters that the target needs. None of it is a reason not to program Services: what cannot be
-// set, as in a container, is warned of, once for as long as it stays the same.
+// set, as in a container, is warned of, once.
 func (h *host) apply(t *target) {
 	cfg := t.BackendConfig
 	changed, err := hostnet.Forwarding{
@@ -47,17 +49,18 @@ func (h *host) apply(t *target) {
 	h.warn(errors.Join(errs...))
 }
 
+// warn tells each thing that is not yet known.
 func (h *host) warn(err error) {
-	text := ""
-	if err != nil {
-		text = err.Error()
+	if err == nil {
+		return
 	}
-	if text != h.warned && err != nil {
-		for line := range strings.Lines(text) {
-			h.log.Warn(strings.TrimSpace(line))
+	for line := range strings.Lines(err.Error()) {
+		line = strings.TrimSpace(line)
+		if _, told := h.told[line]; !told {
+			h.told[line] = struct{}{}
+			h.log.Warn(line)
 		}
 	}
-	h.warned = text
 }
 
 // protect tells the kernel how soon to kill this process when memory runs out.

@@ -70,7 +70,7 @@ be applied; 2 the command line makes no sense.`,
 			if dryRun {
 				return printPlan(ctx, cmd, engine, output.format)
 			}
-			(&host{log: log}).apply(t)
+			newHost(log).apply(t)
 			r := engine.Round(ctx, reconcile.Request{Reason: "weir reconcile", Full: true})
 			return printReport(cmd, &r, output.format)
 		},

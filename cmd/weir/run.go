@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"reflect"
 	"runtime/debug"
 	"sync"
 	"syscall"
@@ -100,7 +101,7 @@ func newDaemon(log hclog.Logger, flags nodeFlags) *daemon {
 	return &daemon{
 		log:    log,
 		wiring: w,
-		host:   &host{log: log},
+		host:   newHost(log),
 		health: health.New(health.NewMetrics(b.Version, b.Commit, b.GoVersion), log.Named("health")),
 		notify: &notifier{log: log},
 		told:   newChangeLog(log),
@@ -184,9 +185,11 @@ func (d *daemon) configure(snap *spec.Snapshot) (reconcile.Settings, error) {
 	}
 	d.host.apply(t)
 	d.host.protect(t.Config)
-	if d.configured {
+	switch {
+	case d.configured && !reflect.DeepEqual(t.Config, d.current.Config):
+		// A round follows, and with it the verdict.
 		d.notify.reloading()
-	} else {
+	case !d.configured:
 		d.log.Info("configured", "node", t.Node.Name, "zone", t.Node.Zone, "mode", t.Mode, "config", originOr(snap.ConfigOrigin, "defaults"),
 			"sync_period", t.SyncPeriod, "min_sync_period", t.MinSyncPeriod)
 	}
