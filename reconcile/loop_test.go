@@ -1,0 +1,337 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"weir/backends"
+	"weir/backends/fake"
+	"weir/spec"
+)
+
+// loopWorld runs a Loop in a synctest bubble.
+type loopWorld struct {
+	*world
+	updates   chan spec.Update
+	node      chan struct{}
+	settings  Settings
+	configErr error
+	configs   int
+	reports   []Report
+	told      []spec.Update
+	began     time.Time
+}
+
+func runLoop(t *testing.T, minPeriod, period time.Duration, test func(w *loopWorld)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := &loopWorld{world: newWorld(t, three()...), updates: make(chan spec.Update), node: make(chan struct{}), began: time.Now()}
+		w.settings = Settings{Mode: "fake", Backend: fake.New(w.kernel, backends.Config{}), Node: testNode, MinSyncPeriod: minPeriod, SyncPeriod: period}
+		w.engine = NewEngine(Options{Flows: w.flows})
+		loop := NewLoop(LoopOptions{
+			Engine: w.engine, Updates: w.updates, NodeChanges: w.node,
+			Configure: func(*spec.Snapshot) (Settings, error) { w.configs++; return w.settings, w.configErr },
+			OnReport:  func(r Report) { w.reports = append(w.reports, r) },
+			OnUpdate:  func(u spec.Update) { w.told = append(w.told, u) },
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- loop.Run(ctx) }()
+		test(w)
+		objects := len(w.kernel.Objects())
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run returned %v", err)
+		}
+		if len(w.kernel.Objects()) != objects {
+			t.Error("the shutdown changed the kernel")
+		}
+	})
+}
+
+func (w *loopWorld) start() {
+	w.updates <- spec.Update{Snapshot: w.snapshot(), Delta: spec.Delta{All: true}}
+	synctest.Wait()
+}
+
+// change sends one changed Service.
+func (w *loopWorld) change(endpoints int) {
+	s := makeService("a", 1, "TCP", endpoints)
+	w.tree, _, _ = w.tree.Insert(spec.ServiceKey(s.Name), s)
+	w.updates <- spec.Update{Snapshot: w.snapshot(), Delta: spec.Delta{Services: []spec.Name{s.Name}}}
+	synctest.Wait()
+}
+
+func (w *loopWorld) sleep(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// times returns when the rounds were, and forgets them.
+func (w *loopWorld) times() []time.Duration {
+	var at []time.Duration
+	for _, r := range w.reports {
+		at = append(at, r.Start.Sub(w.began))
+	}
+	w.reports = nil
+	return at
+}
+
+func (w *loopWorld) expect(want ...time.Duration) {
+	w.t.Helper()
+	got := w.times()
+	if len(got) != len(want) {
+		w.t.Fatalf("rounds at %v, want %v", got, want)
+	}
+	for i := range want {
+		if d := got[i] - want[i]; d < 0 || d > time.Millisecond {
+			w.t.Fatalf("rounds at %v, want %v", got, want)
+		}
+	}
+}
+
+func TestLoopKeepsMinSyncPeriod(t *testing.T) {
+	runLoop(t, time.Second, time.Minute, func(w *loopWorld) {
+		w.sleep(3 * time.Second)
+		w.expect()
+		w.start()
+		w.expect(3 * time.Second)
+		for n := range 10 { // ten changes in 200 ms are one round, when the period is over
+			w.change(n % 5)
+			w.sleep(20 * time.Millisecond)
+		}
+		w.expect()
+		w.sleep(2 * time.Second)
+		w.expect(4 * time.Second)
+		w.change(2) // long after: at once
+		w.expect(5200 * time.Millisecond)
+		w.converged()
+	})
+}
+
+func TestLoopSyncsFullyEverySyncPeriod(t *testing.T) {
+	runLoop(t, 0, 10*time.Second, func(w *loopWorld) {
+		w.kernel.NoGeneration = true
+		w.settings.Backend = fake.New(w.kernel, backends.Config{})
+		w.start()
+		w.expect(0)
+		w.sleep(35 * time.Second)
+		if reads := w.kernel.Calls.Observe; reads != 4 {
+			t.Errorf("%d reads, want 4", reads)
+		}
+		w.expect(10*time.Second, 20*time.Second, 30*time.Second)
+		w.updates <- spec.Update{Snapshot: w.snapshot()} // another revision, nothing else
+		synctest.Wait()
+		w.expect()
+	})
+}
+
+func TestLoopNoticesWritesOfOthers(t *testing.T) {
+	runLoop(t, time.Second, time.Hour, func(w *loopWorld) {
+		w.start()
+		w.sleep(10 * time.Second)
+		w.times()
+		w.kernel.Flush()
+		w.sleep(pollPeriod)
+		if len(w.reports) != 1 || w.reports[0].Repaired == 0 {
+			t.Errorf("not repaired within %v: %+v", pollPeriod, w.reports)
+		}
+		w.converged()
+		reads := w.kernel.Calls.Observe
+		w.sleep(time.Minute)
+		if w.kernel.Calls.Observe != reads {
+			t.Error("read though nobody wrote")
+		}
+	})
+}
+
+// slow is a backend whose reads take two seconds.
+type slow struct{ backends.Backend }
+
+func (s slow) Generation(ctx context.Context) (uint64, error) {
+	return s.Backend.(backends.Generation).Generation(ctx)
+}
+
+func (s slow) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
+	return func(yield func(backends.Item, error) bool) {
+		time.Sleep(2 * time.Second)
+		for i, err := range s.Backend.Observe(ctx) {
+			if !yield(i, err) {
+				return
+			}
+		}
+	}
+}
+
+func TestLoopReadsATenthOfTheTimeAtMost(t *testing.T) {
+	runLoop(t, 0, time.Hour, func(w *loopWorld) {
+		w.settings.Backend = &slow{w.settings.Backend}
+		w.start()
+		w.sleep(2 * time.Second)
+		for range 1000 { // somebody writes all the time
+			w.kernel.WriteForeign("x", "y")
+			w.sleep(200 * time.Millisecond)
+			w.change(3 + len(w.reports)%2) // rounds that read nothing must not bring the next read forward
+		}
+		elapsed := time.Since(w.began)
+		most := int(elapsed/(20*time.Second)) + 1
+		if reads := w.kernel.Calls.Observe; reads < most-2 || reads > most {
+			t.Errorf("%d reads of 2 s in %v, want at most %d", reads, elapsed, most)
+		}
+	})
+}
+
+func TestLoopRetriesWithBackoff(t *testing.T) {
+	const period = 20 * time.Second
+	runLoop(t, 0, period, func(w *loopWorld) {
+		w.kernel.Faults.Busy = 8
+		w.start()
+		w.sleep(5 * time.Minute)
+		if len(w.reports) < 9 {
+			t.Fatalf("%d rounds", len(w.reports))
+		}
+		want := firstBackoff
+		for i := 1; i <= 8; i++ {
+			gap := w.reports[i].Start.Sub(w.reports[i-1].Start)
+			if gap < want*8/10 || gap > min(want*12/10, period) {
+				t.Errorf("retry %d came after %v, want about %v", i, gap, want)
+			}
+			want = min(2*want, period)
+		}
+		if w.reports[8].Err != nil {
+			t.Error(w.reports[8].Err)
+		}
+		w.converged()
+	})
+}
+
+func TestLoopRetriesWhatIsHeldBack(t *testing.T) {
+	runLoop(t, 0, time.Hour, func(w *loopWorld) {
+		w.kernel.Faults.Refuse = refuse(portID("a"))
+		w.start()
+		w.times()
+		w.sleep(3500 * time.Millisecond)
+		w.expect(time.Second, 3*time.Second)
+		w.kernel.Faults = fake.Faults{}
+		w.sleep(4 * time.Second)
+		w.expect(7 * time.Second)
+		w.converged()
+		w.sleep(10 * time.Minute)
+		w.expect()
+	})
+}
+
+func TestLoopNeverSpins(t *testing.T) {
+	for name, f := range map[string]fake.Faults{
+		"read fails":  {Observe: errors.New("no")},
+		"all refused": {Refuse: func(backends.Change) error { return errors.New("no") }},
+		"busy":        {Busy: 1 << 30},
+	} {
+		t.Run(name, func(t *testing.T) {
+			runLoop(t, 0, 10*time.Second, func(w *loopWorld) {
+				w.kernel.Faults = f
+				w.start()
+				w.sleep(time.Minute)
+				w.kernel.WriteForeign("x", "y")
+				w.sleep(9 * time.Minute)
+				if n := len(w.reports); n > 200 {
+					t.Errorf("%d rounds in ten minutes", n)
+				}
+				w.kernel.Faults = fake.Faults{}
+				w.sleep(lastRetry)
+				w.converged()
+			})
+		})
+	}
+}
+
+func TestLoopKeepsTheLastGoodState(t *testing.T) {
+	runLoop(t, 0, time.Hour, func(w *loopWorld) {
+		w.start()
+		w.times()
+		bad := spec.Problems{{Detail: "broken"}}
+		w.updates <- spec.Update{Err: bad}
+		w.updates <- spec.Update{} // a source that sends nothing at all
+		synctest.Wait()
+		w.expect()
+		if n := len(w.told); n != 3 || w.told[1].Err == nil || w.told[2].Err == nil {
+			t.Errorf("told: %v", w.told)
+		}
+		close(w.updates)
+		w.sleep(time.Minute)
+		w.converged()
+	})
+}
+
+func TestLoopConfigIsLive(t *testing.T) {
+	runLoop(t, 0, time.Hour, func(w *loopWorld) {
+		w.start()
+		w.times()
+		before := w.kernel.Objects()
+		w.configErr = errors.New("no such interface")
+		w.updates <- spec.Update{Snapshot: w.snapshot(), Delta: spec.Delta{Config: true}}
+		synctest.Wait()
+		if u := w.told[len(w.told)-1]; u.Err == nil {
+			t.Error("the refused configuration was not told")
+		}
+		w.removeLater("b") // comes while the configuration is refused, and must not be lost
+		w.sleep(10 * time.Second)
+		if got := w.kernel.Objects(); len(got) != len(before) {
+			t.Errorf("half of a refused revision was used: %v", got)
+		}
+		w.configErr = nil
+		w.settings.Backend = fake.New(w.kernel, backends.Config{MasqueradeAll: true})
+		w.settings.SyncPeriod = 5 * time.Second
+		w.sleep(time.Minute)
+		if u := w.told[len(w.told)-1]; u.Err != nil {
+			t.Errorf("the accepted configuration was not told: %v", u.Err)
+		}
+		if w.kernel.Has(portID("b")) || !w.kernel.Has(portID("a")) {
+			t.Errorf("the held snapshot was not used: %v", w.kernel.Objects())
+		}
+		if n := len(w.times()); n < 10 {
+			t.Errorf("%d rounds in a minute of sync periods of 5 s", n)
+		}
+	})
+}
+
+// removeLater sends the removal of a Service, which the Loop may or may not accept.
+func (w *loopWorld) removeLater(name string) {
+	n := spec.Name{Namespace: "default", Name: name}
+	w.tree, _, _ = w.tree.Delete(spec.ServiceKey(n))
+	w.updates <- spec.Update{Snapshot: w.snapshot(), Delta: spec.Delta{Services: []spec.Name{n}}}
+	synctest.Wait()
+}
+
+func TestLoopFollowsTheNode(t *testing.T) {
+	runLoop(t, 0, time.Hour, func(w *loopWorld) {
+		w.node <- struct{}{} // before any snapshot: nothing to do
+		w.start()
+		w.times()
+		w.node <- struct{}{}
+		synctest.Wait()
+		w.expect()
+		if w.configs != 2 {
+			t.Errorf("configured %d times", w.configs)
+		}
+		w.settings.Node = Node{Name: "node-b", Families: testNode.Families}
+		w.node <- struct{}{}
+		w.sleep(time.Millisecond)
+		if len(w.reports) != 1 || w.reports[0].Resolved != 3 {
+			t.Errorf("%+v", w.reports)
+		}
+		w.configErr = errors.New("no addresses")
+		w.node <- struct{}{}
+		w.sleep(time.Minute)
+		w.configErr = nil
+		n := w.configs
+		w.sleep(time.Hour)
+		if w.configs == n {
+			t.Error("not tried again")
+		}
+	})
+}
