@@ -241,3 +241,27 @@ func TestGeneration(t *testing.T) {
 		}
 	})
 }
+
+// TestRefusedAfterACommit has a bad rule in the second of two transactions: the first one is in force, so nothing may be
+// claimed; the next round has only the second, and names it.
+func TestRefusedAfterACommit(t *testing.T) {
+	eachKernel(t, func(t *testing.T, k Kernel) {
+		b := New(testConfig(), k)
+		want := desired(t, b, driftServices())
+		bad := item("ip4 filter WEIR-BAD\n-A WEIR-BAD -m nonesuch -j RETURN")
+		if f, ok := k.(*Fake); ok {
+			f.Unsupported = []string{"nonesuch"}
+		}
+		want[bad.ID()] = bad
+		// Programs that read all of their input first refuse it as a whole, and name the rule at once.
+		first := b.Apply(t.Context(), diff(observed(t, b), want))
+		if first.Err == nil || len(first.Refused) > 0 && len(observed(t, b)) > 0 {
+			t.Fatalf("first round: %+v", first)
+		}
+		if r := b.Apply(t.Context(), diff(observed(t, b), want)); r.Err == nil || r.Refused[bad.ID()] == nil {
+			t.Fatalf("second round: %+v", r)
+		}
+		delete(want, bad.ID())
+		converge(t, b, want)
+	})
+}
