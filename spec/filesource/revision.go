@@ -27,8 +27,8 @@ type revisions struct {
 	failed string // why the commit cannot be compared
 	// differs are the paths, relative to the work tree, that are not as in the commit.
 	differs map[string]bool
-	// paths lead from names to paths; readers count the names of a path.
-	paths   map[string]string
+	// paths lead from names to the paths that they depend on, a symlink among them; readers count the names of a path.
+	paths   map[string][]string
 	readers map[string]int
 }
 
@@ -136,7 +136,7 @@ func (r *revisions) moved(path string) bool {
 // load compares everything with a commit.
 func (r *revisions) load(id string) {
 	r.id, r.failed = id, ""
-	r.differs, r.paths, r.readers = map[string]bool{}, map[string]string{}, map[string]int{}
+	r.differs, r.paths, r.readers = map[string]bool{}, map[string][]string{}, map[string]int{}
 	commit, err := r.repo.Tree(id, r.commit)
 	if err != nil {
 		r.fail(err)
@@ -168,24 +168,32 @@ func (r *revisions) fail(err error) {
 
 // compare notes whether the file that name leads to, if any, is as in the commit.
 func (r *revisions) compare(name string) {
-	if path, ok := r.paths[name]; ok {
-		delete(r.paths, name)
+	for _, path := range r.paths[name] {
 		if r.readers[path]--; r.readers[path] == 0 {
 			delete(r.readers, path)
 			r.note(path, gitrev.ID{}, false)
 		}
 	}
+	delete(r.paths, name)
 	n := r.tree.nodes[name]
-	if n == nil || n.kind != isFile || !below(n.place.real, r.repo.WorkTree) {
+	if n == nil || n.kind != isFile {
 		return
 	}
-	path := relative(r.repo.WorkTree, n.place.real)
-	r.paths[name] = path
-	r.readers[path]++
-	r.note(path, n.blob, true)
-	if link := n.place; link.links > 0 && r.tree.rootOf(name) < 0 && below(link.seen[0], r.repo.WorkTree) {
-		r.note(relative(r.repo.WorkTree, link.seen[0]), gitrev.BlobID([]byte(link.text)), true)
+	r.read(name, n.place.real, n.blob)
+	if n.place.links > 0 && r.tree.rootOf(name) < 0 {
+		r.read(name, n.place.seen[0], gitrev.BlobID([]byte(n.place.text)))
 	}
+}
+
+// read notes that name depends on what is at a real path, which is the blob id.
+func (r *revisions) read(name, real string, id gitrev.ID) {
+	if !below(real, r.repo.WorkTree) {
+		return
+	}
+	path := relative(r.repo.WorkTree, real)
+	r.paths[name] = append(r.paths[name], path)
+	r.readers[path]++
+	r.note(path, id, true)
 }
 
 // note compares one path, which holds the blob id or is absent, with the commit.

@@ -30,7 +30,7 @@ func (s *settle) due(quiet time.Duration) time.Time {
 	return earlier(s.last.Add(quiet), s.first.Add(max(settleMax, quiet)))
 }
 
-// last call says whether a reason to wait longer no longer counts, because a limit has passed since the first change.
+// expired says that the limit has passed since the first change, so that nothing is a reason to wait any longer.
 func (s *settle) expired(now time.Time, limit time.Duration) bool {
 	return now.Sub(s.first) >= limit
 }

@@ -45,7 +45,7 @@ func TestPain27_WatchPatterns(t *testing.T) {
 			}
 			must(t, f.Close())
 		}, []string{"a.yaml", "xxx", "sub/b.yaml", "1"}},
-		{"through mmap's cousin, a hard link outside", func(t *testing.T, d string) {
+		{"a file that has another hard link", func(t *testing.T, d string) {
 			must(t, os.Link(d+"/a.yaml", filepath.Dir(d)+"/hard"))
 			write(t, d+"/a.yaml", "2")
 		}, []string{"a.yaml", "2", "sub/b.yaml", "1"}},
