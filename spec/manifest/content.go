@@ -24,6 +24,8 @@ const (
 	maxProblemsPerDocument = 100
 	// noKind is how documents that are no Kubernetes objects are counted.
 	noKind = "(no kind)"
+	// template is reported once for a file.
+	template = "is a template that has not been rendered, not YAML; give weir what it renders to (helm template, ...), or keep it elsewhere"
 )
 
 // kind is one of the kinds that a Set understands.
@@ -353,7 +355,7 @@ func (d *document) unrendered() {
 			d.replaceProblems(line, "has the conflict markers of a Git merge that was not finished")
 			return
 		case (bytes.Contains(l, []byte("{{")) || bytes.HasPrefix(bytes.TrimSpace(l), []byte("{%"))) && d.atFault(line):
-			d.replaceProblems(line, "is a template that has not been rendered, not YAML; give weir what it renders to (helm template, ...), or keep it elsewhere")
+			d.replaceProblems(line, template)
 			return
 		}
 	}

@@ -3,6 +3,7 @@ package manifest
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"reflect"
 	"slices"
@@ -157,12 +158,7 @@ func jsonFields(t reflect.Type, out map[string]reflect.Type) {
 }
 
 func sortedKeys(m map[string]any) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
+	return slices.Sorted(maps.Keys(m))
 }
 
 func unmarshalerName(t reflect.Type) string {
@@ -219,9 +215,8 @@ func printable(s string) string {
 // suggestion names the field that was probably meant.
 func suggestion(key string, fields map[string]reflect.Type) string {
 	best, least := "", 3
-	for name := range fields {
-		d := distance(strings.ToLower(key), strings.ToLower(name), least)
-		if d < least || d == least && d < 3 && name < best {
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		if d := distance(strings.ToLower(key), strings.ToLower(name), least); d < least {
 			best, least = name, d
 		}
 	}

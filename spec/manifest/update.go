@@ -55,11 +55,7 @@ func (u *update) replace(files []File, parsed []*file) {
 			u.problems = append(u.problems, *f.broken)
 			continue
 		}
-		for _, d := range f.docs {
-			for _, p := range d.problems {
-				u.problems = append(u.problems, relocate(p, d.line))
-			}
-		}
+		u.problems = append(u.problems, f.problems()...)
 		r, a := differ(u.files[f.path], f)
 		removed, added = append(removed, r...), append(added, a...)
 		if files[i].Data == nil {
@@ -75,6 +71,20 @@ func (u *update) replace(files []File, parsed []*file) {
 		u.addDoc(d)
 	}
 	u.settleTwice()
+}
+
+// problems returns what is wrong with each document alone. Of a template there is nothing more to say than that it is one.
+func (f *file) problems() []spec.Problem {
+	var out []spec.Problem
+	for _, d := range f.docs {
+		for _, p := range d.problems {
+			if p = relocate(p, d.line); p.Detail == template {
+				return []spec.Problem{p}
+			}
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 func relocate(p spec.Problem, line int) spec.Problem {

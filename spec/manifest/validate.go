@@ -3,6 +3,7 @@ package manifest
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -38,14 +39,20 @@ func (v *validator) notice(detail, path string, args ...any) {
 // addAll reports messages of apimachinery's helpers about a value.
 func (v *validator) addAll(messages []string, value, path string, args ...any) {
 	for _, m := range messages {
-		v.add(quote(value)+": "+m, path, args...)
+		v.add(quote(value)+": "+short(m), path, args...)
 	}
 }
 
 func (v *validator) addErrors(errs field.ErrorList) {
 	for _, e := range errs {
-		v.add(printable(e.ErrorBody()), "%s", e.Field)
+		v.add(printable(short(e.ErrorBody())), "%s", e.Field)
 	}
+}
+
+// short leaves out of a message the examples and the regular expression, which are longer than what they explain.
+func short(message string) string {
+	message, _, _ = strings.Cut(message, " (e.g. ")
+	return message
 }
 
 // meta validates the metadata of an object and sets its namespace.
@@ -187,13 +194,16 @@ func follows(p fieldProblem, shape []fieldProblem) bool {
 	})
 }
 
+var plainName = regexp.MustCompile(`^[\w.-]{0,253}/?[\w.-]{0,253}$`)
+
 // describeID names an object of which the name may be hostile.
 func describeID(id objectID) string {
 	if id.name.Name == "" {
 		return string(id.kind)
 	}
-	if s := id.String(); s == printable(s) && !strings.ContainsAny(s, "\"'`$;|&<>\\") {
-		return s
+	name := strings.TrimPrefix(id.name.String(), "/")
+	if plainName.MatchString(name) {
+		return id.String()
 	}
-	return string(id.kind) + " " + quote(strings.TrimPrefix(id.name.String(), "/"))
+	return string(id.kind) + " " + quote(name)
 }

@@ -98,8 +98,8 @@ func yamlProblem(message string) lineProblem {
 		return lineProblem{line, fieldProblem{key[1], "is given twice"}}
 	}
 	detail := printable(m[2])
-	if strings.Contains(detail, "cannot start any token") && strings.Contains(message, `\t`) {
-		detail += " (indent with spaces, not tabs)"
+	if strings.Contains(detail, "cannot start any token") {
+		detail += "; if it is a tab, use spaces"
 	}
 	return lineProblem{line, fieldProblem{detail: "not YAML: " + detail}}
 }
