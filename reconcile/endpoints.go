@@ -180,6 +180,17 @@ func selectEndpoints(all []candidate, use policies, node *Node) (chosen []backen
 	return chosen, any
 }
 
+// servingAddrs returns who may keep the flows it has: a terminating endpoint finishes what it began.
+func servingAddrs(all []candidate) []netip.AddrPort {
+	var addrs []netip.AddrPort
+	for _, c := range all {
+		if c.ready || c.draining() {
+			addrs = append(addrs, c.addr)
+		}
+	}
+	return addrs
+}
+
 // clusterSelection returns what policy Cluster chooses: the ready endpoints that topology allows, or the draining ones
 // if there is none.
 func clusterSelection(all []candidate, node *Node) func(candidate) bool {

@@ -314,8 +314,10 @@ func equalEntries(a, b *backends.Entry) bool {
 	return a.Key == b.Key && a.ClusterIP == b.ClusterIP && a.Port == b.Port && a.NodePort == b.NodePort &&
 		slices.Equal(a.ExternalIPs, b.ExternalIPs) && slices.Equal(a.LoadBalancerIPs, b.LoadBalancerIPs) &&
 		slices.Equal(a.SourceRanges, b.SourceRanges) && a.InternalLocal == b.InternalLocal && a.ExternalLocal == b.ExternalLocal &&
-		a.Affinity == b.Affinity && slices.Equal(a.Endpoints, b.Endpoints) && a.HasEndpoints == b.HasEndpoints &&
-		a.HealthCheckNodePort == b.HealthCheckNodePort && a.Scheduler == b.Scheduler
+		a.Affinity == b.Affinity && slices.Equal(a.Endpoints, b.Endpoints) &&
+		slices.Equal(a.Serving, b.Serving) && a.HasEndpoints == b.HasEndpoints &&
+		a.HealthCheckNodePort == b.HealthCheckNodePort && a.Scheduler == b.Scheduler &&
+		a.ProxyProtocol == b.ProxyProtocol
 }
 
 // entries and names make the Engine what its data paths render.

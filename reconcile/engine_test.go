@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -595,3 +597,31 @@ func BenchmarkOneChange(b *testing.B) {
 type confirming struct{ backends.Backend }
 
 func (confirming) Apply(context.Context, backends.Plan) backends.Result { return backends.Result{} }
+
+// TestEqualEntriesForgetsNoField sets one field at a time.
+func TestEqualEntriesForgetsNoField(t *testing.T) {
+	values := map[string]any{
+		"Key": key("x"), "ClusterIP": netip.MustParseAddr("10.0.0.1"), "Port": uint16(1), "NodePort": uint16(1),
+		"ExternalIPs": []netip.Addr{{}}, "LoadBalancerIPs": []netip.Addr{{}}, "SourceRanges": []netip.Prefix{{}},
+		"InternalLocal": true, "ExternalLocal": true, "Affinity": time.Second, "Endpoints": []backends.Endpoint{{}},
+		"HasEndpoints": true, "HealthCheckNodePort": uint16(1), "Scheduler": "rr",
+		"Serving": []netip.AddrPort{{}}, "ProxyProtocol": true,
+	}
+	kind := reflect.TypeFor[backends.Entry]()
+	for i := range kind.NumField() {
+		name := kind.Field(i).Name
+		if name == "Origin" {
+			continue
+		}
+		v, ok := values[name]
+		if !ok {
+			t.Errorf("no value for the field %s: add it here, and to equalEntries", name)
+			continue
+		}
+		var a, b backends.Entry
+		reflect.ValueOf(&b).Elem().Field(i).Set(reflect.ValueOf(v))
+		if equalEntries(&a, &b) {
+			t.Errorf("%s is not compared", name)
+		}
+	}
+}

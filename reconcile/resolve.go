@@ -140,6 +140,9 @@ func (r *resolver) entry(f backends.Family, clusterIP netip.Addr, i int) *backen
 		cluster: !e.InternalLocal || externallyAccessible(s),
 		local:   e.InternalLocal || e.ExternalLocal,
 	}, r.node)
+	if protocol == backends.UDP {
+		e.Serving = servingAddrs(candidates)
+	}
 	if td := s.TrafficDistribution; td != nil && len(candidates) > 0 && !slices.ContainsFunc(candidates, candidate.hinted) {
 		r.notice("spec.trafficDistribution", "%s has no effect: no endpoint carries hints, which the EndpointSlice controller of a "+
 			"control plane would have set; write endpoints[].hints.forZones or forNodes", *td)

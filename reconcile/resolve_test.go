@@ -160,6 +160,17 @@ func TestResolvePublishNotReadyAddresses(t *testing.T) {
 	}
 }
 
+func TestPain10ServingEndpointsKeepTheirFlows(t *testing.T) {
+	s := withEndpoints("10.0.0.1 z:zone-b", "10.0.0.2 ! t", "10.0.0.3 ! t x", "10.0.0.4 !", "10.0.0.5 z:zone-a")
+	s.Object.Spec.Ports[0].Protocol = "UDP"
+	s.Slices[0].Ports[0].Protocol = ptr(corev1.ProtocolUDP)
+	entries, _ := Resolve(s, &testNode)
+	e := entries[0]
+	if got := fmt.Sprint(e.Serving); list(e.Endpoints) != "5C" || got != "[10.0.0.1:8080 10.0.0.2:8080 10.0.0.5:8080]" {
+		t.Errorf("endpoints %s, serving %s", list(e.Endpoints), got)
+	}
+}
+
 func TestResolveIgnores(t *testing.T) {
 	tests := map[string]func(o *corev1.Service){
 		"headless":           func(o *corev1.Service) { o.Spec.ClusterIP, o.Spec.ClusterIPs = "None", []string{"None"} },

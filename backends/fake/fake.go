@@ -40,6 +40,7 @@ func (b *Backend) Base() []backends.Item {
 // Render returns an object for the Service port, one for each of its front addresses, and the shared object for as many
 // endpoints as it has.
 func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
+	b.kernel.called()
 	b.kernel.Calls.Render++
 	if b.kernel.Faults.Render != nil {
 		if err := b.kernel.Faults.Render(e); err != nil {
@@ -86,6 +87,7 @@ type generation struct{ kernel *Kernel }
 
 // Generation moves when somebody else writes.
 func (g generation) Generation(context.Context) (uint64, error) {
+	g.kernel.called()
 	g.kernel.Calls.Generation++
 	return g.kernel.generation, g.kernel.Faults.Generation
 }

@@ -69,6 +69,8 @@ type Kernel struct {
 	objects    map[backends.ID]Item
 	foreign    map[string]string
 	generation uint64
+	// OnCall, if set, is called before a Backend does anything with the Kernel.
+	OnCall func()
 	// OnChange, if set, is called with the objects after each change of an Apply.
 	OnChange func(map[backends.ID]Item)
 }
@@ -121,8 +123,15 @@ func (k *Kernel) Has(id backends.ID) bool {
 	return ok
 }
 
+func (k *Kernel) called() {
+	if k.OnCall != nil {
+		k.OnCall()
+	}
+}
+
 func (k *Kernel) observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 	return func(yield func(backends.Item, error) bool) {
+		k.called()
 		k.Calls.Observe++
 		if err := errors.Join(ctx.Err(), k.Faults.Observe); err != nil {
 			yield(nil, err)
@@ -141,6 +150,7 @@ func (k *Kernel) observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 }
 
 func (k *Kernel) apply(ctx context.Context, p backends.Plan) backends.Result {
+	k.called()
 	k.Calls.Apply++
 	if err := ctx.Err(); err != nil {
 		return backends.Result{Err: err}
