@@ -23,6 +23,8 @@ const (
 	AnnotationWeights = "weir/weights"
 	// AnnotationScheduler names the IPVS scheduler to use for the Service.
 	AnnotationScheduler = "weir/ipvs-scheduler"
+	// AnnotationProxyProtocol says that the TCP endpoints expect a PROXY protocol header. Its only value is "v2".
+	AnnotationProxyProtocol = "weir/proxy-protocol"
 )
 
 // Resolve works out what this node should do for a Service: one Entry for each port and address family, sorted by key,
@@ -34,7 +36,7 @@ func Resolve(svc *spec.Service, node *Node) ([]*backends.Entry, []spec.Problem) 
 		return nil, r.notices
 	}
 	r.weights = r.parseWeights()
-	scheduler := r.parseScheduler()
+	scheduler, proxyProtocol := r.parseScheduler(), r.parseProxyProtocol()
 
 	var entries []*backends.Entry
 	for _, family := range node.Families {
@@ -45,6 +47,7 @@ func Resolve(svc *spec.Service, node *Node) ([]*backends.Entry, []spec.Problem) 
 		for i := range svc.Object.Spec.Ports {
 			if e := r.entry(family, clusterIP, i); e != nil {
 				e.Scheduler = scheduler
+				e.ProxyProtocol = proxyProtocol && e.Key.Protocol == backends.TCP
 				entries = append(entries, e)
 			}
 		}
@@ -203,6 +206,15 @@ func (r *resolver) parseScheduler() string {
 		return ""
 	}
 	return name
+}
+
+// parseProxyProtocol reads the annotation weir/proxy-protocol.
+func (r *resolver) parseProxyProtocol() bool {
+	version, ok := r.svc.Object.Annotations[AnnotationProxyProtocol]
+	if ok && version != "v2" {
+		r.notice("metadata.annotations["+AnnotationProxyProtocol+"]", "%q is ignored: it must be v2", version)
+	}
+	return version == "v2"
 }
 
 func nodePortType(t corev1.ServiceType) bool {

@@ -241,7 +241,7 @@ func TestResolveFronts(t *testing.T) {
 	o.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 	o.Spec.HealthCheckNodePort = 32000
 	o.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
-	o.Annotations = map[string]string{AnnotationScheduler: "wrr"}
+	o.Annotations = map[string]string{AnnotationScheduler: "wrr", AnnotationProxyProtocol: "v2"}
 	o.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{
 		{IP: "192.0.2.200", IPMode: ptr(corev1.LoadBalancerIPModeVIP)}, {IP: "192.0.2.100"},
 		{IP: "192.0.2.150", IPMode: ptr(corev1.LoadBalancerIPModeProxy)}, {Hostname: "lb.example"},
@@ -265,6 +265,7 @@ func TestResolveFronts(t *testing.T) {
 		HasEndpoints:        true,
 		HealthCheckNodePort: 32000,
 		Scheduler:           "wrr",
+		ProxyProtocol:       true,
 	}
 	if !reflect.DeepEqual(entries[0], want) {
 		t.Errorf("got\n%+v\nwant\n%+v", entries[0], want)
@@ -331,8 +332,9 @@ func TestResolveNotices(t *testing.T) {
 		edit func(s *spec.Service)
 		want string
 	}{
-		"port name": {func(s *spec.Service) { s.Object.Spec.Ports[0].Name = "web" }, `no EndpointSlice has a port named "web"`},
-		"scheduler": {func(s *spec.Service) { s.Object.Annotations = map[string]string{AnnotationScheduler: "rr; rm"} }, "is ignored"},
+		"port name":      {func(s *spec.Service) { s.Object.Spec.Ports[0].Name = "web" }, `no EndpointSlice has a port named "web"`},
+		"scheduler":      {func(s *spec.Service) { s.Object.Annotations = map[string]string{AnnotationScheduler: "rr; rm"} }, "is ignored"},
+		"PROXY protocol": {func(s *spec.Service) { s.Object.Annotations = map[string]string{AnnotationProxyProtocol: "v1"} }, "must be v2"},
 		"addresses": {func(s *spec.Service) {
 			s.Slices[0].Endpoints[0].Addresses = []string{"10.0.0.1", "10.0.0.2"}
 		}, "only the first of its 2 addresses"},
