@@ -40,13 +40,16 @@ makes no sense.`,
 				}
 				defer release()
 			}
-			engines := (&wiring{log: log, flags: node}).others(ctx, "")
-			if len(engines) == 0 {
+			if !privileged() {
+				return errUnprivileged
+			}
+			others := (&wiring{log: log, flags: node}).others(ctx, "")
+			if len(others) == 0 {
 				return errors.New("this node has neither iptables nor nftables that could be read")
 			}
-			for _, engine := range engines {
+			for _, other := range others {
 				if dryRun {
-					plan, err := engine.PlanCleanup(ctx)
+					plan, err := other.engine.PlanCleanup(ctx)
 					if err != nil {
 						return readError(err)
 					}
@@ -55,12 +58,11 @@ makes no sense.`,
 					}
 					continue
 				}
-				mode := engine.Mode()
-				r := engine.Cleanup(ctx)
+				r := other.engine.Cleanup(ctx)
 				if r.Err != nil {
-					return fmt.Errorf("%s: %w", mode, r.Err)
+					return fmt.Errorf("%s: %w", other.name, r.Err)
 				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: %d removed\n", mode, r.Deleted)
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %d removed\n", other.name, r.Deleted)
 			}
 			return nil
 		},

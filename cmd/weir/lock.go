@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
@@ -20,7 +21,7 @@ const lockName = "@weir/lock"
 // Any user may bind the name. One who could not write the rules anyhow (not root, nor the user of this process) is no second
 // weir, and is not allowed to keep this one from working.
 func lockNode(log hclog.Logger) (release func(), err error) {
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: lockName, Net: "unix"})
+	ln, err := listenLock()
 	if err == nil {
 		return func() { ln.Close() }, nil
 	}
@@ -37,6 +38,20 @@ func lockNode(log hclog.Logger) (release func(), err error) {
 		who += fmt.Sprintf(" (process %d)", holder.Pid)
 	}
 	return nil, fmt.Errorf("%s is running in this network namespace, and two would undo each other's work: stop it first", who)
+}
+
+// lockPatience is how long a weir that is about to be gone is waited for, as when one is killed and started again.
+const lockPatience = 2 * time.Second
+
+func listenLock() (*net.UnixListener, error) {
+	deadline := time.Now().Add(lockPatience)
+	for {
+		ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: lockName, Net: "unix"})
+		if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(deadline) {
+			return ln, err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 }
 
 // lockHolder returns who bound the name; the kernel remembers it from the moment of listening.

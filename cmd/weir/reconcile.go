@@ -102,7 +102,7 @@ func writePlan(w io.Writer, plan backends.Plan, format string) error {
 // readError says what to do if the kernel's rules may not be read.
 func readError(err error) error {
 	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("the kernel's rules cannot be read without privileges; run this as root, or with CAP_NET_ADMIN: %w", err)
+		return fmt.Errorf("%w: %w", errUnprivileged, err)
 	}
 	return fmt.Errorf("the kernel's rules cannot be read: %w", err)
 }

@@ -224,14 +224,13 @@ func (d *daemon) onReport(r reconcile.Report) {
 
 // sweep takes down what an earlier run in another mode left behind, once this mode is in force.
 func (d *daemon) sweep(mode string) {
-	for _, engine := range d.wiring.others(d.ctx, mode) {
-		other := engine.Mode()
-		r := engine.Cleanup(d.ctx)
+	for _, other := range d.wiring.others(d.ctx, mode) {
+		r := other.engine.Cleanup(d.ctx)
 		switch {
 		case r.Err != nil:
-			d.log.Warn("cannot tell or remove what an earlier run in another mode left", "mode", other, "error", r.Err)
+			d.log.Warn("cannot tell or remove what an earlier run in another mode left", "from", other.name, "error", r.Err)
 		case r.Deleted > 0:
-			d.log.Info("removed what an earlier run in another mode left", "mode", other, "deleted", r.Deleted)
+			d.log.Info("removed what an earlier run in another mode left", "from", other.name, "deleted", r.Deleted)
 		}
 	}
 }

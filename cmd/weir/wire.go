@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
 
@@ -60,6 +61,8 @@ func (w *wiring) target(ctx context.Context, snap *spec.Snapshot) (*target, erro
 	c := snap.Config.DeepCopy()
 	if w.flags.mode != "" {
 		c.Mode = kubeproxyconfig.ProxyMode(w.flags.mode)
+	} else if err := checkConfigured(snap); err != nil {
+		return nil, err
 	}
 	name, err := nodeName(w.flags.hostname, c.HostnameOverride)
 	if err != nil {
@@ -129,11 +132,24 @@ func (w *wiring) probeIPTables(ctx context.Context) (iptables.Kernel, error) {
 		force = ""
 	}
 	kernel, err := iptables.Probe(ctx, w.log.Named("iptables"), families(), force)
-	if err != nil {
+	switch {
+	case err != nil && !privileged():
+		return nil, errUnprivileged
+	case err != nil:
 		return nil, fmt.Errorf("iptables cannot be used: %w", err)
 	}
 	w.kernel = kernel
 	return kernel, nil
+}
+
+// errUnprivileged is what whoever tries a dry run as a user sees.
+var errUnprivileged = errors.New("the kernel's rules cannot be read without privileges; run this as root, or with CAP_NET_ADMIN")
+
+// privileged says whether this process may read and write the rules of its network namespace.
+func privileged() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(&header, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_NET_ADMIN) != 0
 }
 
 // chooseMode returns the mode asked for. If nobody asked for one, it is iptables where the node has it, else nftables, and
@@ -159,21 +175,47 @@ func (w *wiring) chooseMode(ctx context.Context, mode string, unasked bool) (str
 	return modeNFTables, nil
 }
 
-// others returns an Engine for each mode but the given one that this node can run, to take down what weir left there when
-// it was last run in another mode.
-func (w *wiring) others(ctx context.Context, mode string) []*reconcile.Engine {
-	var engines []*reconcile.Engine
-	for _, other := range []string{modeIPTables, modeNFTables} {
-		if other == mode || other == modeNFTables && nftables.Probe(ctx) != nil {
-			continue
-		}
-		b, err := w.newBackend(ctx, other, backends.Config{Families: families(), MasqueradeMark: defaultMasqueradeMark})
-		if err != nil {
-			continue // what this node cannot run, it holds nothing of
-		}
-		engines = append(engines, reconcile.NewEngine(reconcile.Options{Mode: other, Backend: b, Node: reconcile.Node{Families: bothFamilies}, Log: w.log}))
+// leftover takes down what weir left in a mechanism that it does not use now.
+type leftover struct {
+	name   string // as a person calls it, such as "iptables-legacy"
+	engine *reconcile.Engine
+}
+
+// others returns each mechanism that this node can run, but for those of the given mode.
+func (w *wiring) others(ctx context.Context, mode string) []leftover {
+	cfg := backends.Config{Families: families(), MasqueradeMark: defaultMasqueradeMark}
+	var all []leftover
+	add := func(mode, name string, b backends.Backend) {
+		node := reconcile.Node{Families: cfg.Families}
+		all = append(all, leftover{name, reconcile.NewEngine(reconcile.Options{Mode: mode, Backend: b, Node: node, Log: w.log})})
 	}
-	return engines
+	if mode != modeIPTables {
+		for _, v := range w.variants() {
+			// What this node cannot run, it holds nothing of.
+			if kernel, err := iptables.Probe(ctx, w.log.Named("iptables"), cfg.Families, v); err == nil {
+				add(modeIPTables, "iptables-"+string(v), iptables.New(cfg, kernel))
+			}
+		}
+	}
+	if mode != modeNFTables && nftables.Probe(ctx) == nil {
+		add(modeNFTables, modeNFTables, nftables.New(cfg))
+	}
+	return all
+}
+
+// variants returns the variants of iptables that may hold anything of weir's. Legacy is left out unless its tables are
+// there: to ask iptables-legacy for them would make them.
+func (w *wiring) variants() []iptables.Mode {
+	if w.flags.variant != "auto" {
+		return []iptables.Mode{iptables.Mode(w.flags.variant)}
+	}
+	variants := []iptables.Mode{iptables.NFT}
+	for _, file := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
+		if names, err := os.ReadFile(file); err == nil && len(names) > 0 {
+			return append(variants, iptables.Legacy)
+		}
+	}
+	return variants
 }
 
 // nodeName is the name by which endpoints know this node: kube-proxy's rule.
