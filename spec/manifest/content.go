@@ -24,6 +24,8 @@ const (
 	maxProblemsPerDocument = 100
 	// noKind is how documents that are no Kubernetes objects are counted.
 	noKind = "(no kind)"
+	// maxLookedUp bounds the bytes of a document that are searched for the lines of fields, since each search parses anew.
+	maxLookedUp = 16 << 20
 	// template is reported once for a file.
 	template = "is a template that has not been rendered, not YAML; give weir what it renders to (helm template, ...), or keep it elsewhere"
 )
@@ -101,6 +103,8 @@ type document struct {
 	path string
 	text text
 	out  *content
+	// lookedUp counts the bytes that were searched for the lines of fields.
+	lookedUp int
 }
 
 func (d *decoder) decode(path string, t text, hash uint64) *content {
@@ -129,7 +133,7 @@ func (d *document) decode() {
 		d.notAnObject(data)
 		return
 	}
-	d.object(data, place{line: d.firstLine(), find: func(field string) int { return yamlpos.Line(d.text.data, 1, field) }}, "")
+	d.object(data, d.place(d.firstLine(), 1, "", d.text.data), "")
 }
 
 func (d *document) notAnObject(data []byte) {
@@ -160,6 +164,17 @@ func (d *document) firstLine() int {
 type place struct {
 	line int
 	find func(field string) int
+}
+
+// place returns the place of an object that begins on a line. Its fields are to be looked for, below prefix, in text that
+// begins on textLine.
+func (d *document) place(line, textLine int, prefix string, text []byte) place {
+	return place{line: line, find: func(field string) int {
+		if d.lookedUp += len(text); d.lookedUp > maxLookedUp {
+			return line
+		}
+		return yamlpos.Line(text, textLine, prefix+field)
+	}}
 }
 
 // object takes in an object, or the objects of a List.
@@ -253,16 +268,17 @@ func (d *document) list(data []byte, apiVersion, name string) {
 		Metadata        json.RawMessage   `json:"metadata"`
 		Items           []json.RawMessage `json:"items"`
 	}
+	whole := d.place(d.firstLine(), 1, "", d.text.data)
 	for _, p := range decodeStrict(data, &list) {
-		d.problemAt(yamlpos.Line(d.text.data, 1, p.field), name, p.field, p.detail)
+		d.problemAt(whole.find(p.field), name, p.field, p.detail)
 	}
 	if len(list.Items) == 0 {
 		return
 	}
-	places := itemPlaces(d.text)
+	places := d.itemPlaces()
 	for i, item := range list.Items {
 		within := fmt.Sprintf("items[%d]", i)
-		at := place{line: d.firstLine(), find: func(string) int { return d.firstLine() }}
+		at := whole
 		if i < len(places) {
 			at = places[i]
 		}

@@ -11,8 +11,6 @@ import (
 	yamlv2 "go.yaml.in/yaml/v2"
 	yamlv3 "go.yaml.in/yaml/v3"
 	"sigs.k8s.io/yaml"
-
-	"weir/spec/yamlpos"
 )
 
 // aliasFactor and aliasFree bound what the aliases of a document expand to: so many times its size, and so many bytes
@@ -105,12 +103,12 @@ func yamlProblem(message string) lineProblem {
 }
 
 // itemPlaces returns where the items of a List are written.
-func itemPlaces(t text) []place {
-	if t.json {
-		return jsonItemPlaces(t.data)
+func (d *document) itemPlaces() []place {
+	if d.text.json {
+		return d.jsonItemPlaces()
 	}
 	var root yamlv3.Node
-	if yamlv3.Unmarshal(t.data, &root) != nil || len(root.Content) == 0 {
+	if yamlv3.Unmarshal(d.text.data, &root) != nil || len(root.Content) == 0 {
 		return nil
 	}
 	var items []*yamlv3.Node
@@ -122,7 +120,7 @@ func itemPlaces(t text) []place {
 	if len(items) == 0 {
 		return nil
 	}
-	lines := slicesOfLines(t.data)
+	lines := bytes.SplitAfter(d.text.data, []byte("\n"))
 	places := make([]place, len(items))
 	for i, item := range items {
 		end := len(lines)
@@ -131,23 +129,14 @@ func itemPlaces(t text) []place {
 		}
 		places[i] = place{line: item.Line, find: func(string) int { return item.Line }}
 		if start := item.Line - 1; start < end && bytes.HasPrefix(bytes.TrimSpace(lines[start]), []byte("-")) {
-			places[i].find = func(field string) int {
-				return yamlpos.Line(bytes.Join(lines[start:end], nil), item.Line, "[0]."+field)
-			}
+			places[i] = d.place(item.Line, item.Line, "[0].", bytes.Join(lines[start:end], nil))
 		}
 	}
 	return places
 }
 
-func slicesOfLines(data []byte) [][]byte {
-	var lines [][]byte
-	for line := range bytes.Lines(data) {
-		lines = append(lines, line)
-	}
-	return lines
-}
-
-func jsonItemPlaces(data []byte) []place {
+func (d *document) jsonItemPlaces() []place {
+	data := d.text.data
 	dec := json.NewDecoder(bytes.NewReader(data))
 	if !enter(dec, "items") {
 		return nil
@@ -162,8 +151,7 @@ func jsonItemPlaces(data []byte) []place {
 		start := int(dec.InputOffset()) - len(raw)
 		line += bytes.Count(data[counted:start], []byte("\n"))
 		counted = start
-		first := line
-		places = append(places, place{line: first, find: func(field string) int { return yamlpos.Line(raw, first, field) }})
+		places = append(places, d.place(line, line, "", raw))
 	}
 	return places
 }
