@@ -73,7 +73,7 @@ func driftServices() []*backends.Entry {
 // leaves the rules of others as they were.
 func TestDrift(t *testing.T) {
 	svc := "WEIR-SVC-" + hash("SVC", driftServices()[0].Key.String())
-	leaf := "WEIR-IP-10.96.0.0/22"
+	leaf := "WEIR-IP-02"
 	direct := leaf + " -d 10.96.0.2/32 -p udp -m udp --dport 80 -j WEIR-SVC-" + hash("SVC", driftServices()[1].Key.String()) + "\n"
 	kinds := []struct {
 		name, table, break_ string

@@ -3,16 +3,16 @@ package iptables
 import (
 	"crypto/sha256"
 	"encoding/base32"
+	"fmt"
 	"net/netip"
 	"strconv"
-	"strings"
 	"sync"
 
 	"weir/backends"
 )
 
-// The shared chains. Each root is the top of a tree of chains in which a packet meets only the rules of its own address
-// prefix or block of ports. The nat and the filter table have trees of the same names.
+// The shared chains. Each root is the top of a tree of chains in which a packet meets only the rules of addresses
+// with the same last bits, or of its own block of ports. The nat and the filter table have trees of the same names.
 const (
 	addrRoot    = "WEIR-IP"
 	portRoot    = "WEIR-NP"
@@ -20,14 +20,13 @@ const (
 	healthChain = "WEIR-HEALTH"
 )
 
-// The levels of the trees. Every level costs a packet at most as many rules as it has branches, and iptables-nft grows
-// slow with the number of chains. A service CIDR of 10.96.0.0/12 from which 10,000 ClusterIPs were allocated at random
-// gives chains of ten rules at /22, where /24 would give one or two to each of nearly 4,000 chains.
-var (
-	addrLevels4 = []int{16, 19, 22}
-	addrLevels6 = []int{64, 112, 116, 120}
-	portLevels  = []int{8, 12}
-)
+// The levels of the tree of node ports. iptables-nft grows slow with the number of chains, so that there are few levels.
+var portLevels = []int{8, 12}
+
+// The levels of the tree of addresses: the bits that a packet's address is told apart by, from the last. The last bits are
+// spread evenly both where ClusterIPs were allocated at random and where they follow one another, so that the chains stay
+// about equal and, however many Services there are, no more than 256.
+var addrLevels = []byte{0x0f, 0xff}
 
 // branch is a chain at the bottom of a tree, with the Items of the way from the root to it.
 type branch struct {
@@ -37,9 +36,8 @@ type branch struct {
 
 type branchKey struct {
 	table, root string
-	prefix      netip.Prefix
-	proto       backends.Protocol
-	block       uint16
+	proto       backends.Protocol // of a node port
+	last        uint16            // the last byte of the address, or the block of the port
 }
 
 // trees makes the branches of one family. They are kept, since most Services share theirs with others. It is safe for
@@ -54,27 +52,32 @@ func newTrees(f backends.Family) *trees {
 	return &trees{family: f, branches: make(map[branchKey]*branch)}
 }
 
-// addr returns the branch for an address; match is the option that holds the prefix, "-d" or "-s".
+// addr returns the branch for an address; match is the option that holds the address, "-d" or "-s".
 func (t *trees) addr(table, root, match string, a netip.Addr) *branch {
-	levels := addrLevels4
-	if t.family == backends.IPv6 {
-		levels = addrLevels6
-	}
-	leaf, _ := a.Prefix(levels[len(levels)-1])
-	return t.get(branchKey{table: table, root: root, prefix: leaf}, func() *branch {
+	raw := a.As16()
+	last := raw[15]
+	return t.get(branchKey{table: table, root: root, last: uint16(last)}, func() *branch {
 		b := &branch{chain: root}
-		for _, bits := range levels {
-			p, _ := a.Prefix(bits)
-			t.grow(b, table, root+"-"+prefixName(p, 27-len(root)), match+" "+prefixText(p))
+		for i, mask := range addrLevels {
+			name := fmt.Sprintf("%s-%0*X", root, i+1, last&mask)
+			t.grow(b, table, name, match+" "+t.lastBits(last&mask)+"/"+t.lastBits(mask))
 		}
 		return b
 	})
 }
 
+// lastBits returns an address of zeroes but for its last byte.
+func (t *trees) lastBits(b byte) string {
+	if t.family == backends.IPv6 {
+		return netip.AddrFrom16([16]byte{15: b}).String()
+	}
+	return netip.AddrFrom4([4]byte{3: b}).String()
+}
+
 // port returns the branch for a node port.
 func (t *trees) port(table string, proto backends.Protocol, port uint16) *branch {
 	block := port >> (16 - portLevels[len(portLevels)-1])
-	return t.get(branchKey{table: table, root: portRoot, proto: proto, block: block}, func() *branch {
+	return t.get(branchKey{table: table, root: portRoot, proto: proto, last: block}, func() *branch {
 		b := &branch{chain: portRoot}
 		for _, bits := range portLevels {
 			size := 1 << (16 - bits)
@@ -106,14 +109,6 @@ func (t *trees) grow(b *branch, table, chain, match string) {
 	at := tag(t.family) + " " + table + " "
 	b.items = append(b.items, item(at+chain), item(at+b.chain+" "+match+" -j "+chain))
 	b.chain = chain
-}
-
-// prefixName names a prefix in at most limit characters, in a form that nft also reads as an identifier.
-func prefixName(p netip.Prefix, limit int) string {
-	if name := strings.ReplaceAll(p.String(), ":", "."); len(name) <= limit {
-		return name
-	}
-	return hash(p.String())[:limit-4] + "/" + strconv.Itoa(p.Bits())
 }
 
 // hash returns 16 letters and digits that stand for the texts.
