@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -164,29 +165,48 @@ func BenchmarkObserve(b *testing.B) {
 	}
 }
 
-// BenchmarkConnect opens a connection through the last Service. The time of one of 10 and one of many should be the same.
+// BenchmarkConnect opens connections through the last of 10 Services and of many, in turns, and reports the medians.
 func BenchmarkConnect(b *testing.B) {
-	for _, n := range sizes() {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			r := newRig(b, ipv4Config(), netlab.Topology{Pods: 1})
-			serve(b, r.lab, "pod1")
-			items := benchItems(b, r.b, n-1)
-			e := entry(backends.IPv4, 65535, backends.TCP, endpoint(netlab.PodIPv4(1), labPort))
-			rendered, err := r.b.Render(e)
-			if err != nil {
-				b.Fatal(err)
-			}
-			for _, i := range rendered {
-				items[i.ID()] = i
-			}
-			r.apply(creation(items))
-			to := netip.AddrPortFrom(e.ClusterIP, 80)
-			for b.Loop() {
-				if got := r.lab.Host(netlab.Client).Probe(netlab.TCP, to, patience); got.Outcome != netlab.Answered {
-					b.Fatal(got)
-				}
-			}
-		})
+	all := sizes()
+	few, many := all[0], all[len(all)-1]
+	probes := map[int]func() time.Duration{few: connector(b, few), many: connector(b, many)}
+	took := map[int][]time.Duration{}
+	for b.Loop() {
+		for n, probe := range probes {
+			took[n] = append(took[n], probe())
+		}
+	}
+	median := func(n int) float64 {
+		slices.Sort(took[n])
+		return float64(took[n][len(took[n])/2].Microseconds())
+	}
+	b.ReportMetric(median(few), fmt.Sprintf("µs-at-%d", few))
+	b.ReportMetric(median(many), fmt.Sprintf("µs-at-%d", many))
+	b.ReportMetric(median(many)/median(few), "ratio")
+}
+
+// connector returns what connects once through the last of n Services.
+func connector(b *testing.B, n int) func() time.Duration {
+	r := newRig(b, ipv4Config(), netlab.Topology{Pods: 1})
+	serve(b, r.lab, "pod1")
+	items := benchItems(b, r.b, n-1)
+	e := entry(backends.IPv4, 65535, backends.TCP, endpoint(netlab.PodIPv4(1), labPort))
+	rendered, err := r.b.Render(e)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, i := range rendered {
+		items[i.ID()] = i
+	}
+	r.apply(creation(items))
+	to := netip.AddrPortFrom(e.ClusterIP, 80)
+	client := r.lab.Host(netlab.Client)
+	return func() time.Duration {
+		start := time.Now()
+		if got := client.Probe(netlab.TCP, to, patience); got.Outcome != netlab.Answered {
+			b.Fatal(got)
+		}
+		return time.Since(start)
 	}
 }
 

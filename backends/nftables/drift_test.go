@@ -152,6 +152,31 @@ func TestForeignCommits(t *testing.T) {
 	}
 }
 
+// TestLargePlan: a plan so large that the watch pauses for it does not move the generation, unless somebody else wrote.
+func TestLargePlan(t *testing.T) {
+	needNFT(t)
+	t.Parallel()
+	r := newRig(t, ipv4Config(), netlab.Topology{Pods: 1})
+	was := r.generation()
+	have := map[backends.ID]backends.Item{}
+	for _, generation := range []int{0, 1} {
+		var entries []*backends.Entry
+		for n := range 2 * quiet {
+			entries = append(entries, benchEntry(n, generation))
+		}
+		want := r.desired(entries...)
+		r.apply(diff(have, want))
+		if r.generation() != was {
+			t.Fatal("weir's own plan moved the generation")
+		}
+		have = want
+	}
+	r.nft("delete element ip weir endpoints { 10.96.0.1 . tcp . 80 . 0 }")
+	if r.generation() == was {
+		t.Error("the drift after it did not move the generation")
+	}
+}
+
 // TestCleanup: a plan with an empty desired side leaves nothing of weir's, and all of others'.
 func TestCleanup(t *testing.T) {
 	needNFT(t)

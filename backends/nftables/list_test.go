@@ -1,12 +1,19 @@
 package nftables
 
 import (
+	"flag"
+	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"weir/backends"
 	"weir/backends/netlab"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func variety() []*backends.Entry {
@@ -39,10 +46,64 @@ func variety() []*backends.Entry {
 	return entries
 }
 
-func TestSecondPlanIsEmpty(t *testing.T) {
-	r := newRig(t, testConfig(), netlab.Topology{})
+var update = flag.Bool("update", false, "write the golden files instead of comparing with them")
+
+// nftVersion is the one whose output the golden files hold; each prints a little differently.
+const nftVersion = "nftables v1.0.6 "
+
+// TestList: nft prints the tables, and what it prints is what a person should see.
+func TestList(t *testing.T) {
+	needNFT(t)
+	t.Parallel()
+	r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
 	r.sync(variety()...)
+	exact := strings.HasPrefix(r.nft("--version"), nftVersion)
 	for _, f := range []string{"ip", "ip6"} {
-		t.Log(r.nft("list", "table", f, "weir"))
+		got := r.nft("list", "table", f, "weir")
+		file := filepath.Join("testdata", "list-"+f+".nft")
+		if *update && exact {
+			if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if exact && got != string(want) {
+			t.Errorf("nft list table %s weir (-want +got), write it anew with -update:\n%s", f, cmp.Diff(string(want), got))
+		}
+	}
+}
+
+// TestItems: the Items of every kind of Service port, as a plan prints them.
+func TestItems(t *testing.T) {
+	b := New(testConfig())
+	var got strings.Builder
+	for _, i := range b.Base() {
+		fmt.Fprintln(&got, i)
+	}
+	for _, e := range variety() {
+		items, err := b.Render(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&got, "\n# %s\n", e.Key)
+		for _, i := range items {
+			fmt.Fprintln(&got, i)
+		}
+	}
+	file := filepath.Join("testdata", "items.txt")
+	if *update {
+		if err := os.WriteFile(file, []byte(got.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.String() != string(want) {
+		t.Errorf("items (-want +got), write them anew with -update:\n%s", cmp.Diff(string(want), got.String()))
 	}
 }

@@ -19,6 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// maxChainName is how long the name of a chain may be in an element's compact form.
+const maxChainName = 200
+
 // observeAttempts is how often a read begins anew because somebody wrote meanwhile.
 const observeAttempts = 5
 
@@ -165,6 +168,14 @@ func parseSet(data []byte) (string, definition) {
 	return name, d
 }
 
+// number reads a 32-bit attribute, 0 for one of another length.
+func number(b []byte) uint32 {
+	if len(b) != 4 {
+		return 0
+	}
+	return binary.BigEndian.Uint32(b)
+}
+
 func cString(b []byte) string { return strings.TrimRight(string(b), "\x00") }
 
 // observedChain is a chain as the kernel has it.
@@ -232,17 +243,17 @@ func parseChain(data []byte) (*observedChain, bool) {
 		case unix.NFTA_CHAIN_TYPE:
 			c.kind = cString(value)
 		case unix.NFTA_CHAIN_POLICY:
-			c.policy = binary.BigEndian.Uint32(value)
+			c.policy = number(value)
 		case nftaChainFlags:
-			c.flags = binary.BigEndian.Uint32(value)
+			c.flags = number(value)
 		case unix.NFTA_CHAIN_HOOK:
 			c.hooked = true
 			attributes(value, func(typ uint16, value []byte) {
 				switch typ {
 				case unix.NFTA_HOOK_HOOKNUM:
-					c.hook = binary.BigEndian.Uint32(value)
+					c.hook = number(value)
 				case unix.NFTA_HOOK_PRIORITY:
-					c.priority = binary.BigEndian.Uint32(value)
+					c.priority = number(value)
 				}
 			})
 		}
@@ -317,18 +328,22 @@ func (o *observer) element(id setID, x rawElement, fronts map[frontKey][]element
 	s := sets[id]
 	if !s.front {
 		n := addrLen(o.fam)
-		a, ok := netip.AddrFromSlice(x.key[:min(n, len(x.key))])
-		if !ok {
+		want := n
+		if id == hairpin {
+			want = 2 * n
+		}
+		if len(x.key) != want {
 			return nil
 		}
+		a, _ := netip.AddrFromSlice(x.key[:n])
 		if id == hairpin && !bytes.Equal(x.key[:n], x.key[n:]) {
 			return memberItem(append([]byte{byte(o.fam), byte(id)}, x.key...))
 		}
 		return newMember(id, a)
 	}
 	k, rest, ok := parseFront(o.fam, s.scope, x.key)
-	if !ok {
-		return nil
+	if !ok || !s.fits(o.fam, rest, x) {
+		return nil // the definition of the set rules this out
 	}
 	e := element{set: id, comment: x.comment}
 	switch s.suffix {
@@ -349,7 +364,31 @@ func (o *observer) element(id setID, x rawElement, fronts map[frontKey][]element
 	return nil
 }
 
-// parseElement reads an element of a dump. What it returns does not share the memory of data.
+// fits says whether the rest of a key and the value have the lengths of the set's types.
+func (s set) fits(f backends.Family, rest []byte, x rawElement) bool {
+	n := addrLen(f)
+	key := 0
+	switch s.suffix {
+	case slotSuffix:
+		key = 4
+	case rangeSuffix:
+		key = n
+	}
+	if len(rest) != key || s.suffix == rangeSuffix && len(x.end) != len(x.key) {
+		return false
+	}
+	switch s.value {
+	case verdictValue:
+		return x.verdict != ""
+	case addrPortValue:
+		return len(x.value) == n+4
+	case markValue:
+		return len(x.value) == 4
+	}
+	return true
+}
+
+// parseElement reads an element of a dump. Its bytes share the memory of data.
 func parseElement(data []byte) rawElement {
 	var x rawElement
 	attributes(data, func(typ uint16, value []byte) {
@@ -367,10 +406,21 @@ func parseElement(data []byte) rawElement {
 				}
 			})
 		case unix.NFTA_SET_ELEM_USERDATA:
-			x.comment, _ = userdata.GetString(value, userdata.NFTNL_UDATA_SET_ELEM_COMMENT)
+			x.comment = parseComment(value)
 		}
 	})
 	return x
+}
+
+// parseComment returns the comment among user data, which anybody may have written: a list of type, length and value.
+func parseComment(data []byte) string {
+	for len(data) >= 2 && len(data) >= 2+int(data[1]) {
+		if userdata.Type(data[0]) == userdata.NFTNL_UDATA_SET_ELEM_COMMENT {
+			return cString(data[2 : 2+int(data[1])])
+		}
+		data = data[2+int(data[1]):]
+	}
+	return ""
 }
 
 func parseVerdict(data []byte) string {
@@ -378,10 +428,13 @@ func parseVerdict(data []byte) string {
 	attributes(data, func(typ uint16, value []byte) {
 		switch typ {
 		case unix.NFTA_VERDICT_CODE:
-			code = byte(binary.BigEndian.Uint32(value))
+			code = byte(number(value))
 		case unix.NFTA_VERDICT_CHAIN:
 			chain = cString(value)
 		}
 	})
+	if len(chain) > maxChainName {
+		chain = hash(chain) // of somebody else's; what it is to be replaced by is all that matters
+	}
 	return string([]byte{code}) + chain
 }
