@@ -61,6 +61,7 @@ type object struct {
 
 	service   *service
 	slice     *discoveryv1.EndpointSlice
+	sliceOf   string // the name of the slice's Service, or ""
 	endpoints *corev1.Endpoints
 	node      *corev1.Node
 }

@@ -36,7 +36,8 @@ func (d *document) slice(data []byte, at place) {
 	v.slice(&s)
 	id := objectID{kindSlice, spec.Name{Namespace: d.intern.string(s.Namespace), Name: s.Name}}
 	if d.accept(id, at, shape, v) {
-		d.out.objects = append(d.out.objects, &object{id: id, line: at.line, slice: d.trimSlice(&s)})
+		service := d.intern.string(s.Labels[discoveryv1.LabelServiceName])
+		d.out.objects = append(d.out.objects, &object{id: id, line: at.line, slice: d.trimSlice(&s), sliceOf: service})
 	}
 }
 
@@ -252,7 +253,6 @@ func (in *interner) toSlices(e *corev1.Endpoints) []*discoveryv1.EndpointSlice {
 			out = append(out, &discoveryv1.EndpointSlice{
 				ObjectMeta: metav1.ObjectMeta{
 					Namespace: e.Namespace, Name: fmt.Sprintf("%s-%04d-%s", e.Name, i, map[bool]string{true: "ipv4", false: "ipv6"}[family == discoveryv1.AddressTypeIPv4]),
-					Labels:      map[string]string{discoveryv1.LabelServiceName: e.Name},
 					Annotations: e.Annotations,
 				},
 				AddressType: family, Endpoints: endpoints, Ports: ports,

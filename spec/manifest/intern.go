@@ -80,7 +80,6 @@ var (
 	keptLabels = map[string]bool{
 		"service.kubernetes.io/service-proxy-name": true,
 		corev1.IsHeadlessService:                   true,
-		"kubernetes.io/service-name":               true,
 		"endpointslice.kubernetes.io/skip-mirror":  true,
 		corev1.LabelTopologyZone:                   true,
 		corev1.LabelTopologyRegion:                 true,

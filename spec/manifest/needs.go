@@ -29,7 +29,7 @@ func (p *pools) needsOf(s *service) (needs, []fieldProblem) {
 	if s.base.Spec.Type == corev1.ServiceTypeExternalName {
 		return n, nil
 	}
-	n.families = p.familiesOf(s)
+	n.families = sharedFamilies(p.familiesOf(s))
 	if s.policy == corev1.IPFamilyPolicyRequireDualStack && len(n.families) < 2 {
 		problems = append(problems, fieldProblem{"spec.ipFamilyPolicy", "is RequireDualStack, but there is a service CIDR of one family only"})
 	}
@@ -46,7 +46,26 @@ func (p *pools) needsOf(s *service) (needs, []fieldProblem) {
 		}
 		n.wanted = append(n.wanted, needOf(f))
 	}
+	if slices.Equal(n.wanted, onlyNeedIPv4) {
+		n.wanted = onlyNeedIPv4
+	}
 	return p.portNeeds(s, n, problems)
+}
+
+// What most Services need, for all of them to share.
+var (
+	onlyNeedIPv4 = []need{needIPv4}
+	onlyIPv4     = []corev1.IPFamily{corev1.IPv4Protocol}
+	onlyIPv6     = []corev1.IPFamily{corev1.IPv6Protocol}
+)
+
+func sharedFamilies(families []corev1.IPFamily) []corev1.IPFamily {
+	for _, shared := range [][]corev1.IPFamily{onlyIPv4, onlyIPv6} {
+		if slices.Equal(families, shared) {
+			return shared
+		}
+	}
+	return slices.Clip(families)
 }
 
 func needOf(f corev1.IPFamily) need {

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"weir/spec"
 	"weir/spec/yamlpos"
@@ -190,11 +189,10 @@ func (u *update) link(old *placed, o *object, new *placed) {
 	case kindEndpoints:
 		u.edit(o.id.name, func(e *entry) { e.endpoints = new })
 	case kindSlice:
-		service, ok := o.slice.Labels[discoveryv1.LabelServiceName]
-		if !ok {
+		if o.sliceOf == "" {
 			return
 		}
-		u.edit(spec.Name{Namespace: o.id.name.Namespace, Name: service}, func(e *entry) {
+		u.edit(spec.Name{Namespace: o.id.name.Namespace, Name: o.sliceOf}, func(e *entry) {
 			e.slices = slices.DeleteFunc(slices.Clone(e.slices), func(p *placed) bool { return p == old })
 			if new != nil {
 				e.slices = append(e.slices, new)
