@@ -120,8 +120,8 @@ func (r rule) canonical(f backends.Family) string {
 	return canonicalRule(exprs, r.userdata())
 }
 
-// describe says what can be said of a rule that is not weir's: the names of its expressions, and a hash of it all.
-func describe(expressions []byte, canonical string) string {
+// foreignRule says what can be said of a rule that is not weir's: the names of its expressions, and a hash of it all.
+func foreignRule(expressions []byte, canonical string) string {
 	var names []string
 	attributes(expressions, func(_ uint16, item []byte) {
 		attributes(item, func(typ uint16, value []byte) {

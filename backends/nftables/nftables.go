@@ -1,5 +1,24 @@
 // Package nftables programs Services with nf_tables over netlink. All Services live in maps and the rules are the same
 // for any number of them, so that a change is a few set elements in one transaction. No nft binary is needed.
+//
+// The way of a new connection, in the table `weir` of its family:
+//
+//	prerouting, output (filter)  restricted ──▶ source-ranges: allowed-sources, else drop
+//	prerouting, output (nat)     services ──▶ cluster-5, external-5, local-2-of-5, ...: mark for masquerade,
+//	                             node-ports     choose a slot, endpoints[front . slot] ──▶ dnat
+//	input, forward, output       no-endpoints, cluster-ips: reject or drop what found no endpoint
+//	postrouting (nat)            masquerade what is marked, and what is its own client (hairpin)
+//
+// A front is an address with protocol and port, or a node port. A chain such as cluster-5 serves all fronts with five
+// slots; an endpoint of more weight has more slots. Everything the maps hold for a front is one Item, and one transaction
+// changes all of it.
+//
+// Session affinity is a map that the rules themselves write: client and front to the identity of an endpoint, which a
+// second map leads to its address, so that an identity whose endpoint has gone leads nowhere and the client gets another.
+//
+// Limits, all but the second as in kube-proxy's nftables mode: no node ports on loopback addresses; a client's affinity is
+// kept for each address of a Service by itself; a verdict of weir's cannot overrule a drop in somebody else's table, so that
+// no port is opened in a firewall.
 package nftables
 
 import (

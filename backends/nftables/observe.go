@@ -274,7 +274,7 @@ func (o *observer) chainItem(c *observedChain) *chainItem {
 	for i, r := range c.rules {
 		line, known := texts[r.canonical]
 		if !known {
-			line = describe(r.exprs, r.canonical)
+			line = foreignRule(r.exprs, r.canonical)
 		}
 		lines[i] = line
 	}

@@ -129,7 +129,7 @@ func FuzzObserved(f *testing.F) {
 		for k, elements := range fronts {
 			_ = newFrontItem(k, elements).String()
 		}
-		_ = describe(data, canonicalRule(data, nil))
+		_ = foreignRule(data, canonicalRule(data, nil))
 		_, _ = parseSet(data)
 		_, _ = parseChain(data)
 		_ = ackError(reply{data: data, flags: 0x200})
