@@ -74,7 +74,7 @@ func driftServices() []*backends.Entry {
 func TestDrift(t *testing.T) {
 	svc := "WEIR-SVC-" + hash("SVC", driftServices()[0].Key.String())
 	leaf := "WEIR-IP-02"
-	direct := leaf + " -d 10.96.0.2/32 -p udp -m udp --dport 80 -j WEIR-SVC-" + hash("SVC", driftServices()[1].Key.String()) + "\n"
+	direct := leaf + " -d 10.96.0.2/32 -p udp -m udp --dport 80 -m comment --comment \"" + driftServices()[1].Key.Service.String() + ":" + driftServices()[1].Key.Port + "\" -j WEIR-SVC-" + hash("SVC", driftServices()[1].Key.String()) + "\n"
 	kinds := []struct {
 		name, table, break_ string
 		changes             int

@@ -17,7 +17,10 @@ func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
 		return nil, err
 	}
 	r := &rendering{b: b, e: e, trees: b.trees[e.Key.Family], at: tag(e.Key.Family) + " nat ", proto: protoName(e.Key.Protocol)}
-	r.key = e.Key.String()
+	r.key, r.name = e.Key.String(), e.Key.Service.String()
+	if e.Key.Port != "" {
+		r.name += ":" + e.Key.Port
+	}
 	r.items = make([]backends.Item, 0, 16)
 	r.dnat()
 	r.filter()
@@ -71,7 +74,13 @@ type rendering struct {
 	at    string // what IDs in the nat table begin with
 	proto string
 	key   string
+	name  string // what the rules that lead to the Service say in their comments
 	items []backends.Item
+}
+
+// fate is what becomes of a packet, and why if it is not what its sender hoped for.
+type fate struct {
+	action, why string
 }
 
 // dnat renders the nat table: what each front address leads to.
@@ -153,22 +162,22 @@ func (r *rendering) qualifyAfter(match, target string) string {
 	return strings.Join(append(parts, target), " ")
 }
 
-func (r *rendering) externalFronts(target string) {
+func (r *rendering) externalFronts(action string) {
 	e := r.e
 	for _, a := range e.ExternalIPs {
-		r.front(a, target)
+		r.front(a, action)
 	}
 	if e.NodePort != 0 {
-		r.nodePort("nat", target)
+		r.nodePort("nat", fate{action: action})
 	}
 	if len(e.LoadBalancerIPs) == 0 {
 		return
 	}
 	if len(e.SourceRanges) > 0 {
-		target = r.firewall(target)
+		action = r.firewall(action)
 	}
 	for _, a := range e.LoadBalancerIPs {
-		r.front(a, target)
+		r.front(a, action)
 	}
 }
 
@@ -209,19 +218,19 @@ func (r *rendering) filter() {
 		r.deny(e.ClusterIP, r.refusal(e.InternalLocal))
 	}
 	if len(external) == 0 {
-		target := r.refusal(e.ExternalLocal)
+		refused := r.refusal(e.ExternalLocal)
 		for _, a := range e.ExternalIPs {
-			r.deny(a, target)
+			r.deny(a, refused)
 		}
 		for _, a := range e.LoadBalancerIPs {
-			r.deny(a, target)
+			r.deny(a, refused)
 		}
 		if e.NodePort != 0 {
-			r.nodePort("filter", target)
+			r.nodePort("filter", refused)
 		}
 	} else if len(e.SourceRanges) > 0 {
 		for _, a := range e.LoadBalancerIPs {
-			r.deny(a, "-j DROP")
+			r.deny(a, fate{"-j DROP", " refuses other sources"})
 		}
 	}
 	if p := e.HealthCheckNodePort; p != 0 {
@@ -230,34 +239,34 @@ func (r *rendering) filter() {
 }
 
 // refusal is what happens to traffic that nobody may answer: dropped if another node could, else rejected.
-func (r *rendering) refusal(local bool) string {
+func (r *rendering) refusal(local bool) fate {
 	switch {
 	case r.e.HasEndpoints && local:
-		return "-j DROP"
+		return fate{"-j DROP", " has no local endpoints"}
 	case r.e.Key.Family == backends.IPv6:
-		return "-j REJECT --reject-with icmp6-port-unreachable"
+		return fate{"-j REJECT --reject-with icmp6-port-unreachable", " has no endpoints"}
 	}
-	return "-j REJECT --reject-with icmp-port-unreachable"
+	return fate{"-j REJECT --reject-with icmp-port-unreachable", " has no endpoints"}
 }
 
-func (r *rendering) front(a netip.Addr, target string) { r.address("nat", a, target) }
-func (r *rendering) deny(a netip.Addr, target string)  { r.address("filter", a, target) }
+func (r *rendering) front(a netip.Addr, action string) { r.address("nat", a, fate{action: action}) }
+func (r *rendering) deny(a netip.Addr, to fate)        { r.address("filter", a, to) }
 
 // address renders the way to one front address and the rule for it.
-func (r *rendering) address(table string, a netip.Addr, target string) {
+func (r *rendering) address(table string, a netip.Addr, to fate) {
 	br := r.trees.addr(table, addrRoot, "-d", a)
 	var buf [256]byte
 	t := append(append(append(buf[:0], tag(r.e.Key.Family)...), ' '), table...)
 	t = append(append(append(t, ' '), br.chain...), " -d "...)
 	t = append(strconv.AppendInt(append(appendAddr(t, a), '/'), int64(a.BitLen()), 10), ' ')
-	t = append(append(r.appendPort(t, r.e.Port), ' '), target...)
+	t = append(append(r.appendComment(r.appendPort(t, r.e.Port), to.why), ' '), to.action...)
 	r.items = append(append(r.items, br.items...), item(t))
 }
 
-func (r *rendering) nodePort(table, target string) {
+func (r *rendering) nodePort(table string, to fate) {
 	br := r.trees.port(table, r.e.Key.Protocol, r.e.NodePort)
 	t := []byte(tag(r.e.Key.Family) + " " + table + " " + br.chain + " ")
-	t = append(append(r.appendPort(t, r.e.NodePort), ' '), target...)
+	t = append(append(r.appendComment(r.appendPort(t, r.e.NodePort), to.why), ' '), to.action...)
 	r.items = append(append(r.items, br.items...), item(t))
 }
 
@@ -265,6 +274,11 @@ func (r *rendering) nodePort(table, target string) {
 func (r *rendering) appendPort(t []byte, port uint16) []byte {
 	t = append(append(append(append(t, "-p "...), r.proto...), " -m "...), r.proto...)
 	return strconv.AppendInt(append(t, " --dport "...), int64(port), 10)
+}
+
+// appendComment names the Service, and why it is refused if it is, to whoever lists the rules.
+func (r *rendering) appendComment(t []byte, why string) []byte {
+	return append(append(append(append(t, ` -m comment --comment "`...), r.name...), why...), '"')
 }
 
 // hairpin renders the rules for connections from an endpoint to itself: their source must change, or the endpoint would
