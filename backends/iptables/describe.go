@@ -114,17 +114,12 @@ func (d *describer) leaf(p place) {
 		// With source ranges the filter table drops what the nat table let through untranslated.
 		f.Refusal = strings.ToLower(target)
 	default:
-		d.follow(f, at, p.rule, k.addr.IsValid())
-		if len(f.Inside) > 0 && sameShares(f.Inside, f.Endpoints) {
-			f.Inside = nil
-		}
+		d.follow(f, at, p.rule)
 	}
 	for _, s := range slices.Concat(f.Endpoints, f.Inside) {
 		d.hairpin(f, at, s.Addr.Addr())
 	}
 }
-
-func sameShares(a, b []backends.Share) bool { return slices.Equal(a, b) }
 
 func protocolNamed(name string) (backends.Protocol, bool) {
 	for _, p := range []backends.Protocol{backends.TCP, backends.UDP, backends.SCTP} {
@@ -170,10 +165,10 @@ func (d *describer) hairpin(f *backends.Front, at string, a netip.Addr) {
 }
 
 // follow reads what a rule of a front leads to.
-func (d *describer) follow(f *backends.Front, at, rule string, addressed bool) {
+func (d *describer) follow(f *backends.Front, at, rule string) {
 	t := &trail{d: d, f: f, at: at, seen: map[string]bool{}}
 	f.Endpoints = t.target(rule)
-	if t.inside != nil {
+	if !slices.Equal(t.inside, f.Endpoints) {
 		f.Inside = t.inside
 	}
 }
@@ -234,6 +229,8 @@ func (t *trail) chain(name string) []backends.Share {
 			if all == nil {
 				all = t.target(rule)
 			}
+		case forInside(words):
+			t.inside = t.target(rule)
 		case words["-j"] == "DNAT":
 			for _, s := range t.target(rule) {
 				s.Of = left
@@ -243,15 +240,17 @@ func (t *trail) chain(name string) []backends.Share {
 				}
 				all = append(all, s)
 			}
-		case owned(words["-j"]):
-			t.inside = t.target(rule)
-		case strings.Contains(rule, "--src-type LOCAL"):
 		}
 	}
-	if len(all) > 0 || t.inside == nil || strings.HasPrefix(name, "WEIR-EXT-") {
-		return merged(all)
-	}
-	return t.inside
+	return merged(all)
+}
+
+// forInside says that a rule is for traffic of this node and its pods only.
+func forInside(words map[string]string) bool {
+	_, source := words["-s"]
+	_, in := words["-i"]
+	_, typed := words["--src-type"]
+	return (source || in || typed) && (words["-j"] == "DNAT" || owned(words["-j"]))
 }
 
 // merged adds up the shares of each endpoint, sorted by address.
