@@ -31,6 +31,10 @@ type mode struct {
 var modes = []mode{
 	iptablesMode("nft"),
 	iptablesMode("legacy"),
+	{
+		name: "nftables", plans: "nftables", flags: []string{"--proxy-mode", "nftables"},
+		saves: [][]string{{"iptables-nft-save"}, {"ip6tables-nft-save"}},
+	},
 }
 
 func iptablesMode(variant string) mode {
@@ -115,6 +119,18 @@ func (d *daemon) start() {
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
 	d.cmd, d.done = cmd, done
+}
+
+// awaitRunning waits until a process that may just have been started handles signals and serves /healthz.
+func (d *daemon) awaitRunning() {
+	d.t.Helper()
+	d.await("the health server", func() error {
+		conn, err := d.lab.Node().DialContext(d.t.Context(), "tcp", "127.0.0.1:10256")
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
 }
 
 // kill ends the process as a power cut would.

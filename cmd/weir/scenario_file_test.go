@@ -62,7 +62,7 @@ type row struct {
 	Share map[string]int `json:"share"`
 	// Source is what servers see: "self" (the one who asked), "node" (any of the node's addresses), or an address.
 	Source string `json:"source"`
-	// Result is the outcome where nobody answers: refused, dropped or unreachable.
+	// Result is the outcome where nobody answers: refused, dropped, unreachable, or unserved.
 	Result netlab.Outcome `json:"result"`
 	// Connections is how many connections are made; chosen to suit the number of answers if it is 0.
 	Connections int `json:"connections"`
@@ -206,8 +206,8 @@ func (r *row) validate() error {
 	if kinds != 1 {
 		return fmt.Errorf("exactly one of answers, share, result and http is required")
 	}
-	if r.Result != "" && !slices.Contains([]netlab.Outcome{netlab.Refused, netlab.Dropped, netlab.Unreachable}, r.Result) {
-		return fmt.Errorf("result %q is not refused, dropped or unreachable", r.Result)
+	if r.Result != "" && !slices.Contains([]netlab.Outcome{netlab.Refused, netlab.Dropped, netlab.Unreachable, unserved}, r.Result) {
+		return fmt.Errorf("result %q is not refused, dropped, unreachable or unserved", r.Result)
 	}
 	return nil
 }

@@ -104,7 +104,7 @@ func runScenario(t *testing.T, s scenario, m mode, seed uint64) {
 			t.FailNow()
 		}
 	}
-	d.awaitSync()
+	d.awaitRunning()
 	d.checkLeavesNothing(before)
 }
 
