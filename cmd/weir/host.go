@@ -43,7 +43,7 @@ func (h *host) apply(t *target) {
 	}
 	errs := []error{err}
 	if limits := limitsOf(t.Config); limits != h.limits {
-		errs = append(errs, conntrack.ApplyLimits(h.sysctl, nil, runtime.NumCPU(), limits))
+		errs = append(errs, conntrack.ApplyLimits(h.sysctl, conntrack.HashTable{}, runtime.NumCPU(), limits))
 		h.limits = limits
 	}
 	h.warn(errors.Join(errs...))

@@ -68,7 +68,7 @@ func (w *wiring) target(ctx context.Context, snap *spec.Snapshot) (*target, erro
 	if err != nil {
 		return nil, err
 	}
-	mode, err := w.chooseMode(ctx, string(c.Mode), w.flags.mode == "" && snap.ConfigOrigin == spec.Origin{})
+	mode, err := w.chooseMode(ctx, string(c.Mode))
 	if err != nil {
 		return nil, err
 	}
@@ -154,11 +154,11 @@ func privileged() bool {
 
 // chooseMode returns the mode asked for. If nobody asked for one, it is iptables where the node has it, else nftables, and
 // it does not change while the process lives.
-func (w *wiring) chooseMode(ctx context.Context, mode string, unasked bool) (string, error) {
+func (w *wiring) chooseMode(ctx context.Context, mode string) (string, error) {
 	if err := checkMode(mode); err != nil {
 		return "", err
 	}
-	if mode != "" && !unasked {
+	if mode != "" {
 		return mode, nil
 	}
 	if w.mode != "" {
@@ -250,7 +250,7 @@ func backendConfig(c *kubeproxyconfig.KubeProxyConfiguration, node *corev1.Node)
 	if err != nil {
 		return cfg, err
 	}
-	ports, err := hostnet.ResolveNodePorts(config.NodePortAddresses(c), hostnet.Primary(addrs), addrs)
+	ports, err := hostnet.ResolveNodePorts(config.NodePortAddresses(c), primary(c, node, addrs), addrs)
 	if err != nil {
 		return cfg, err
 	}
@@ -269,6 +269,35 @@ func backendConfig(c *kubeproxyconfig.KubeProxyConfiguration, node *corev1.Node)
 	}
 	cfg.LocalDetector, err = localDetector(c, node)
 	return cfg, err
+}
+
+// primary returns the node's primary addresses: what its Node object says, else bindAddress, else what the routes say. It
+// is kube-proxy's order.
+func primary(c *kubeproxyconfig.KubeProxyConfiguration, node *corev1.Node, addrs []hostnet.Address) []netip.Addr {
+	var found []netip.Addr
+	add := func(text string) {
+		a, err := netip.ParseAddr(text)
+		sameFamily := func(b netip.Addr) bool { return a.Is4() == b.Is4() }
+		if err == nil && !a.IsUnspecified() && !slices.ContainsFunc(found, sameFamily) {
+			found = append(found, a)
+		}
+	}
+	if node != nil {
+		for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
+			for _, a := range node.Status.Addresses {
+				if a.Type == kind {
+					add(a.Address)
+				}
+			}
+		}
+	}
+	if len(found) == 0 {
+		add(c.BindAddress)
+	}
+	if len(found) == 0 {
+		return hostnet.Primary(addrs)
+	}
+	return found
 }
 
 // families returns what the kernel can do: IPv6 may have been turned off when it was booted.

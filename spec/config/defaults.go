@@ -50,7 +50,7 @@ func Default() *KubeProxy {
 }
 
 // SetDefaults fills in what is not set, with kube-proxy's values. As there, a duration of 0 counts as not set. It may be
-// called again after a flag changed a field.
+// called again after a flag changed a field. The mode is left alone: which one "" stands for depends on the node.
 func SetDefaults(c *kubeproxyconfig.KubeProxyConfiguration) {
 	setString(&c.BindAddress, "0.0.0.0")
 	healthz, metrics := "0.0.0.0", "127.0.0.1"
@@ -59,9 +59,6 @@ func SetDefaults(c *kubeproxyconfig.KubeProxyConfiguration) {
 	}
 	c.HealthzBindAddress = withPort(c.HealthzBindAddress, healthz, healthzPort)
 	c.MetricsBindAddress = withPort(c.MetricsBindAddress, metrics, metricsPort)
-	if c.Mode == "" {
-		c.Mode = ModeIPTables
-	}
 	if c.DetectLocalMode == "" {
 		c.DetectLocalMode = LocalModeClusterCIDR
 	}

@@ -78,7 +78,7 @@ func validateMode(r *reporter, c *KubeProxy) {
 	inRange(r, "iptables.masqueradeBit", *c.IPTables.MasqueradeBit, 0, 31)
 	validatePeriods(r, "iptables", c.IPTables.SyncPeriod.Duration, c.IPTables.MinSyncPeriod.Duration)
 	switch c.Mode {
-	case ModeIPTables, ModeUserspace:
+	case "", ModeIPTables, ModeUserspace:
 	case ModeIPVS:
 		validateIPVS(r, &c.IPVS)
 	case ModeNFTables:
