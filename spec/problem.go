@@ -34,7 +34,20 @@ type Problem struct {
 	Field string
 	// Detail says what is wrong.
 	Detail string
+	// Code is set for the kinds of notices that are told apart, and "" for all others.
+	Code Code
 }
+
+// Code tells kinds of notices apart.
+type Code string
+
+// The kinds of notices that are told apart.
+const (
+	// CodeOrphan is an EndpointSlice or Endpoints object that belongs to no Service.
+	CodeOrphan Code = "orphan"
+	// CodeUnpinned is a value that was allocated and is not in a weir.lock.yaml, though there is one.
+	CodeUnpinned Code = "unpinned"
+)
 
 // Error returns "file:line: kind namespace/name: field: problem", without the parts that are not known.
 func (p Problem) Error() string {

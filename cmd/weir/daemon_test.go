@@ -187,7 +187,7 @@ const noChanges = ": 0 to create, 0 to update, 0 to delete\n"
 
 // pendingPlan returns the plan that a dry run prints, or "" if it is empty.
 func (d *daemon) pendingPlan() (string, error) {
-	out, err := d.run("reconcile", "--dry-run")
+	out, err := d.run("reconcile", "--dry-run", "--detail", "kernel")
 	if err == nil && strings.HasSuffix(out, noChanges) {
 		out = ""
 	}

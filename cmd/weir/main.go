@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 )
@@ -16,12 +17,16 @@ const (
 	exitOK      = 0
 	exitFailure = 1 // the input is not valid, or the kernel could not be brought to what was asked
 	exitUsage   = 2 // the command line makes no sense
+	exitChanges = 2 // with --exit-code: there is something to do
 )
 
 // usageError is a mistake on the command line.
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
+
+// errChanges is returned by a command that was asked to say by its exit code that there is something to do.
+var errChanges = errors.New("there are changes")
 
 // errReported is returned by a command that has already printed what is wrong.
 var errReported = errors.New("reported")
@@ -43,10 +48,15 @@ func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return exitOK
 	case errors.Is(err, errReported):
 		return exitFailure
+	case errors.Is(err, errChanges):
+		return exitChanges
 	}
 	fmt.Fprintf(stderr, "%s %v\n", paint(stderr, red, "error:"), err)
 	if errors.As(err, new(usageError)) {
 		fmt.Fprintln(stderr, `Run "weir --help", or "weir COMMAND --help", for what there is.`)
+		if slices.Contains(args, "--exit-code") {
+			return exitFailure // 2 would be taken for "there are changes"
+		}
 		return exitUsage
 	}
 	return exitFailure

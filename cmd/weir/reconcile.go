@@ -1,12 +1,12 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -14,6 +14,7 @@ import (
 
 	"weir/backends"
 	"weir/reconcile"
+	"weir/reconcile/review"
 	"weir/spec"
 )
 
@@ -22,7 +23,7 @@ func newReconcile() *cobra.Command {
 		input  inputFlags
 		node   nodeFlags
 		logs   logFlags
-		output outputFlag
+		plan   planFlags
 		dryRun bool
 	)
 	cmd := &cobra.Command{
@@ -31,14 +32,22 @@ func newReconcile() *cobra.Command {
 		Long: `Read the input, compare it with what the kernel holds, apply the difference, and end. With --dry-run, print the
 difference as a plan and change nothing; that needs no more privileges than it takes to read the kernel's rules.
 
-Exit codes: 0 the node is as the input says (or the plan was printed); 1 the input is not valid, or something could not
-be applied; 2 the command line makes no sense.`,
+With --against, a dry run compares with something else than this node's kernel: nothing on this node is then looked at, and
+no privileges are needed. That is for CI: what will this pull request do on the nodes?
+
+A Service's annotation weir/silence lists warnings that are known and accepted: "W001,W004".
+
+Exit codes: 0 the node is as the input says (or the plan was printed); 1 the input is not valid, something could not be
+applied, or --fail-on found something; 2 the command line makes no sense, or --exit-code was given and there are changes
+(what else is wrong is then 1).`,
 		Example: `  weir reconcile -f ./cluster --dry-run
-  weir reconcile -f ./cluster --dry-run -o json
+  weir reconcile -f ./cluster --dry-run --detail rules
+  weir reconcile -f ./cluster --dry-run --against git:origin/main -o markdown
+  weir reconcile -f ./cluster --dry-run --against empty --node nodes.yaml
   weir reconcile -f ./cluster --hostname-override edge-7`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := errors.Join(node.check(), logs.check(), output.check()); err != nil {
+			if err := errors.Join(node.check(), logs.check(), plan.check(cmd, dryRun)); err != nil {
 				return err
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
@@ -47,6 +56,9 @@ be applied; 2 the command line makes no sense.`,
 			source, err := input.source(log.Named("files"))
 			if err != nil {
 				return err
+			}
+			if dryRun && !plan.kernel() {
+				return plan.planInputs(ctx, cmd, &input, &node, source)
 			}
 			if !dryRun {
 				release, err := lockNode(log)
@@ -68,27 +80,24 @@ be applied; 2 the command line makes no sense.`,
 			engine := reconcile.NewEngine(reconcile.Options{Mode: t.Mode, Backend: t.Backend, Node: t.Node, Flows: &w.flows, Log: log.Named("engine")})
 			engine.SetSnapshot(snap, spec.Delta{All: true})
 			if dryRun {
-				return printPlan(ctx, cmd, engine, output.format)
+				to := review.Input{Kind: "files", Name: strings.Join(input.files, ", "), Revision: snap.Revision.String()}
+				return plan.planKernel(ctx, cmd, engine, t, to, snap)
 			}
 			newHost(log).apply(t)
 			r := engine.Round(ctx, reconcile.Request{Reason: "weir reconcile", Full: true})
-			return printReport(cmd, &r, output.format)
+			if r.Err == nil {
+				saveRecord(log, engine, t, snap)
+			}
+			return printReport(cmd, &r, plan.format)
 		},
 	}
 	input.add(cmd)
 	node.add(cmd)
 	logs.add(cmd, "warn")
-	output.add(cmd, "the plan or the outcome")
+	cmd.Flags().StringVarP(&plan.format, "output", "o", "text", "how to print the plan or the outcome: text or json; a plan also as yaml or markdown")
+	plan.add(cmd)
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print the plan and change nothing")
 	return cmd
-}
-
-func printPlan(ctx context.Context, cmd *cobra.Command, engine *reconcile.Engine, format string) error {
-	plan, err := engine.Plan(ctx, "weir reconcile --dry-run")
-	if err != nil {
-		return readError(err)
-	}
-	return writePlan(cmd.OutOrStdout(), plan, format)
 }
 
 func writePlan(w io.Writer, plan backends.Plan, format string) error {

@@ -155,7 +155,7 @@ func TestReconcileOnce(t *testing.T) {
 	d := newRunDaemon(t)
 	d.addForeign()
 	foreign := d.foreignRules()
-	plan, err := d.run("reconcile", "--dry-run", "-o", "json")
+	plan, err := d.run("reconcile", "--dry-run", "--detail", "kernel", "-o", "json")
 	var p struct {
 		Backend string
 		Changes []any

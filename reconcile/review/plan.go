@@ -170,3 +170,15 @@ func (p *Plan) Empty() bool {
 	}
 	return true
 }
+
+// Worst returns the highest severity among the warnings, or "".
+func (p *Plan) Worst() string {
+	worst := ""
+	for _, w := range p.Warnings {
+		if w.Severity == SeverityWarning {
+			return SeverityWarning
+		}
+		worst = w.Severity
+	}
+	return worst
+}

@@ -354,7 +354,7 @@ func (u *update) notices() []spec.Problem {
 		if len(e.slices) > 0 {
 			p = e.slices[0]
 		}
-		out = append(out, spec.Problem{Origin: p.origin(), Object: p.id.String(), Detail: fmt.Sprintf("belongs to Service %s, which is not in the input", name)})
+		out = append(out, spec.Problem{Origin: p.origin(), Object: p.id.String(), Detail: fmt.Sprintf("belongs to Service %s, which is not in the input", name), Code: spec.CodeOrphan})
 	}
 	sortProblems(out)
 	return out
