@@ -133,6 +133,9 @@ func checkFronts(t *testing.T, e *backends.Entry, fronts []backends.Front) {
 
 func checkFront(t *testing.T, e *backends.Entry, f backends.Front, want []backends.Endpoint, sources bool) {
 	t.Helper()
+	if f.Service != "default/web:http" {
+		t.Errorf("front %s:%d: Service %q", f.Addr, f.Port, f.Service)
+	}
 	sum := 0
 	for _, ep := range want {
 		sum += int(ep.Weight)

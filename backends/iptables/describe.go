@@ -108,6 +108,9 @@ func (d *describer) leaf(p place) {
 	}
 	at := tag(p.family) + " " + p.table + " "
 	f.Own = append(f.Own, backends.ID(at+p.chain+" "+p.rule))
+	if name := strings.Trim(words["--comment"], `"`); strings.Contains(name, "/") {
+		f.Service = name
+	}
 	d.path(f, at, p.chain)
 	switch target := words["-j"]; target {
 	case "REJECT", "DROP":

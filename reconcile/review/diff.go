@@ -168,7 +168,7 @@ func (m index) names(o index) []backends.ServiceName {
 
 // diffService compares the Entries of one Service.
 func diffService(name backends.ServiceName, old, new []*backends.Entry) (Service, bool) {
-	s := Service{Op: opOf(len(old) > 0, len(new) > 0), Namespace: name.Namespace, Name: name.Name, Source: sourceOf(new, old)}
+	s := Service{Op: opOf(len(old) > 0, len(new) > 0), Namespace: name.Namespace, Name: name.Name, Source: sourceOf(new, old), Ports: []Port{}}
 	for _, key := range keysOf(old, new) {
 		o, n := find(old, key), find(new, key)
 		if p, differs := diffPort(key, factsOrNil(o), factsOrNil(n)); differs {

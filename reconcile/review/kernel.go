@@ -304,7 +304,7 @@ func (k *kernelDiff) service(name backends.ServiceName) Service {
 		s.Kernel = k.counts[name]
 		return s
 	}
-	s := Service{Namespace: name.Namespace, Name: name.Name, Source: sourceOf(wanted, applied), Kernel: k.counts[name], Drift: len(applied) > 0}
+	s := Service{Namespace: name.Namespace, Name: name.Name, Source: sourceOf(wanted, applied), Kernel: k.counts[name], Ports: []Port{}, Drift: len(applied) > 0}
 	before := false
 	for _, key := range k.keys(name) {
 		old := k.frontFacts(k.before[key])

@@ -40,7 +40,7 @@ func (p *Plan) WriteText(w io.Writer, style Style) error {
 		t.line("")
 	}
 	t.line("%s", p.SummaryLine())
-	_, err := io.WriteString(w, t.b.String())
+	_, err := io.WriteString(w, strings.ReplaceAll(t.b.String(), "\n\n\n", "\n\n"))
 	return err
 }
 

@@ -1,0 +1,374 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"sigs.k8s.io/yaml"
+
+	"weir/backends"
+	"weir/backends/iptables"
+	"weir/reconcile"
+	"weir/reconcile/review"
+	"weir/spec"
+	"weir/spec/manifest"
+)
+
+var updatePlans = flag.Bool("update-plans", false, "rewrite the golden plans in testdata/plans")
+
+const plansDir = "../../testdata/plans"
+
+// weirCommand runs a command line in a copy of the directory of the golden plans that is in no Git work tree, so that what
+// it prints depends on nothing else.
+func weirCommand(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(plansDir)); err != nil {
+		t.Fatal(err)
+	}
+	back, err := os.Getwd()
+	if err := errors.Join(err, os.Chdir(dir)); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.Chdir(back); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	var out, errOut bytes.Buffer
+	code = execute(args, strings.NewReader(""), &out, &errOut)
+	return out.String(), errOut.String(), code
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	name = filepath.Join(plansDir, name)
+	if *updatePlans {
+		if err := os.WriteFile(name, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatalf("%v; write it with -update-plans", err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s differs (-want +got); -update-plans accepts it:\n%s", name, diff)
+	}
+}
+
+// TestPlanFormats prints one plan for a fleet in every format, twice.
+func TestPlanFormats(t *testing.T) {
+	for _, format := range []string{"text", "json", "yaml", "markdown"} {
+		t.Run(format, func(t *testing.T) {
+			args := []string{"reconcile", "--dry-run", "-f", "after.yaml", "--against", "before.yaml", "--node", "nodes.yaml", "-o", format}
+			out, errOut, code := weirCommand(t, args...)
+			if code != exitOK || errOut != "" {
+				t.Fatalf("exit code %d: %s", code, errOut)
+			}
+			golden(t, "fleet."+format, out)
+			if again, _, _ := weirCommand(t, args...); again != out {
+				t.Error("a second dry run prints something else")
+			}
+			switch format {
+			case "json":
+				checkSchema(t, []byte(out))
+			case "yaml":
+				converted, err := yaml.YAMLToJSON([]byte(out))
+				if err != nil {
+					t.Fatal(err)
+				}
+				checkSchema(t, converted)
+			}
+		})
+	}
+}
+
+func TestPlanExitCodes(t *testing.T) {
+	for _, tt := range []struct {
+		args string
+		want int
+	}{
+		{"-f after.yaml --against before.yaml", exitOK},
+		{"-f after.yaml --against before.yaml --exit-code", exitChanges},
+		{"-f after.yaml --against after.yaml --exit-code", exitOK},
+		{"-f after.yaml --against before.yaml --fail-on warning", exitFailure},
+		{"-f after.yaml --against after.yaml --fail-on warning", exitOK},
+		{"-f after.yaml --against nonesuch --exit-code", exitFailure},
+		{"-f after.yaml --against plan.schema.json", exitFailure},
+		{"-f after.yaml --against git:nonesuch", exitFailure},
+		{"-f after.yaml --against empty --fail-on error", exitUsage},
+		{"-f after.yaml --against empty --exit-code -o html", exitFailure},
+		{"-f after.yaml --against empty --detail rules", exitUsage},
+		{"-f after.yaml --against empty --node before.yaml", exitUsage},
+		{"-f after.yaml --node nodes.yaml", exitUsage},
+	} {
+		if out, errOut, code := weirCommand(t, append([]string{"reconcile", "--dry-run"}, strings.Fields(tt.args)...)...); code != tt.want {
+			t.Errorf("%s: exit code %d, want %d: %s%s", tt.args, code, tt.want, out, errOut)
+		}
+	}
+	if _, _, code := weirCommand(t, "reconcile", "-f", "after.yaml", "--against", "empty"); code != exitUsage {
+		t.Errorf("--against without --dry-run: exit code %d", code)
+	}
+}
+
+// checkSchema checks a document against plan.schema.json.
+func checkSchema(t *testing.T, doc []byte) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(plansDir, "plan.schema.json"))
+	var schema map[string]any
+	var value any
+	if err := errors.Join(err, json.Unmarshal(text, &schema), json.Unmarshal(doc, &value)); err != nil {
+		t.Fatal(err)
+	}
+	for _, problem := range (&schemaChecker{root: schema}).check(schema, value, "") {
+		t.Error(problem)
+	}
+}
+
+// schemaChecker knows the part of JSON Schema that is used here, and refuses any other.
+type schemaChecker struct{ root map[string]any }
+
+func (c *schemaChecker) check(schema map[string]any, value any, at string) (problems []string) {
+	fail := func(format string, args ...any) { problems = append(problems, at+": "+fmt.Sprintf(format, args...)) }
+	for keyword, rule := range schema {
+		switch keyword {
+		case "$schema", "$defs", "title", "description", "required", "additionalProperties":
+		case "$ref":
+			def := c.root["$defs"].(map[string]any)[strings.TrimPrefix(rule.(string), "#/$defs/")]
+			problems = append(problems, c.check(def.(map[string]any), value, at)...)
+		case "const":
+			if value != rule {
+				fail("is %v, not %v", value, rule)
+			}
+		case "enum":
+			if !slices.Contains(rule.([]any), value) {
+				fail("%v is none of %v", value, rule)
+			}
+		case "pattern":
+			if !regexp.MustCompile(rule.(string)).MatchString(value.(string)) {
+				fail("%v does not match %v", value, rule)
+			}
+		case "minimum":
+			if n, ok := value.(float64); !ok || n < rule.(float64) {
+				fail("%v is less than %v", value, rule)
+			}
+		case "type":
+			kind := map[reflect.Kind]string{reflect.Map: "object", reflect.Slice: "array", reflect.String: "string", reflect.Float64: "integer", reflect.Bool: "boolean"}[reflect.ValueOf(value).Kind()]
+			if kind != rule {
+				fail("is %v, not %v", value, rule)
+			}
+		case "items":
+			list, _ := value.([]any)
+			for i, v := range list {
+				problems = append(problems, c.check(rule.(map[string]any), v, fmt.Sprintf("%s[%d]", at, i))...)
+			}
+		case "properties":
+			problems = append(problems, c.object(schema, value, at)...)
+		default:
+			fail("the test does not know the keyword %s", keyword)
+		}
+	}
+	return problems
+}
+
+func (c *schemaChecker) object(schema map[string]any, value any, at string) (problems []string) {
+	fields, _ := value.(map[string]any)
+	properties := schema["properties"].(map[string]any)
+	for name, v := range fields {
+		if p, ok := properties[name]; ok {
+			problems = append(problems, c.check(p.(map[string]any), v, at+"."+name)...)
+		} else {
+			problems = append(problems, at+": "+name+" is not in the schema")
+		}
+	}
+	for _, name := range schema["required"].([]any) {
+		if _, ok := fields[name.(string)]; !ok {
+			problems = append(problems, fmt.Sprintf("%s: %s is missing", at, name))
+		}
+	}
+	return problems
+}
+
+// randomManifests writes Services of many kinds.
+func randomManifests(rnd *rand.Rand) []byte {
+	var b bytes.Buffer
+	for i := range 12 {
+		if rnd.IntN(4) == 0 {
+			continue
+		}
+		pick := func(options ...string) string { return options[rnd.IntN(len(options))] }
+		fmt.Fprintf(&b, "---\napiVersion: v1\nkind: Service\nmetadata: {name: s%d}\nspec:\n  clusterIP: 10.96.%d.%d\n", i, rnd.IntN(2), i+1)
+		typ := pick("ClusterIP", "NodePort", "LoadBalancer")
+		fmt.Fprintf(&b, "  type: %s\n  ports: [{name: p, port: %s%s}]\n", typ, pick("80", "81"), map[bool]string{true: fmt.Sprintf(", nodePort: %d", 30000+i+20*rnd.IntN(2))}[typ != "ClusterIP"])
+		b.WriteString(pick("", "  sessionAffinity: ClientIP\n") + pick("", "  internalTrafficPolicy: Local\n"))
+		if typ != "ClusterIP" {
+			b.WriteString(pick("", "  externalTrafficPolicy: Local\n") + pick("", fmt.Sprintf("  externalIPs: [192.0.2.%d]\n", i)))
+		}
+		if typ == "LoadBalancer" {
+			b.WriteString(pick("", "  loadBalancerSourceRanges: [10.0.0.0/8]\n") + fmt.Sprintf("status: {loadBalancer: {ingress: [{ip: 198.51.100.%d}]}}\n", i))
+		}
+		fmt.Fprintf(&b, "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s%d, labels: {kubernetes.io/service-name: s%d}}\naddressType: IPv4\nports: [{name: p, port: 8080}]\nendpoints:\n", i, i)
+		n := rnd.IntN(4)
+		for j := range n {
+			fmt.Fprintf(&b, "- {addresses: [10.244.%d.%d], nodeName: %s}\n", i, j+1, pick("node", "other"))
+		}
+		if n == 0 {
+			b.WriteString("  []\n")
+		}
+	}
+	return b.Bytes()
+}
+
+// TestPlanNeverLies takes a node from one random directory to another, with the iptables backend on its model of a kernel.
+// What the plan shows per Service must cover every change of the kernel, name the Services that differ and no other, and
+// be what a real run does.
+func TestPlanNeverLies(t *testing.T) {
+	ctx := t.Context()
+	for seed := range uint64(60) {
+		rnd := rand.New(rand.NewPCG(seed, 7))
+		a, b := load(t, randomManifests(rnd)), load(t, randomManifests(rnd))
+		kernel := iptables.NewFake()
+		backend := iptables.New(backends.Config{Families: []backends.Family{backends.IPv4}, MasqueradeMark: 1 << 14,
+			LocalDetector: backends.LocalDetector{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}}}, kernel)
+		node := reconcile.Node{Name: "node", Families: []backends.Family{backends.IPv4}}
+		engine := func(snap *spec.Snapshot) *reconcile.Engine {
+			e := reconcile.NewEngine(reconcile.Options{Mode: "iptables", Backend: backend, Node: node})
+			e.SetSnapshot(snap, spec.Delta{All: true})
+			return e
+		}
+		if r := engine(a).Round(ctx, reconcile.Request{Full: true}); r.Err != nil || len(r.Isolated) > 0 {
+			t.Fatalf("seed %d: %v %v", seed, r.Err, r.Isolated)
+		}
+		before, after := review.StateOf(a, &node, "iptables"), review.StateOf(b, &node, "iptables")
+		offline := review.Compare("node", before, after)
+		for _, applied := range []*review.State{nil, &before} {
+			c, err := engine(b).Compare(ctx, "test")
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkAccounts(t, seed, c, review.AgainstKernel("node", c, applied, true), offline, applied != nil)
+		}
+		plan := mustPlan(t, ctx, engine(b))
+		if again := mustPlan(t, ctx, engine(b)); again.String() != plan.String() {
+			t.Errorf("seed %d: a second dry run differs", seed)
+		}
+		if r := backend.Apply(ctx, plan); r.Err != nil || len(r.Refused) > 0 {
+			t.Fatalf("seed %d: %v %v", seed, r.Err, r.Refused)
+		}
+		if rest := mustPlan(t, ctx, engine(b)); !rest.Empty() {
+			t.Errorf("seed %d: what was printed is not all that was to do:\n%s", seed, rest)
+		}
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+func mustPlan(t *testing.T, ctx context.Context, e *reconcile.Engine) backends.Plan {
+	t.Helper()
+	p, err := e.Plan(ctx, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func load(t *testing.T, text []byte) *spec.Snapshot {
+	t.Helper()
+	snap, _, err := manifest.NewSet(manifest.Options{Weir: func(c *spec.WeirConfiguration) { c.AllowEmpty = true }}).
+		Update(t.Context(), spec.Revision{ID: "test"}, []manifest.File{{Path: "all.yaml", Data: text}})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	return snap
+}
+
+func checkAccounts(t *testing.T, seed uint64, c *reconcile.Comparison, g review.Group, offline review.Group, recorded bool) {
+	t.Helper()
+	if len(g.Kernel.Rules) != len(c.Plan.Changes) {
+		t.Errorf("seed %d: %d rules for %d changes", seed, len(g.Kernel.Rules), len(c.Plan.Changes))
+	}
+	for _, r := range g.Kernel.Rules {
+		// Without a record, only the rule that lets health checks in says nowhere whose it was.
+		if slices.Contains(r.For, "unclaimed") && (recorded || r.Op != backends.Delete || !strings.Contains(r.ID, "WEIR-HEALTH")) {
+			t.Errorf("seed %d: recorded %v: nobody's: %s", seed, recorded, r.ID)
+		}
+	}
+	own := g.Kernel.Scaffolding.Create + g.Kernel.Scaffolding.Update + g.Kernel.Scaffolding.Delete
+	if own != 0 {
+		t.Errorf("seed %d: scaffolding changes: %v", seed, g.Kernel.Scaffolding)
+	}
+	shown := map[string]review.Op{}
+	for _, s := range g.Services {
+		shown[s.ServiceName().String()] = s.Op
+		if s.Drift || s.Kernel == nil {
+			t.Errorf("seed %d: recorded %v: %+v", seed, recorded, s)
+		}
+	}
+	for _, r := range g.Kernel.Rules {
+		if len(r.For) == 1 && r.For[0] != "unclaimed" && shown[r.For[0]] == "" {
+			t.Errorf("seed %d: the change of %s is for %s, which is not shown", seed, r.ID, r.For[0])
+		}
+	}
+	for _, s := range offline.Services {
+		name := s.ServiceName().String()
+		if got := shown[name]; got != s.Op && got != "" {
+			t.Errorf("seed %d: recorded %v: %s is shown as %q, and it is %q", seed, recorded, name, got, s.Op)
+		}
+		delete(shown, name)
+	}
+	for name := range shown {
+		t.Errorf("seed %d: recorded %v: %s is shown, and it does not change", seed, recorded, name)
+	}
+}
+
+// TestPlanDrift deletes what belongs to a Service behind weir's back.
+func TestPlanDrift(t *testing.T) {
+	ctx := t.Context()
+	text, err := os.ReadFile(filepath.Join(plansDir, "after.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	snap := load(t, text)
+	backend := iptables.New(backends.Config{Families: bothFamilies, MasqueradeMark: 1 << 14}, iptables.NewFake())
+	node := reconcile.Node{Name: "edge-1", Families: bothFamilies}
+	engine := reconcile.NewEngine(reconcile.Options{Mode: "iptables", Backend: backend, Node: node})
+	engine.SetSnapshot(snap, spec.Delta{All: true})
+	if r := engine.Round(ctx, reconcile.Request{Full: true}); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	var gone backends.Plan
+	for item, err := range backend.Observe(ctx) {
+		if err == nil && strings.Contains(string(item.ID()), " -d 10.96.0.80/32 ") {
+			gone.Changes = append(gone.Changes, backends.Change{Op: backends.Delete, ID: item.ID(), Old: item})
+		}
+	}
+	if r := backend.Apply(ctx, gone); r.Err != nil || len(gone.Changes) == 0 {
+		t.Fatal(r.Err)
+	}
+	c, err := engine.Compare(ctx, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := review.StateOf(snap, &node, "iptables")
+	g := review.AgainstKernel("edge-1", c, &state, false)
+	if len(g.Services) != 1 || g.Services[0].Name != "web" || !g.Services[0].Drift || g.Services[0].Op != review.Modify {
+		t.Errorf("%+v", g.Services)
+	}
+}
