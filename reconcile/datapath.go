@@ -101,14 +101,28 @@ func (d *dataPath) pardon(name backends.ServiceName) {
 	}
 }
 
-// moved says whether somebody else may have written since the last full read.
+// moved says that somebody else may have written since the last full read, and untouched that certainly nobody has. Both
+// are false if the backend cannot tell.
 func (d *dataPath) moved(ctx context.Context) bool {
-	g, ok := d.backend.(backends.Generation)
-	if !ok || !d.trusted || d.unread { // what has to be read anyway is read when the failed round is tried again
+	if !d.trusted || d.unread { // what has to be read anyway is read when the failed round is tried again
 		return false
 	}
-	now, err := g.Generation(ctx)
-	return err == nil && (!d.known || now != d.generation)
+	now, ok := d.now(ctx)
+	return ok && (!d.known || now != d.generation)
+}
+
+func (d *dataPath) untouched(ctx context.Context) bool {
+	now, ok := d.now(ctx)
+	return ok && d.known && now == d.generation
+}
+
+func (d *dataPath) now(ctx context.Context) (generation uint64, ok bool) {
+	g, ok := d.backend.(backends.Generation)
+	if !ok {
+		return 0, false
+	}
+	generation, err := g.Generation(ctx)
+	return generation, err == nil
 }
 
 // observe reads the kernel if that is asked for and cannot be avoided. The error is nil if the observed side can be
@@ -118,7 +132,7 @@ func (d *dataPath) observe(ctx context.Context, full bool, rep *Report) error {
 		if !full {
 			return nil
 		}
-		if _, ok := d.backend.(backends.Generation); ok && !d.moved(ctx) {
+		if d.untouched(ctx) {
 			rep.Full = true
 			return nil
 		}
@@ -141,12 +155,7 @@ func (d *dataPath) observe(ctx context.Context, full bool, rep *Report) error {
 
 func (d *dataPath) read(ctx context.Context, rep *Report) error {
 	// The generation is taken before the read, so that a write during the read moves it on.
-	var generation uint64
-	known := false
-	if g, ok := d.backend.(backends.Generation); ok {
-		n, err := g.Generation(ctx)
-		generation, known = n, err == nil
-	}
+	generation, known := d.now(ctx)
 	items := make([]backends.Item, 0, d.tracker.Len())
 	for item, err := range d.backend.Observe(ctx) {
 		if err != nil {
