@@ -79,8 +79,18 @@ func tag(f backends.Family) string {
 	return "ip4"
 }
 
-// owned says whether a chain is weir's.
-func owned(chain string) bool { return strings.HasPrefix(chain, "WEIR-") }
+// owned says whether a chain is this backend's.
+func owned(chain string) bool {
+	if !strings.HasPrefix(chain, "WEIR-") {
+		return false
+	}
+	for _, prefix := range elsewhere {
+		if strings.HasPrefix(chain, prefix) {
+			return false
+		}
+	}
+	return true
+}
 
 // shared says whether the rules of an owned chain are Items of their own.
 func shared(chain string) bool {
