@@ -41,14 +41,20 @@ type Revision struct {
 	ID string
 	// Dirty says that a Git work tree differs from its commit.
 	Dirty bool
+	// Stale says that it is what an earlier process kept, since the API does not answer.
+	Stale bool
 }
 
-// String returns the ID, with "-dirty" appended if the work tree differs from it.
+// String returns the ID, with "-dirty" appended if the work tree differs from it, and "-stale" if it was kept.
 func (r Revision) String() string {
+	s := r.ID
 	if r.Dirty {
-		return r.ID + "-dirty"
+		s += "-dirty"
 	}
-	return r.ID
+	if r.Stale {
+		s += "-stale"
+	}
+	return s
 }
 
 // Snapshot is everything that was declared at one moment: validated, complete, immutable.

@@ -1,0 +1,150 @@
+package apisource
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/connrotation"
+)
+
+// maxCredentials bounds each file that credentials are read from, in bytes.
+const maxCredentials = 1 << 20
+
+const (
+	protobuf         = runtime.ContentTypeProtobuf
+	protobufElseJSON = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+)
+
+// codecs know the two API groups that are used. client-go's own scheme knows all, which costs memory.
+var codecs = func() serializer.CodecFactory {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			panic(err) // the types are part of this program
+		}
+	}
+	return serializer.NewCodecFactory(scheme)
+}()
+
+// client is a connection to one API server with one set of credentials.
+type client struct {
+	core, discovery *rest.RESTClient
+	dialer          *connrotation.Dialer
+	// cluster tells clusters apart.
+	cluster string
+	// credentials is a hash of every file that they were read from.
+	credentials [sha256.Size]byte
+}
+
+// close ends all connections, those that a silent peer keeps open too.
+func (c *client) close() { c.dialer.CloseAll() }
+
+// connect reads the credentials. It does not talk to the server.
+func connect(o Connection) (*client, error) {
+	cfg, err := restConfig(o)
+	if err != nil {
+		return nil, err
+	}
+	c := &client{
+		dialer:  connrotation.NewDialer((&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext),
+		cluster: clusterOf(cfg),
+	}
+	if c.credentials, err = fingerprint(o, cfg); err != nil {
+		return nil, err
+	}
+	cfg.Dial = c.dialer.DialContext
+	if c.core, err = groupClient(cfg, "/api", corev1.SchemeGroupVersion); err != nil {
+		return nil, fmt.Errorf("clientConnection: %w", err)
+	}
+	if c.discovery, err = groupClient(cfg, "/apis", discoveryv1.SchemeGroupVersion); err != nil {
+		return nil, fmt.Errorf("clientConnection: %w", err)
+	}
+	return c, nil
+}
+
+func restConfig(o Connection) (*rest.Config, error) {
+	var cfg *rest.Config
+	var err error
+	if o.Kubeconfig == "" {
+		if cfg, err = rest.InClusterConfig(); errors.Is(err, rest.ErrNotInCluster) {
+			return nil, errors.New("no kubeconfig is given, and this is not a pod with a service account: give --kubeconfig, or set clientConnection.kubeconfig")
+		}
+	} else {
+		rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: o.Kubeconfig}
+		cfg, err = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{}).ClientConfig()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("credentials for the Kubernetes API: %w", err)
+	}
+	cfg.ContentType, cfg.AcceptContentTypes = o.ContentType, o.AcceptContentTypes
+	if cfg.ContentType == "" {
+		cfg.ContentType = protobuf
+	}
+	if cfg.AcceptContentTypes == "" {
+		cfg.AcceptContentTypes = protobufElseJSON
+	}
+	cfg.QPS, cfg.Burst, cfg.UserAgent = o.QPS, o.Burst, o.UserAgent
+	return cfg, nil
+}
+
+func groupClient(cfg *rest.Config, path string, gv schema.GroupVersion) (*rest.RESTClient, error) {
+	c := rest.CopyConfig(cfg)
+	c.APIPath, c.GroupVersion, c.NegotiatedSerializer = path, &gv, codecs.WithoutConversion()
+	return rest.RESTClientFor(c)
+}
+
+// clusterOf tells clusters apart by who signs for their servers, since addresses may change; else by the address.
+func clusterOf(cfg *rest.Config) string {
+	ca := cfg.CAData
+	if len(ca) == 0 && cfg.CAFile != "" {
+		ca, _ = readCredentials(cfg.CAFile)
+	}
+	if len(ca) == 0 {
+		return cfg.Host
+	}
+	sum := sha256.Sum256(ca)
+	return "ca:" + hex.EncodeToString(sum[:])
+}
+
+// fingerprint hashes what the credentials were read from. A token file is left out: client-go reads it anew by itself.
+func fingerprint(o Connection, cfg *rest.Config) (sum [sha256.Size]byte, err error) {
+	h := sha256.New()
+	for _, file := range []string{o.Kubeconfig, cfg.CAFile, cfg.CertFile, cfg.KeyFile} {
+		if file == "" {
+			continue
+		}
+		data, err := readCredentials(file)
+		if err != nil {
+			return sum, fmt.Errorf("credentials for the Kubernetes API: %w", err)
+		}
+		one := sha256.Sum256(data)
+		h.Write(one[:])
+	}
+	h.Sum(sum[:0])
+	return sum, nil
+}
+
+func readCredentials(file string) ([]byte, error) {
+	fi, err := os.Stat(file)
+	switch {
+	case err != nil:
+		return nil, err
+	case !fi.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is not a regular file", file)
+	case fi.Size() > maxCredentials:
+		return nil, fmt.Errorf("%s is larger than %d bytes", file, maxCredentials)
+	}
+	return os.ReadFile(file)
+}
