@@ -1,3 +1,7 @@
+// Endpoints are deprecated, and what many people have.
+//
+//lint:file-ignore SA1019 see above
+
 package manifest
 
 import (
@@ -25,7 +29,7 @@ const (
 	// noKind is how documents that are no Kubernetes objects are counted.
 	noKind = "(no kind)"
 	// maxLookedUp bounds the bytes of a document that are searched for the lines of fields, since each search parses anew.
-	maxLookedUp = 16 << 20
+	maxLookedUp = 4 << 20
 	// template is reported once for a file.
 	template = "is a template that has not been rendered, not YAML; give weir what it renders to (helm template, ...), or keep it elsewhere"
 )
@@ -278,6 +282,9 @@ func (d *document) list(data []byte, apiVersion, name string) {
 	}
 	places := d.itemPlaces()
 	for i, item := range list.Items {
+		if len(d.out.problems) >= maxProblemsPerDocument {
+			return
+		}
 		within := fmt.Sprintf("items[%d]", i)
 		at := whole
 		if i < len(places) {
@@ -351,11 +358,15 @@ func (d *document) notice(line int, object, detail string) {
 }
 
 func (d *document) problemAt(line int, object, field, detail string) {
-	if len(d.out.problems) < maxProblemsPerDocument {
-		d.out.problems = append(d.out.problems, spec.Problem{
-			Origin: spec.Origin{File: d.path, Line: line}, Object: object, Field: printable(field), Detail: detail,
-		})
+	switch n := len(d.out.problems); {
+	case n == maxProblemsPerDocument:
+		object, field, detail = "", "", "and more problems in this document"
+	case n > maxProblemsPerDocument:
+		return
 	}
+	d.out.problems = append(d.out.problems, spec.Problem{
+		Origin: spec.Origin{File: d.path, Line: line}, Object: object, Field: printable(field), Detail: detail,
+	})
 }
 
 // unrendered replaces what is wrong with a template that nobody rendered, or with a merge that nobody finished, by what is

@@ -1,3 +1,7 @@
+// Endpoints are deprecated, and what many people have.
+//
+//lint:file-ignore SA1019 see above
+
 package manifest
 
 import (

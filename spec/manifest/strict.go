@@ -135,7 +135,9 @@ func (c *checker) checkStruct(object map[string]any, t reflect.Type, path string
 			child = path + "." + key
 		}
 		ft, ok := fields[key]
-		if !ok {
+		if !ok && len(c.problems) >= maxProblemsPerDocument {
+			delete(object, key)
+		} else if !ok {
 			c.add(child, "unknown field"+suggestion(key, fields))
 			delete(object, key)
 		} else if !c.check(object[key], ft, child) {
