@@ -1,0 +1,183 @@
+package ipvs
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"weir/backends"
+)
+
+// Apply implements backends.Backend. There are no transactions, so that the changes are made in an order in which every
+// moment is safe: what guards comes before what is guarded, a virtual server before its destinations, all of it before the
+// address that lets packets in; and what goes, goes in the opposite order after all that is new. Each change succeeds or is
+// refused by itself, but for the rules of iptables.
+func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := &applying{b: b, ctx: ctx, refused: map[backends.ID]error{}}
+	if err := a.run(p); err != nil {
+		return backends.Result{Err: fmt.Errorf("ipvs: %w", err)}
+	}
+	if len(a.refused) == 0 {
+		return backends.Result{}
+	}
+	return backends.Result{Refused: a.refused}
+}
+
+type applying struct {
+	b       *Backend
+	ctx     context.Context
+	refused map[backends.ID]error
+	// teardown says that everything goes: then nobody waits for connections.
+	teardown bool
+}
+
+// step is when an item is made, among others; it is taken away in the opposite order.
+func step(i backends.Item) int {
+	switch i := i.(type) {
+	case Link, Sysctl, Timeouts:
+		return 0
+	case Set:
+		return 1
+	case Rules:
+		return 2
+	case Server:
+		return 5
+	case Destination:
+		return 6
+	case Address:
+		return 8
+	case Member:
+		switch {
+		case strings.HasPrefix(i.Set, allowSet):
+			return 3
+		case strings.HasPrefix(i.Set, addrSet), strings.HasPrefix(i.Set, insideSet):
+			return 7
+		}
+		return 4
+	}
+	return -1
+}
+
+const rulesStep = 2
+
+func (a *applying) run(p backends.Plan) error {
+	var puts, deletes []backends.Change
+	for _, c := range p.Changes {
+		i := c.New
+		if c.Op == backends.Delete {
+			i = c.Old
+		}
+		switch {
+		case i == nil || step(i) < 0:
+			return fmt.Errorf("%q is not an object of IPVS", c.ID)
+		case c.Op == backends.Delete:
+			deletes = append(deletes, c)
+			_, all := i.(Link)
+			a.teardown = a.teardown || all
+		default:
+			puts = append(puts, c)
+		}
+	}
+	slices.SortStableFunc(puts, func(x, y backends.Change) int { return cmp.Compare(step(x.New), step(y.New)) })
+	slices.SortStableFunc(deletes, func(x, y backends.Change) int { return cmp.Compare(step(y.Old), step(x.Old)) })
+	if a.b.draining == nil && len(deletes) > 0 {
+		state, err := a.b.kernel.Read(a.ctx)
+		if err != nil {
+			return err
+		}
+		a.b.note(state)
+	}
+	if err := a.inOrder(puts, func(c backends.Change) backends.Item { return c.New }, a.put); err != nil {
+		return err
+	}
+	if a.teardown {
+		if err := a.deleteServers(); err != nil {
+			return err
+		}
+	}
+	return a.inOrder(deletes, func(c backends.Change) backends.Item { return c.Old }, a.delete)
+}
+
+// inOrder does the changes one by one, but for those of iptables, which are one step. An error of one change refuses it,
+// unless it is one that all others would meet as well.
+func (a *applying) inOrder(changes []backends.Change, item func(backends.Change) backends.Item, do func(backends.Item) error) error {
+	for i := 0; i < len(changes); {
+		if err := a.ctx.Err(); err != nil {
+			return err
+		}
+		if step(item(changes[i])) == rulesStep {
+			end := i
+			for end < len(changes) && step(item(changes[end])) == rulesStep {
+				end++
+			}
+			if err := a.b.restore(a.ctx, changes[i:end]); err != nil {
+				return err
+			}
+			i = end
+			continue
+		}
+		c := changes[i]
+		i++
+		if err := do(item(c)); errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("%s %s: %w", c.Op, c.ID, err)
+		} else if err != nil {
+			a.refused[c.ID] = err
+		}
+	}
+	return nil
+}
+
+func (a *applying) put(item backends.Item) error {
+	switch i := item.(type) {
+	case Sysctl:
+		_, err := a.b.sysctl.Ensure(i.Name, i.Value)
+		return err
+	case Address:
+		delete(a.b.leaving, i.Addr)
+	case Destination:
+		if _, no := a.refused[Server{ServerKey: i.Server}.ID()]; no {
+			return errors.New("its virtual server was refused")
+		}
+	}
+	return a.b.kernel.Put(item)
+}
+
+func (a *applying) delete(item backends.Item) error {
+	switch i := item.(type) {
+	case Sysctl:
+		return nil
+	case Destination:
+		if a.teardown {
+			return nil // its virtual server is gone
+		}
+		return a.b.deleteDestination(i)
+	case Server:
+		return a.b.deleteServer(i)
+	case Address:
+		return a.b.deleteAddress(i.Addr, a.teardown)
+	}
+	return a.b.kernel.Delete(item)
+}
+
+// deleteServers takes down all that are weir's, those that are leaving too.
+func (a *applying) deleteServers() error {
+	state, err := a.b.kernel.Read(a.ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range state.Servers {
+		if err := a.b.kernel.Delete(s); err != nil {
+			return err
+		}
+	}
+	a.b.draining, a.b.leaving = map[ServerKey]struct{}{}, map[netip.Addr]struct{}{}
+	return nil
+}

@@ -1,0 +1,336 @@
+package ipvs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/moby/ipvs"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weir/backends"
+)
+
+// Flags of virtual servers, and what a destination's lower threshold is while it leaves.
+const (
+	flagPersistent = 0x1
+	leavingMark    = 1
+)
+
+// dumpAttempts is how often a list that changed while it was read is read again.
+const dumpAttempts = 5
+
+// Linux is the Kernel of the network namespace that Open was called in. It is used by one goroutine at a time.
+type Linux struct {
+	ipvs  *ipvs.Handle
+	route *netlink.Handle
+	sets  *ipsets
+	link  netlink.Link // weir-ipvs0 as it was last seen
+}
+
+// Open opens the kernel of this network namespace. IPVS has to be available: Probe says so.
+func Open() (*Linux, error) {
+	handle, err := ipvs.New("")
+	if err != nil {
+		return nil, fmt.Errorf("open IPVS: %w", err)
+	}
+	k := &Linux{ipvs: handle}
+	if k.route, err = netlink.NewHandle(unix.NETLINK_ROUTE); err == nil {
+		k.sets, err = openIPSets()
+	}
+	if err != nil {
+		k.Close()
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	return k, nil
+}
+
+// Close closes what Open opened.
+func (k *Linux) Close() {
+	k.ipvs.Close()
+	if k.route != nil {
+		k.route.Close()
+	}
+	if k.sets != nil {
+		k.sets.close()
+	}
+}
+
+// Read implements Kernel.
+func (k *Linux) Read(ctx context.Context) (*State, error) {
+	s := &State{}
+	if err := k.readAddresses(s); err != nil {
+		return nil, err
+	}
+	services, err := k.ipvs.GetServices()
+	if err != nil {
+		return nil, fmt.Errorf("list virtual servers: %w", err)
+	}
+	for _, svc := range services {
+		if svc.Flags&ownerMask != ownerMark {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		server := serverOf(svc)
+		destinations, err := k.destinations(server.ServerKey, svc)
+		if err != nil {
+			return nil, err
+		}
+		s.Servers = append(s.Servers, server)
+		s.Destinations = append(s.Destinations, destinations...)
+	}
+	config, err := k.ipvs.GetConfig()
+	if err != nil {
+		return nil, fmt.Errorf("read the timeouts of IPVS: %w", err)
+	}
+	s.Timeouts = Timeouts{TCP: config.TimeoutTCP, TCPFin: config.TimeoutTCPFin, UDP: config.TimeoutUDP}
+	s.Sets, s.Members, err = k.sets.list()
+	if err != nil {
+		return nil, fmt.Errorf("list ipsets: %w", err)
+	}
+	return s, nil
+}
+
+func (k *Linux) readAddresses(s *State) error {
+	if err := k.findLink(); err != nil || k.link == nil {
+		return err
+	}
+	s.Link = true
+	var list []netlink.Addr
+	var err error
+	for range dumpAttempts {
+		list, err = k.route.AddrList(k.link, netlink.FAMILY_ALL)
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("list the addresses of %s: %w", LinkName, err)
+	}
+	for _, a := range list {
+		addr, ok := netip.AddrFromSlice(a.IP)
+		if addr = addr.Unmap(); !ok || addr.IsLinkLocalUnicast() {
+			continue
+		}
+		s.Addresses = append(s.Addresses, Address{Addr: addr, Leaving: a.Flags&unix.IFA_F_DEPRECATED != 0})
+	}
+	return nil
+}
+
+// findLink looks for weir-ipvs0.
+func (k *Linux) findLink() error {
+	link, err := k.route.LinkByName(LinkName)
+	if missing := (netlink.LinkNotFoundError{}); errors.As(err, &missing) {
+		k.link = nil
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("find %s: %w", LinkName, err)
+	}
+	if link.Type() != "dummy" {
+		return fmt.Errorf("%s is an interface of type %s, and not weir's: remove or rename it", LinkName, link.Type())
+	}
+	k.link = link
+	return nil
+}
+
+// Destinations implements Kernel.
+func (k *Linux) Destinations(key ServerKey) ([]Destination, error) {
+	list, err := k.destinations(key, service(Server{ServerKey: key}))
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	return list, err
+}
+
+func (k *Linux) destinations(key ServerKey, svc *ipvs.Service) ([]Destination, error) {
+	found, err := k.ipvs.GetDestinations(svc)
+	if err != nil {
+		return nil, fmt.Errorf("list the destinations of %s: %w", key, err)
+	}
+	list := make([]Destination, 0, len(found))
+	for _, d := range found {
+		a, _ := netip.AddrFromSlice(d.Address)
+		dest := Destination{
+			Server: key, Addr: netip.AddrPortFrom(a, d.Port), Weight: uint16(d.Weight),
+			Connections: d.ActiveConnections + d.InactiveConnections,
+		}
+		if d.Weight == 0 && d.LowerThreshold == leavingMark {
+			dest.Until = d.UpperThreshold
+		}
+		list = append(list, dest)
+	}
+	return list, nil
+}
+
+// Put implements Kernel.
+func (k *Linux) Put(item backends.Item) error {
+	switch i := item.(type) {
+	case Link:
+		return k.putLink()
+	case Address:
+		return k.putAddress(i)
+	case Server:
+		return k.putServer(i)
+	case Destination:
+		svc, dest := service(Server{ServerKey: i.Server}), destination(i)
+		err := k.ipvs.NewDestination(svc, dest)
+		if errors.Is(err, unix.EEXIST) {
+			err = k.ipvs.UpdateDestination(svc, dest)
+		}
+		return err
+	case Set:
+		return k.sets.create(i)
+	case Member:
+		return k.sets.add(i)
+	case Timeouts:
+		return k.ipvs.SetConfig(&ipvs.Config{TimeoutTCP: i.TCP, TimeoutTCPFin: i.TCPFin, TimeoutUDP: i.UDP})
+	}
+	return fmt.Errorf("%T is not an object of IPVS", item)
+}
+
+// Delete implements Kernel.
+func (k *Linux) Delete(item backends.Item) error {
+	err := k.remove(item)
+	for _, absent := range []error{unix.ESRCH, unix.ENOENT, unix.EADDRNOTAVAIL, unix.ENODEV} {
+		if errors.Is(err, absent) {
+			return nil
+		}
+	}
+	return err
+}
+
+func (k *Linux) remove(item backends.Item) error {
+	switch i := item.(type) {
+	case Link:
+		if err := k.findLink(); err != nil || k.link == nil {
+			return err
+		}
+		link := k.link
+		k.link = nil
+		return k.route.LinkDel(link)
+	case Address:
+		if k.link == nil {
+			if err := k.findLink(); err != nil || k.link == nil {
+				return err
+			}
+		}
+		return k.route.AddrDel(k.link, address(i.Addr))
+	case Server:
+		return k.ipvs.DelService(service(i))
+	case Destination:
+		return k.ipvs.DelDestination(service(Server{ServerKey: i.Server}), destination(i))
+	case Set:
+		return k.sets.destroy(i)
+	case Member:
+		return k.sets.del(i)
+	case Timeouts:
+		return nil
+	}
+	return fmt.Errorf("%T is not an object of IPVS", item)
+}
+
+// putLink makes the interface. It stays down: its addresses are this node's even so, and no packet ever leaves by it.
+func (k *Linux) putLink() error {
+	if err := k.findLink(); err != nil || k.link != nil {
+		return err
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = LinkName
+	if err := k.route.LinkAdd(&netlink.Dummy{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("create the dummy interface %s: %w", LinkName, err)
+	}
+	return k.findLink()
+}
+
+func (k *Linux) putAddress(a Address) error {
+	if k.link == nil {
+		if err := k.findLink(); err != nil {
+			return err
+		}
+		if k.link == nil {
+			return fmt.Errorf("there is no %s", LinkName)
+		}
+	}
+	addr := address(a.Addr)
+	const forever = 1<<32 - 1
+	addr.ValidLft = forever
+	if !a.Leaving {
+		addr.PreferedLft = forever
+	}
+	return k.route.AddrReplace(k.link, addr)
+}
+
+// putServer creates a virtual server, or changes one that is weir's.
+func (k *Linux) putServer(s Server) error {
+	svc := service(s)
+	err := k.ipvs.NewService(svc)
+	if errors.Is(err, unix.EEXIST) {
+		there, getErr := k.ipvs.GetService(svc)
+		switch {
+		case getErr != nil:
+			return fmt.Errorf("read %s: %w", s.ServerKey, getErr)
+		case there.Flags&ownerMask != ownerMark:
+			return ErrForeign
+		}
+		err = k.ipvs.UpdateService(svc)
+	}
+	if errors.Is(err, unix.ENOENT) {
+		return missingScheduler(s.Scheduler, err)
+	}
+	return err
+}
+
+func address(a netip.Addr) *netlink.Addr {
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}}
+	if a.Is6() {
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	return addr
+}
+
+func service(s Server) *ipvs.Service {
+	svc := &ipvs.Service{
+		AddressFamily: unix.AF_INET, Netmask: 0xffffffff, FWMark: s.Mark, Protocol: uint16(s.Protocol),
+		SchedName: s.Scheduler, Flags: ownerMark, Timeout: s.Affinity,
+	}
+	if s.Family == backends.IPv6 {
+		svc.AddressFamily, svc.Netmask = unix.AF_INET6, 128
+	}
+	if s.Affinity > 0 {
+		svc.Flags |= flagPersistent
+	}
+	if s.Mark == 0 {
+		svc.Address, svc.Port = s.Addr.Addr().AsSlice(), s.Addr.Port()
+	}
+	return svc
+}
+
+func serverOf(svc *ipvs.Service) Server {
+	s := Server{Scheduler: svc.SchedName}
+	s.Family = backends.IPv4
+	if svc.AddressFamily == unix.AF_INET6 {
+		s.Family = backends.IPv6
+	}
+	if s.Mark = svc.FWMark; s.Mark == 0 {
+		a, _ := netip.AddrFromSlice(svc.Address)
+		s.Protocol, s.Addr = backends.Protocol(svc.Protocol), netip.AddrPortFrom(a, svc.Port)
+	}
+	if svc.Flags&flagPersistent != 0 {
+		s.Affinity = svc.Timeout
+	}
+	return s
+}
+
+func destination(d Destination) *ipvs.Destination {
+	dest := &ipvs.Destination{Address: d.Addr.Addr().AsSlice(), Port: d.Addr.Port(), Weight: int(d.Weight)}
+	if d.Until > 0 {
+		dest.Weight, dest.UpperThreshold, dest.LowerThreshold = 0, d.Until, leavingMark
+	}
+	return dest
+}

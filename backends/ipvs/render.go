@@ -1,0 +1,204 @@
+package ipvs
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"weir/backends"
+)
+
+// Render implements backends.Backend.
+func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
+	if err := b.check(e); err != nil {
+		return nil, err
+	}
+	r := &rendering{b: b, e: e, f: e.Key.Family}
+	r.front(e.ClusterIP, e.Port, clusterSet, e.InternalEndpoints(), e.InternalLocal)
+	if e.External() {
+		r.external()
+	}
+	for _, ep := range e.Endpoints {
+		if !ep.Remote {
+			a := ep.Addr.Addr()
+			r.add(Member{Set: named(loopSet, r.f), Addr: a, Protocol: e.Key.Protocol, Port: ep.Addr.Port(), Other: netip.PrefixFrom(a, a.BitLen())})
+		}
+	}
+	if e.HealthCheckNodePort != 0 {
+		r.add(Member{Set: healthSet, Port: e.HealthCheckNodePort})
+	}
+	return r.items, nil
+}
+
+func (b *Backend) check(e *backends.Entry) error {
+	f := e.Key.Family
+	wrong := func(a netip.Addr) bool {
+		return !a.IsValid() || a.Is4In6() || a.Zone() != "" || backends.FamilyOf(a) != f
+	}
+	switch {
+	case !slices.Contains(b.cfg.Families, f):
+		return fmt.Errorf("%s: this node has no %s", e.Key, f)
+	case !slices.Contains([]backends.Protocol{backends.TCP, backends.UDP, backends.SCTP}, e.Key.Protocol):
+		return fmt.Errorf("%s: protocol %s cannot be balanced", e.Key, e.Key.Protocol)
+	case wrong(e.ClusterIP):
+		return fmt.Errorf("%s: clusterIP %q is not an %s address", e.Key, e.ClusterIP, f)
+	case e.Port == 0:
+		return fmt.Errorf("%s: port 0 cannot be served", e.Key)
+	case e.ProxyProtocol:
+		return fmt.Errorf("%s: IPVS cannot send a PROXY protocol header; use the userspace mode, or drop the annotation", e.Key)
+	}
+	for _, a := range slices.Concat(e.ExternalIPs, e.LoadBalancerIPs) {
+		if wrong(a) {
+			return fmt.Errorf("%s: external address %q is not an %s address", e.Key, a, f)
+		}
+	}
+	for _, p := range e.SourceRanges {
+		if !p.IsValid() || wrong(p.Addr()) {
+			return fmt.Errorf("%s: source range %q is not an %s prefix", e.Key, p, f)
+		}
+	}
+	for _, ep := range e.Endpoints {
+		if wrong(ep.Addr.Addr()) || ep.Addr.Port() == 0 {
+			return fmt.Errorf("%s: endpoint %q is not an %s address with a port", e.Key, ep.Addr, f)
+		}
+	}
+	return checkInterface(b.cfg.LocalDetector.Interface)
+}
+
+// rendering is the work on one Entry.
+type rendering struct {
+	b     *Backend
+	e     *backends.Entry
+	f     backends.Family
+	items []backends.Item
+}
+
+func (r *rendering) add(i backends.Item) { r.items = append(r.items, i) }
+
+// front renders one address and port, which are served by the endpoints or else refused.
+func (r *rendering) front(a netip.Addr, port uint16, set string, endpoints []backends.Endpoint, local bool) {
+	if !slices.Contains(r.b.cfg.NodeAddresses, a) {
+		r.add(Address{Addr: a})
+		r.add(Member{Set: named(addrSet, r.f), Addr: a})
+	}
+	key := ServerKey{Family: r.f, Protocol: r.e.Key.Protocol, Addr: netip.AddrPortFrom(a, port)}
+	switch {
+	case served(endpoints):
+		r.server(key, endpoints)
+	case r.e.HasEndpoints && local:
+		set = dropSet
+	default:
+		set = rejectSet
+	}
+	r.add(r.member(set, key.Addr))
+}
+
+func (r *rendering) member(set string, at netip.AddrPort) Member {
+	return Member{Set: named(set, r.f), Addr: at.Addr(), Protocol: r.e.Key.Protocol, Port: at.Port()}
+}
+
+func (r *rendering) server(key ServerKey, endpoints []backends.Endpoint) {
+	s := Server{ServerKey: key, Scheduler: r.b.scheduler(r.e)}
+	if r.e.Affinity > 0 {
+		s.Affinity = uint32(max(1, r.e.Affinity/time.Second))
+	}
+	r.add(s)
+	for _, ep := range endpoints {
+		r.add(Destination{Server: key, Addr: ep.Addr, Weight: ep.Weight})
+	}
+}
+
+// scheduler is the one that the Service asks for, or the node's. Of those that know no weights, the next of kin that does is
+// taken for a Service with unequal ones.
+func (b *Backend) scheduler(e *backends.Entry) string {
+	if e.Scheduler != "" {
+		return e.Scheduler
+	}
+	weighted := map[string]string{"rr": "wrr", "lc": "wlc"}[b.set.Scheduler]
+	if weighted == "" {
+		return b.set.Scheduler
+	}
+	usual := uint16(0)
+	for _, ep := range e.Endpoints {
+		switch {
+		case ep.Weight == 0 || ep.Weight == usual:
+		case usual != 0:
+			return weighted
+		default:
+			usual = ep.Weight
+		}
+	}
+	return b.set.Scheduler
+}
+
+// external renders all addresses but the ClusterIP.
+func (r *rendering) external() {
+	e := r.e
+	set := externalSet
+	if e.ExternalLocal {
+		set = localSet
+	}
+	endpoints := e.ExternalEndpoints()
+	var fronts []netip.AddrPort
+	for _, a := range slices.Concat(e.ExternalIPs, e.LoadBalancerIPs) {
+		fronts = append(fronts, netip.AddrPortFrom(a, e.Port))
+	}
+	if e.NodePort != 0 {
+		for _, a := range r.b.nodePortAddresses(r.f) {
+			fronts = append(fronts, netip.AddrPortFrom(a, e.NodePort))
+		}
+	}
+	for _, at := range fronts {
+		r.front(at.Addr(), at.Port(), set, endpoints, e.ExternalLocal)
+	}
+	if all := e.ClusterEndpoints(); e.ExternalLocal && served(all) {
+		mark := r.b.serverMark(e.Key)
+		r.server(ServerKey{Family: r.f, Mark: mark}, all)
+		for _, at := range fronts {
+			m := r.member(insideSet, at)
+			m.Mark = mark
+			r.add(m)
+		}
+	}
+	r.sourceRanges()
+}
+
+// serverMark is the packet mark that a Service port's traffic from inside gets.
+func (b *Backend) serverMark(k backends.PortKey) uint32 {
+	sum := sha256.Sum256([]byte(k.String()))
+	return binary.BigEndian.Uint32(sum[:])&^b.cfg.MasqueradeMark | b.inside
+}
+
+// sourceRanges renders who may use the load balancer's addresses.
+func (r *rendering) sourceRanges() {
+	e := r.e
+	everybody := slices.ContainsFunc(e.SourceRanges, func(p netip.Prefix) bool { return p.Bits() == 0 })
+	if len(e.SourceRanges) == 0 || everybody {
+		return
+	}
+	nodeAllowed := slices.ContainsFunc(r.b.cfg.NodeAddresses, func(a netip.Addr) bool {
+		return slices.ContainsFunc(e.SourceRanges, func(p netip.Prefix) bool { return p.Contains(a) })
+	})
+	for _, a := range e.LoadBalancerIPs {
+		m := r.member(guardSet, netip.AddrPortFrom(a, e.Port))
+		r.add(m)
+		m.Set = named(allowSet, r.f)
+		ranges := e.SourceRanges
+		if nodeAllowed {
+			// The address is on this node, and so the source of what the node sends to it.
+			ranges = append(slices.Clone(ranges), netip.PrefixFrom(a, a.BitLen()))
+		}
+		for _, p := range ranges {
+			m.Other = p.Masked()
+			r.add(m)
+		}
+	}
+}
+
+// served says whether any endpoint takes new connections.
+func served(endpoints []backends.Endpoint) bool {
+	return slices.ContainsFunc(endpoints, func(ep backends.Endpoint) bool { return ep.Weight > 0 })
+}
