@@ -10,6 +10,8 @@ import (
 	"slices"
 
 	"github.com/spf13/cobra"
+
+	"weir/reconcile/status"
 )
 
 // Exit codes.
@@ -17,6 +19,7 @@ const (
 	exitOK      = 0
 	exitFailure = 1 // the input is not valid, or the kernel could not be brought to what was asked
 	exitUsage   = 2 // the command line makes no sense
+	exitAbsent  = 3 // no weir is running
 	exitChanges = 2 // with --exit-code: there is something to do
 )
 
@@ -59,6 +62,9 @@ func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		}
 		return exitUsage
 	}
+	if errors.Is(err, status.ErrAbsent) {
+		return exitAbsent
+	}
 	return exitFailure
 }
 
@@ -90,7 +96,7 @@ line makes no sense.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newRun(), newReconcile(), newValidate(), newCleanup(), newVersion())
+	root.AddCommand(newRun(), newReconcile(), newValidate(), newStatus(), newSnapshot(), newCleanup(), newVersion())
 	return root
 }
 

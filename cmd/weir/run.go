@@ -18,6 +18,7 @@ import (
 
 	"weir/reconcile"
 	"weir/reconcile/health"
+	"weir/reconcile/status"
 	"weir/spec"
 )
 
@@ -88,18 +89,26 @@ type daemon struct {
 	notify *notifier
 	told   *changeLog
 	engine *reconcile.Engine
+	board  *status.Board
+	socket *status.Server
 
 	ctx        context.Context
 	fail       context.CancelCauseFunc
 	configured bool
 	swept      bool
 	current    *target
+	snapshot   *spec.Snapshot
+	// unsaved says that something was applied that the record does not have.
+	unsaved bool
 }
 
 func newDaemon(log hclog.Logger, flags nodeFlags) *daemon {
 	b := thisBuild()
 	w := &wiring{log: log, flags: flags}
+	board := status.NewBoard()
 	return &daemon{
+		board:  board,
+		socket: status.NewServer(board),
 		log:    log,
 		wiring: w,
 		host:   newHost(log),
@@ -118,6 +127,7 @@ func (d *daemon) run(ctx context.Context, source spec.Source, cleanup bool) erro
 	d.ctx, d.fail = context.WithCancelCause(ctx)
 	defer d.fail(nil)
 	defer d.health.Close()
+	defer d.socket.Close()
 
 	updates, nodeChanges := make(chan spec.Update), make(chan struct{}, 1)
 	loop := reconcile.NewLoop(reconcile.LoopOptions{
@@ -194,13 +204,18 @@ func (d *daemon) configure(snap *spec.Snapshot) (reconcile.Settings, error) {
 		d.log.Info("configured", "node", t.Node.Name, "zone", t.Node.Zone, "mode", t.Mode, "config", originOr(snap.ConfigOrigin, "defaults"),
 			"sync_period", t.SyncPeriod, "min_sync_period", t.MinSyncPeriod)
 	}
-	d.configured, d.current = true, t
+	d.board.Configured(t.Node, modeReason(d.wiring.flags.mode, snap))
+	if err := d.socket.Listen(snap.Weir.StateDir); err != nil {
+		d.log.Warn("weir status will not work", "error", err)
+	}
+	d.configured, d.current, d.snapshot = true, t, snap
 	return t.Settings, nil
 }
 
 func (d *daemon) onUpdate(u spec.Update) {
 	d.told.update(u)
 	d.health.OnUpdate(u)
+	d.board.Update(u, time.Now())
 	if u.Err != nil {
 		d.notify.verdict("The input cannot be used; the last good state stands: " + firstLine(u.Err))
 	}
@@ -208,11 +223,18 @@ func (d *daemon) onUpdate(u spec.Update) {
 
 func (d *daemon) onReport(r reconcile.Report) {
 	d.health.OnReport(r)
+	d.board.Report(r)
+	d.unsaved = d.unsaved || len(r.Changed)+len(r.Gone) > 0
 	d.notify.round(d.current.SyncPeriod)
 	if r.Err != nil {
 		return
 	}
 	d.notify.verdict(fmt.Sprintf("%s, revision %s, %s", r.Mode, r.Revision, plural(r.Services, "Service")))
+	if d.unsaved && r.Full {
+		// With each full sync, and not with each change: it costs what there is, and only gives names to things.
+		saveRecord(d.log, d.engine, d.current, d.snapshot)
+		d.unsaved = false
+	}
 	if !d.swept {
 		d.swept = true
 		d.sweep(r.Mode)
@@ -261,6 +283,17 @@ func setMemoryLimit(bytes int64) {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(bytes)
 	}
+}
+
+// modeReason says why this mode is in force.
+func modeReason(flag string, snap *spec.Snapshot) string {
+	switch {
+	case flag != "":
+		return "--proxy-mode"
+	case snap.Config.Mode != "":
+		return originOr(snap.ConfigOrigin, "configuration")
+	}
+	return "what this node has; no mode is configured"
 }
 
 func originOr(o spec.Origin, otherwise string) string {

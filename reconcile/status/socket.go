@@ -1,0 +1,147 @@
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"weir/reconcile/review"
+)
+
+// socketName is the socket in the state directory.
+const socketName = "weir.sock"
+
+// maxAnswer bounds what a client reads, in bytes.
+const maxAnswer = 1 << 30
+
+// ErrAbsent says that no weir is running with this state directory.
+var ErrAbsent = errors.New("no weir run is listening")
+
+// Server shows a Board. Listen may be called again with another directory, from one goroutine.
+type Server struct {
+	board *Board
+	dir   string
+	srv   *http.Server
+}
+
+// NewServer returns a Server that listens nowhere yet.
+func NewServer(b *Board) *Server { return &Server{board: b} }
+
+// Listen serves at a socket in the state directory, which only this process's user may use. It does nothing if that is
+// where it is served already.
+func (s *Server) Listen(stateDir string) error {
+	if s.srv != nil && s.dir == stateDir {
+		return nil
+	}
+	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+		return err
+	}
+	// The name appears once the mode is right, and takes the place of what a crash left behind.
+	path := filepath.Join(stateDir, socketName)
+	fresh := filepath.Join(stateDir, fmt.Sprintf(".%s-%d", socketName, os.Getpid()))
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: fresh, Net: "unix"})
+	if err != nil {
+		return fmt.Errorf("serve weir status: %w", err)
+	}
+	ln.SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(fresh, 0o600), os.Rename(fresh, path)); err != nil {
+		return errors.Join(err, ln.Close(), os.Remove(fresh))
+	}
+	s.Close()
+	s.dir = stateDir
+	s.srv = &http.Server{Handler: s.handler(), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	go func(srv *http.Server) { _ = srv.Serve(ln) }(s.srv) // ends with Close
+	return nil
+}
+
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(s.board.Status(r.URL.Query().Get("service"))) // the client may be gone
+	})
+	mux.HandleFunc("GET /v1/snapshot", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = s.board.Record().Write(w)
+	})
+	return mux
+}
+
+// Close stops serving and removes the socket, if it is still the one that was made.
+func (s *Server) Close() {
+	if s.srv == nil {
+		return
+	}
+	_ = s.srv.Close()
+	if conn, err := net.Dial("unix", filepath.Join(s.dir, socketName)); err == nil {
+		conn.Close() // another one took its place
+	} else if errors.Is(err, syscall.ECONNREFUSED) {
+		_ = os.Remove(filepath.Join(s.dir, socketName))
+	}
+	s.srv = nil
+}
+
+// Get asks the weir that runs with this state directory for its Status, of the Services that match name.
+func Get(ctx context.Context, stateDir, name string) (*Status, error) {
+	var s Status
+	err := ask(ctx, stateDir, "/v1/status?service="+url.QueryEscape(name), func(body io.Reader) error {
+		return json.NewDecoder(body).Decode(&s)
+	})
+	return &s, err
+}
+
+// Snapshot asks the weir that runs with this state directory for what is in force.
+func Snapshot(ctx context.Context, stateDir string) (r *review.Record, err error) {
+	err = ask(ctx, stateDir, "/v1/snapshot", func(body io.Reader) (err error) {
+		r, err = review.ReadRecord(body)
+		return err
+	})
+	return r, err
+}
+
+func ask(ctx context.Context, stateDir, path string, read func(io.Reader) error) error {
+	socket := filepath.Join(stateDir, socketName)
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://weir"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	switch {
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w at %s: start it, or name its --state-dir", ErrAbsent, socket)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%s may be read by the user that weir runs as only: run this as that user, or as root", socket)
+	case err != nil:
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", socket, resp.Status)
+	}
+	return read(io.LimitReader(resp.Body, maxAnswer))
+}
+
+// String returns "10.96.0.1:80 tcp → 3 endpoints" and the like, for people.
+func (p Port) String() string {
+	name := p.Protocol
+	if p.Name != "" {
+		name = p.Name + " " + p.Protocol
+	}
+	return name + " " + strings.Join(p.Addresses, ", ")
+}

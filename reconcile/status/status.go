@@ -1,0 +1,226 @@
+// Package status tells what a running weir is doing: the Board collects it, a Server shows it over a unix socket in the
+// state directory, and Get and Snapshot ask for it. Only values are served; nothing can be asked to be done.
+package status
+
+import (
+	"cmp"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"weir/backends"
+	"weir/reconcile"
+	"weir/reconcile/review"
+	"weir/spec"
+)
+
+// APIVersion is that of Status in JSON; fields may be added to it.
+const APIVersion = "weir/v1alpha1"
+
+// Status is what a running weir is doing.
+type Status struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"` // "Status"
+	Node       string `json:"node"`
+	// Mode is the proxy mode in force, ModeReason why it is this one.
+	Mode       string `json:"mode"`
+	ModeReason string `json:"modeReason,omitempty"`
+	// Revision is what is in force.
+	Revision string `json:"revision"`
+	// Refused is what was read last, if it could not be used.
+	Refused *Refused `json:"refused,omitempty"`
+	// LastSync is nil before the first round has ended.
+	LastSync *Sync `json:"lastSync,omitempty"`
+	// DriftRepaired counts the kernel objects that were put right since the start.
+	DriftRepaired int       `json:"driftRepaired"`
+	Services      []Service `json:"services"`
+}
+
+// Refused is an input that cannot be used, and why.
+type Refused struct {
+	Revision string   `json:"revision"`
+	Since    string   `json:"since"` // RFC 3339
+	Errors   []string `json:"errors"`
+}
+
+// Sync is one round.
+type Sync struct {
+	Time     string             `json:"time"` // RFC 3339
+	Reason   string             `json:"reason"`
+	Seconds  map[string]float64 `json:"seconds"` // by stage
+	Created  int                `json:"created"`
+	Updated  int                `json:"updated"`
+	Deleted  int                `json:"deleted"`
+	Repaired int                `json:"repaired"`
+	Error    string             `json:"error,omitempty"`
+}
+
+// Service is what is in force of a Service.
+type Service struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	Source    string `json:"source,omitempty"`
+	// Error is why the kernel does not hold it as it was asked for, if so.
+	Error string `json:"error,omitempty"`
+	Ports []Port `json:"ports"`
+}
+
+// Port is one port of a Service in one family.
+type Port struct {
+	Name      string     `json:"name,omitempty"`
+	Protocol  string     `json:"protocol"`
+	Family    string     `json:"family"`
+	Addresses []string   `json:"addresses"` // "10.96.0.1:80", "node port 30080"
+	Endpoints []Endpoint `json:"endpoints"`
+}
+
+// Endpoint is one that traffic may go to.
+type Endpoint struct {
+	Address string `json:"address"`
+	Weight  uint16 `json:"weight"`
+	// State is "local", "remote" or "" for where it is; "drained" if it takes no new connections.
+	State string `json:"state,omitempty"`
+}
+
+// Board collects what there is to tell. It is safe for concurrent use; what it is told costs in proportion to what
+// changed.
+type Board struct {
+	mu       sync.Mutex
+	status   Status
+	node     reconcile.Node
+	entries  map[backends.PortKey]*backends.Entry
+	isolated map[backends.ServiceName]string
+}
+
+// NewBoard returns a Board that has been told nothing.
+func NewBoard() *Board {
+	return &Board{entries: map[backends.PortKey]*backends.Entry{}, isolated: map[backends.ServiceName]string{},
+		status: Status{APIVersion: APIVersion, Kind: "Status"}}
+}
+
+// Configured tells which node it is, and why it has its mode.
+func (b *Board) Configured(node reconcile.Node, modeReason string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.node, b.status.Node, b.status.ModeReason = node, node.Name, modeReason
+}
+
+// Update tells of an input.
+func (b *Board) Update(u spec.Update, now time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if u.Err == nil {
+		b.status.Refused = nil
+		return
+	}
+	r := &Refused{Revision: u.Revision.String(), Since: now.UTC().Format(time.RFC3339)}
+	if b.status.Refused != nil {
+		r.Since = b.status.Refused.Since
+	}
+	var problems spec.Problems
+	if errors.As(u.Err, &problems) {
+		for _, p := range problems {
+			r.Errors = append(r.Errors, p.Error())
+		}
+	} else {
+		r.Errors = []string{u.Err.Error()}
+	}
+	b.status.Refused = r
+}
+
+// Report tells of a round.
+func (b *Board) Report(r reconcile.Report) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := &Sync{Time: r.Start.UTC().Format(time.RFC3339Nano), Reason: r.Reason, Created: r.Created, Updated: r.Updated, Deleted: r.Deleted, Repaired: r.Repaired,
+		Seconds: map[string]float64{"observe": r.Stages.Observe.Seconds(), "resolve": r.Stages.Resolve.Seconds(), "plan": r.Stages.Plan.Seconds(),
+			"apply": r.Stages.Apply.Seconds(), "flows": r.Stages.Flows.Seconds(), "total": r.Stages.Total.Seconds()}}
+	if r.Err != nil {
+		s.Error = r.Err.Error()
+	} else {
+		b.status.Mode, b.status.Revision = r.Mode, r.Revision
+	}
+	b.status.LastSync = s
+	b.status.DriftRepaired += r.Repaired
+	for _, e := range r.Changed {
+		b.entries[e.Key] = e
+	}
+	for _, k := range r.Gone {
+		delete(b.entries, k)
+	}
+	clear(b.isolated)
+	for _, i := range r.Isolated {
+		b.isolated[i.Service] = i.Err.Error()
+	}
+}
+
+// sorted returns what is in force, sorted by key.
+func (b *Board) sorted() []*backends.Entry {
+	return slices.SortedFunc(maps.Values(b.entries), func(x, y *backends.Entry) int { return x.Key.Compare(y.Key) })
+}
+
+// Record returns what is in force as weir snapshot writes it.
+func (b *Board) Record() *review.Record {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return &review.Record{Node: b.node.Name, Zone: b.node.Zone, Families: slices.Clone(b.node.Families), Revision: b.status.Revision,
+		State: review.State{Mode: b.status.Mode, Entries: b.sorted()}}
+}
+
+// Status returns all there is to tell, of the Services that match name only: "" for all, "web" in any namespace, or
+// "default/web".
+func (b *Board) Status(name string) Status {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.status
+	s.Services = []Service{}
+	at := map[backends.ServiceName]int{}
+	for _, e := range b.sorted() {
+		n := e.Key.Service
+		if name != "" && name != n.Name && name != n.String() {
+			continue
+		}
+		i, ok := at[n]
+		if !ok {
+			i = len(s.Services)
+			at[n] = i
+			s.Services = append(s.Services, Service{Namespace: n.Namespace, Name: n.Name, Source: e.Origin, Error: b.isolated[n]})
+		}
+		s.Services[i].Ports = append(s.Services[i].Ports, portOf(e))
+	}
+	for n, err := range b.isolated {
+		if _, ok := at[n]; !ok && n.Name != "" && (name == "" || name == n.Name || name == n.String()) {
+			s.Services = append(s.Services, Service{Namespace: n.Namespace, Name: n.Name, Error: err, Ports: []Port{}})
+		}
+	}
+	slices.SortFunc(s.Services, func(a, b Service) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	return s
+}
+
+func portOf(e *backends.Entry) Port {
+	p := Port{Name: e.Key.Port, Protocol: e.Key.Protocol.String(), Family: e.Key.Family.String(), Endpoints: []Endpoint{}}
+	for _, a := range slices.Concat([]netip.Addr{e.ClusterIP}, e.ExternalIPs, e.LoadBalancerIPs) {
+		p.Addresses = append(p.Addresses, netip.AddrPortFrom(a, e.Port).String())
+	}
+	if e.NodePort != 0 {
+		p.Addresses = append(p.Addresses, "node port "+netip.AddrPortFrom(netip.IPv4Unspecified(), e.NodePort).String()[len("0.0.0.0:"):])
+	}
+	for _, ep := range e.Endpoints {
+		state := ""
+		switch {
+		case ep.Weight == 0:
+			state = "drained"
+		case ep.Local:
+			state = "local"
+		case ep.Remote:
+			state = "remote"
+		}
+		p.Endpoints = append(p.Endpoints, Endpoint{Address: ep.Addr.String(), Weight: ep.Weight, State: state})
+	}
+	return p
+}
