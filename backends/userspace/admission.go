@@ -11,6 +11,8 @@ type admission struct {
 	limit   int64
 	open    atomic.Int64
 	refused atomic.Int64
+	// failed counts the connections for which no endpoint answered.
+	failed atomic.Int64
 }
 
 // enter takes a place, or counts a refusal and returns false.

@@ -20,6 +20,15 @@ type listen struct {
 	sources []netip.Prefix
 	// proxyProtocol sends a PROXY protocol version 2 header to the endpoint before anything else.
 	proxyProtocol bool
+	// keeping are endpoints that get no new connections or flows and may go on with those that they have.
+	keeping []netip.AddrPort
+	// idle is how long a UDP flow outlives its last datagram.
+	idle time.Duration
+	// redirected says that only traffic which the kernel redirected is served: whoever finds the port could go past the
+	// Service's source ranges otherwise. It is known for TCP only.
+	redirected bool
+	// local says that the listener is the one for policy Local, where there are two.
+	local bool
 }
 
 // ID names a listener by its socket, since a process can have it only once.
@@ -34,11 +43,17 @@ func (l *listen) String() string {
 	if len(l.sources) > 0 {
 		fmt.Fprintf(&b, " from %s", joined(l.sources))
 	}
+	if l.local {
+		b.WriteString(" policy Local")
+	}
 	if l.affinity > 0 {
 		fmt.Fprintf(&b, " affinity %s", l.affinity)
 	}
 	if l.proxyProtocol {
 		b.WriteString(" proxy-protocol v2")
+	}
+	if l.protocol == backends.UDP {
+		fmt.Fprintf(&b, " idle %s", l.idle)
 	}
 	b.WriteString(" to")
 	if len(l.endpoints) == 0 {
@@ -49,6 +64,9 @@ func (l *listen) String() string {
 		if e.Weight != 1 {
 			fmt.Fprintf(&b, " weight %d", e.Weight)
 		}
+	}
+	if len(l.keeping) > 0 {
+		fmt.Fprintf(&b, " keeping %s", joined(l.keeping))
 	}
 	return b.String()
 }

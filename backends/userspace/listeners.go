@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,8 +23,6 @@ type Limits struct {
 	PerListener int64
 	// Grace is how long a connection may go on after its endpoint or its Service went; the default is 30 s.
 	Grace time.Duration
-	// UDPIdle is how long a UDP flow outlives its last datagram; the default is 250 ms, as in kube-proxy.
-	UDPIdle time.Duration
 }
 
 const descriptorsKept = 256
@@ -44,9 +41,6 @@ func (l Limits) withDefaults() Limits {
 	if l.Grace == 0 {
 		l.Grace = 30 * time.Second
 	}
-	if l.UDPIdle == 0 {
-		l.UDPIdle = 250 * time.Millisecond
-	}
 	return l
 }
 
@@ -56,6 +50,9 @@ func (l Limits) withDefaults() Limits {
 type Listeners struct {
 	limits Limits
 	all    admission
+
+	// ending counts the closed listeners whose connections have not ended.
+	ending sync.WaitGroup
 
 	mu   sync.Mutex
 	open map[netip.AddrPort]map[backends.Protocol]*listener
@@ -69,6 +66,7 @@ type listener struct {
 	proxy interface {
 		endpointsChanged()
 		close()
+		wait()
 		open() int
 	}
 	current func(*listen)
@@ -94,29 +92,31 @@ func (l *Listeners) items() []*listen {
 	return items
 }
 
-// set opens the listener, or changes what an open one does without closing it.
-func (l *Listeners) set(item *listen) error {
+// set opens the listener, or changes what an open one does without closing it. It returns what the listener did before, or
+// nil if it was not open.
+func (l *Listeners) set(item *listen) (before *listen, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if o := l.open[item.bind][item.protocol]; o != nil {
+		before = o.item
 		o.change(item)
-		return nil
+		return before, nil
 	}
 	o := &listener{item: item, pool: newPool(time.Now), admit: &admission{parent: &l.all, limit: l.limits.PerListener}}
-	o.pool.set(item.endpoints, item.affinity)
+	o.pool.set(item.endpoints, item.keeping, item.affinity)
 	if err := l.listen(o); err != nil {
-		return fmt.Errorf("%s: %w", item.key, err)
+		return nil, fmt.Errorf("%s: %w", item.key, err)
 	}
 	if l.open[item.bind] == nil {
 		l.open[item.bind] = map[backends.Protocol]*listener{}
 	}
 	l.open[item.bind][item.protocol] = o
-	return nil
+	return nil, nil
 }
 
 func (o *listener) change(item *listen) {
 	o.item = item
-	o.pool.set(item.endpoints, item.affinity)
+	o.pool.set(item.endpoints, item.keeping, item.affinity)
 	o.current(item)
 	o.proxy.endpointsChanged()
 }
@@ -126,15 +126,48 @@ func (l *Listeners) remove(item *listen) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if o := l.open[item.bind][item.protocol]; o != nil {
-		o.proxy.close()
-		delete(l.open[item.bind], item.protocol)
+		l.close(o)
 	}
 }
+
+// close closes a listener; the lock is held.
+func (l *Listeners) close(o *listener) {
+	o.proxy.close()
+	l.ending.Go(o.proxy.wait)
+	if delete(l.open[o.item.bind], o.item.protocol); len(l.open[o.item.bind]) == 0 {
+		delete(l.open, o.item.bind)
+	}
+}
+
+// Drain closes every listener and waits until their connections have ended, for the grace time or until ctx is done. It
+// returns how many were still open then. Nothing but Drain is done with the Listeners thereafter.
+func (l *Listeners) Drain(ctx context.Context) int {
+	l.mu.Lock()
+	for _, protocols := range l.open {
+		for _, o := range protocols {
+			l.close(o)
+		}
+	}
+	l.mu.Unlock()
+	ended := make(chan struct{})
+	go func() {
+		l.ending.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+	}
+	return int(l.all.open.Load())
+}
+
+// Open returns how many connections and UDP flows there are.
+func (l *Listeners) Open() int { return int(l.all.open.Load()) }
 
 func (l *Listeners) listen(o *listener) error {
 	switch o.item.protocol {
 	case backends.TCP:
-		lc := net.ListenConfig{Control: reusePort, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAlive}}
+		lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAlive}}
 		sock, err := lc.Listen(context.Background(), "tcp", o.item.bind.String())
 		if err != nil {
 			return explain(err, o.item.bind)
@@ -142,23 +175,17 @@ func (l *Listeners) listen(o *listener) error {
 		t := newTCPProxy([]*net.TCPListener{sock.(*net.TCPListener)}, o.pool, o.admit, l.limits.Grace, o.item)
 		o.proxy, o.current = t, t.item.Store
 	case backends.UDP:
-		lc := net.ListenConfig{Control: reusePort}
+		var lc net.ListenConfig
 		sock, err := lc.ListenPacket(context.Background(), "udp", o.item.bind.String())
 		if err != nil {
 			return explain(err, o.item.bind)
 		}
-		u := newUDPProxy(sock.(*net.UDPConn), o.pool, o.admit, l.limits.UDPIdle, o.item)
+		u := newUDPProxy(sock.(*net.UDPConn), o.pool, o.admit, o.item)
 		o.proxy, o.current = u, u.item.Store
 	default:
 		return fmt.Errorf("%s cannot be proxied in userspace mode; use mode iptables, ipvs or nftables for this Service", o.item.protocol)
 	}
 	return nil
-}
-
-// reusePort only ever shares the socket with this process's own successor during a hand-over: SO_REUSEPORT demands the
-// same user.
-func reusePort(_, _ string, c syscall.RawConn) error {
-	return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
 }
 
 func explain(err error, bind netip.AddrPort) error {

@@ -27,6 +27,7 @@ type pool struct {
 	mu       sync.Mutex
 	affinity time.Duration
 	members  []*member // in the order of their turns, as often as their weight says
+	known    map[netip.AddrPort]*member
 	next     int
 	sticky   map[netip.Addr]sticky
 	now      func() time.Time
@@ -49,23 +50,31 @@ func newPool(now func() time.Time) *pool {
 	return &pool{now: now, sticky: map[netip.Addr]sticky{}}
 }
 
-// set replaces the endpoints. What is known of those that stay is kept.
-func (p *pool) set(endpoints []backends.Endpoint, affinity time.Duration) {
+// set replaces the endpoints. What is known of those that stay is kept. Those with weight 0, and those in keeping, are not
+// chosen any more.
+func (p *pool) set(endpoints []backends.Endpoint, keeping []netip.AddrPort, affinity time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	known := make(map[netip.AddrPort]*member, len(p.members))
-	for _, m := range p.members {
-		known[m.addr] = m
-	}
-	p.members = p.members[:0:0]
-	for _, turn := range turns(endpoints) {
-		m := known[turn]
-		if m == nil {
-			m = &member{addr: turn}
-			known[turn] = m
+	before := p.known
+	p.known = make(map[netip.AddrPort]*member, len(endpoints)+len(keeping))
+	learn := func(a netip.AddrPort) {
+		if m := before[a]; m != nil {
+			p.known[a] = m
+		} else if p.known[a] == nil {
+			p.known[a] = &member{addr: a}
 		}
-		p.members = append(p.members, m)
 	}
+	for _, e := range endpoints {
+		learn(e.Addr)
+	}
+	for _, a := range keeping {
+		learn(a)
+	}
+	p.members = nil
+	for _, turn := range turns(endpoints) {
+		p.members = append(p.members, p.known[turn])
+	}
+	p.next = min(p.next, max(0, len(p.members)-1))
 	p.affinity = affinity
 	if affinity == 0 {
 		clear(p.sticky)
@@ -123,7 +132,7 @@ func (p *pool) pick(client netip.Addr, tried []netip.AddrPort) (netip.AddrPort, 
 	defer p.mu.Unlock()
 	now := p.now()
 	if s, ok := p.sticky[client]; ok && p.affinity > 0 && len(tried) == 0 && now.Before(s.until) {
-		if m := p.member(s.to); m != nil && m.failures == 0 {
+		if m := p.known[s.to]; m != nil && m.failures == 0 && slices.Contains(p.members, m) {
 			return m.addr, true
 		}
 	}
@@ -171,20 +180,11 @@ func (m *member) rank(now time.Time) int {
 	return rankPenalty
 }
 
-func (p *pool) member(addr netip.AddrPort) *member {
-	for _, m := range p.members {
-		if m.addr == addr {
-			return m
-		}
-	}
-	return nil
-}
-
 // succeeded reports that the endpoint answered, and remembers it for the client if there is session affinity.
 func (p *pool) succeeded(client netip.Addr, addr netip.AddrPort) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if m := p.member(addr); m != nil {
+	if m := p.known[addr]; m != nil {
 		m.failures, m.probing = 0, false
 	}
 	if p.affinity > 0 {
@@ -214,7 +214,7 @@ func (p *pool) remember(client netip.Addr, s sticky) {
 func (p *pool) failed(addr netip.AddrPort) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	m := p.member(addr)
+	m := p.known[addr]
 	if m == nil {
 		return
 	}
@@ -224,9 +224,9 @@ func (p *pool) failed(addr netip.AddrPort) {
 	m.probing = false
 }
 
-// has says whether the endpoint may still be used.
+// has says whether the endpoint may keep what it has.
 func (p *pool) has(addr netip.AddrPort) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.member(addr) != nil
+	return p.known[addr] != nil
 }

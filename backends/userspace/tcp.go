@@ -80,24 +80,30 @@ func (t *tcpProxy) accept(l *net.TCPListener) {
 }
 
 func (t *tcpProxy) serve(client *net.TCPConn) {
-	server, endpoint := t.connect(client)
+	front := addrPort(client.LocalAddr())
+	if item := t.item.Load(); item.redirected {
+		original, ok := originalDst(client)
+		if !ok || original == item.bind {
+			reset(client)
+			return
+		}
+		front = original
+	}
+	server, endpoint := t.connect(client, front)
 	if server == nil {
+		t.admit.failed.Add(1)
 		reset(client)
 		return
 	}
 	p := &pair{client: client, server: server, endpoint: endpoint}
-	if !t.add(p) {
-		reset(client)
-		reset(server)
-		return
-	}
+	t.add(p)
 	defer t.remove(p)
 	p.join()
 }
 
 // connect tries one endpoint after the other until one answers.
-func (t *tcpProxy) connect(client *net.TCPConn) (*net.TCPConn, netip.AddrPort) {
-	from, front := addrPort(client.RemoteAddr()), addrPort(client.LocalAddr())
+func (t *tcpProxy) connect(client *net.TCPConn, front netip.AddrPort) (*net.TCPConn, netip.AddrPort) {
+	from := addrPort(client.RemoteAddr())
 	var tried []netip.AddrPort
 	for {
 		endpoint, ok := t.pool.pick(from.Addr(), tried)
@@ -132,7 +138,7 @@ func (t *tcpProxy) dial(client, front, endpoint netip.AddrPort, timeout time.Dur
 	return server, nil
 }
 
-func (t *tcpProxy) add(p *pair) bool {
+func (t *tcpProxy) add(p *pair) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.conns[p] = struct{}{}
@@ -140,7 +146,6 @@ func (t *tcpProxy) add(p *pair) bool {
 	if t.closed || !t.pool.has(p.endpoint) {
 		p.drain = time.AfterFunc(t.grace, p.abort)
 	}
-	return true
 }
 
 func (t *tcpProxy) remove(p *pair) {
@@ -179,6 +184,8 @@ func (t *tcpProxy) close() {
 	t.mu.Unlock()
 	t.endpointsChanged()
 }
+
+func (t *tcpProxy) wait() { t.wg.Wait() }
 
 func (t *tcpProxy) open() int {
 	t.mu.Lock()

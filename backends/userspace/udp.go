@@ -52,7 +52,6 @@ type udpProxy struct {
 	pool   *pool
 	item   atomic.Pointer[listen]
 	admit  *admission
-	idle   time.Duration
 	conn   *net.UDPConn
 	socket batchConn
 
@@ -80,8 +79,8 @@ type upstream struct {
 	socket   batchConn
 }
 
-func newUDPProxy(conn *net.UDPConn, p *pool, admit *admission, idle time.Duration, item *listen) *udpProxy {
-	u := &udpProxy{pool: p, admit: admit, idle: idle, conn: conn, socket: batched(conn), flows: map[netip.AddrPort]*flow{}}
+func newUDPProxy(conn *net.UDPConn, p *pool, admit *admission, item *listen) *udpProxy {
+	u := &udpProxy{pool: p, admit: admit, conn: conn, socket: batched(conn), flows: map[netip.AddrPort]*flow{}}
 	u.item.Store(item)
 	u.wg.Add(1)
 	go u.receive()
@@ -119,9 +118,28 @@ func (u *udpProxy) receiveBatch() {
 		}
 		if f := u.flow(client, b.out[0].Buffers[0]); f != nil {
 			f.lastUse.Store(time.Now().UnixNano())
-			f.to.Load().socket.WriteBatch(b.out, 0)
+			send(f.to.Load().socket, b.out)
 		}
 		done = next
+	}
+}
+
+// send sends all it can. A write may return the error of a datagram that was sent before, such as that nobody listens; this
+// one was not sent then, and is once more.
+func send(socket batchConn, ms []ipv4.Message) {
+	again := true
+	for len(ms) > 0 {
+		n, err := socket.WriteBatch(ms, 0)
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case n > 0:
+			ms, again = ms[n:], true
+		case again:
+			again = false
+		default: // too long, or no route: the others are tried
+			ms, again = ms[1:], true
+		}
 	}
 }
 
@@ -184,7 +202,7 @@ func (f *flow) run() {
 		f.to.Load().conn.Close()
 	}()
 	for {
-		idleAt := time.Unix(0, f.lastUse.Load()).Add(u.idle)
+		idleAt := time.Unix(0, f.lastUse.Load()).Add(u.item.Load().idle)
 		conn := f.to.Load().conn
 		conn.SetReadDeadline(idleAt)
 		err := waitReadable(conn)
@@ -192,7 +210,7 @@ func (f *flow) run() {
 		case err == nil:
 			f.answer()
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			if !time.Now().Before(time.Unix(0, f.lastUse.Load()).Add(u.idle)) {
+			if !time.Now().Before(time.Unix(0, f.lastUse.Load()).Add(u.item.Load().idle)) {
 				return
 			}
 		case errors.Is(err, unix.ECONNREFUSED) && f.first != nil:
@@ -225,7 +243,7 @@ func (f *flow) answer() {
 	for _, m := range b.in[:n] {
 		b.out = append(b.out, ipv4.Message{Buffers: [][]byte{m.Buffers[0][:m.N]}, Addr: client})
 	}
-	f.proxy.socket.WriteBatch(b.out, 0)
+	send(f.proxy.socket, b.out)
 }
 
 // retry moves a flow that was refused to the next endpoint and sends its first datagram again.
@@ -263,6 +281,8 @@ func (u *udpProxy) close() {
 	u.conn.Close()
 	u.endpointsChanged()
 }
+
+func (u *udpProxy) wait() { u.wg.Wait() }
 
 func (u *udpProxy) open() int {
 	u.mu.Lock()

@@ -6,82 +6,51 @@
 // There are two forms. In the redirecting form every Service port has a listener on a port of its own, and another
 // backend, which programs the kernel, sends the traffic of the Service there. In the rootless form the listeners are on
 // the Services' own addresses, as far as the node has them, and the kernel is not programmed at all.
+//
+// An endpoint sees the proxy's address as the client's. A Service can have the client's own sent ahead in a PROXY protocol
+// header. To dial from the client's address instead (IP_TRANSPARENT) is not offered: the endpoint's answers would have to
+// be steered back to the proxy by a policy route and a mark for every interface that endpoints are behind, answers of
+// endpoints on other nodes never pass through this one, and a client on the same node or in the same pod could not be told
+// from its own connection.
+//
+// What differs from the modes that leave forwarding to the kernel: a client is connected before an endpoint is, so that a
+// connection which no endpoint takes is accepted first and then reset; SCTP is not served; and when the process ends,
+// nobody is served until its successor runs.
 package userspace
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"hash/fnv"
 	"iter"
 	"net/netip"
-	"sync"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"weir/backends"
 )
 
-// Ports are the local ports that Service ports are proxied on in the redirecting form. A Service port always asks for the
-// same one first, so that the redirection of a process that was killed fits its successor. Ports are safe for concurrent
-// use.
-type Ports struct {
-	min, max uint16
-	mu       sync.Mutex
-	byKey    map[portUse]uint16
-	taken    map[uint16]portUse
-}
-
-type portUse struct {
-	key   backends.PortKey
-	local bool
-}
-
-// NewPorts takes ports from min to max, both inclusive (portRange in the configuration).
-func NewPorts(min, max uint16) *Ports {
-	return &Ports{min: min, max: max, byKey: map[portUse]uint16{}, taken: map[uint16]portUse{}}
-}
-
-// port returns the port of a Service port, the same one every time.
-func (p *Ports) port(use portUse) (uint16, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if port, ok := p.byKey[use]; ok {
-		return port, nil
-	}
-	size := uint32(p.max) - uint32(p.min) + 1
-	h := fnv.New32a()
-	fmt.Fprint(h, use.key, use.local)
-	for i := range size {
-		port := uint16(uint32(p.min) + (h.Sum32()+i)%size)
-		if _, taken := p.taken[port]; !taken {
-			p.byKey[use], p.taken[port] = port, use
-			return port, nil
-		}
-	}
-	return 0, fmt.Errorf("all %d ports of portRange %d-%d are in use; widen it", size, p.min, p.max)
-}
-
-// avoid makes a Service port ask for another port: this one turned out to be somebody else's.
-func (p *Ports) avoid(port uint16) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if use, ok := p.taken[port]; ok {
-		delete(p.byKey, use)
-		p.taken[port] = portUse{}
-	}
-}
-
 // Options are what a Backend is built from besides the node-wide Config.
 type Options struct {
-	// Listeners are this process's; a Backend's successor is given the same.
+	// Listeners are this process's; a Backend's successor is given the same. nil means that the Backend only plans: it
+	// observes the listeners of the weir that runs in this network namespace, and cannot apply.
 	Listeners *Listeners
-	// Redirect sends the traffic of Services to the listeners; nil means the rootless form.
+	// Redirect sends the traffic of Services to the listeners; nil means the rootless form. Nobody else uses what it owns.
 	Redirect backends.Backend
 	// Ports is used by the redirecting form only.
 	Ports *Ports
-	// BindAddress, if valid, is where the rootless form listens for every Service, at the Service's port and node port.
+	// BindAddress, if valid, is where the rootless form listens for every Service, at the Service's port and node port. An
+	// unspecified address stands for all that the node has.
 	BindAddress netip.Addr
+	// UDPIdle is how long a UDP flow outlives its last datagram; the default is 250 ms, as in kube-proxy.
+	UDPIdle time.Duration
 	// Warn is told, in the rootless form, of each address of a Service that cannot be served, and why. It may be nil.
 	Warn func(key backends.PortKey, problem string)
 }
+
+const defaultUDPIdle = 250 * time.Millisecond
 
 // Backend is the userspace proxy as a backends.Backend: its listeners are Items, and so is what redirects to them.
 type Backend struct {
@@ -89,10 +58,18 @@ type Backend struct {
 	Options
 }
 
+var (
+	_ backends.Backend    = (*Backend)(nil)
+	_ backends.Generation = (*Backend)(nil)
+)
+
 // New returns a Backend. Nothing is opened before Apply.
 func New(cfg backends.Config, o Options) *Backend {
 	if o.Warn == nil {
 		o.Warn = func(backends.PortKey, string) {}
+	}
+	if o.UDPIdle == 0 {
+		o.UDPIdle = defaultUDPIdle
 	}
 	return &Backend{cfg: cfg, Options: o}
 }
@@ -117,35 +94,77 @@ func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
 }
 
 func (b *Backend) renderRedirected(e *backends.Entry) ([]backends.Item, error) {
-	target, err := b.target(e.Key.Family)
+	redirected, listeners, err := b.redirect(e)
 	if err != nil {
 		return nil, err
 	}
+	below, err := b.Redirect.Render(redirected)
+	if err != nil {
+		return nil, err
+	}
+	items := make([]backends.Item, 0, len(listeners)+len(below))
+	for _, l := range listeners {
+		items = append(items, l)
+	}
+	return append(items, below...), nil
+}
+
+// Redirected returns the Entry as the kernel has it in the redirecting form: its endpoints are this node's listeners. The
+// rootless form returns nil.
+func (b *Backend) Redirected(e *backends.Entry) (*backends.Entry, error) {
+	if b.Redirect == nil {
+		return nil, nil
+	}
+	redirected, _, err := b.redirect(e)
+	return redirected, err
+}
+
+// redirect returns the listeners of an Entry, one for each policy that it uses, and an Entry that has them as endpoints.
+func (b *Backend) redirect(e *backends.Entry) (*backends.Entry, []*listen, error) {
+	target, err := b.target(e.Key.Family)
+	if err != nil {
+		return nil, nil, err
+	}
 	redirected := *e
-	redirected.Affinity, redirected.Endpoints = 0, nil
-	var items []backends.Item
+	redirected.Affinity, redirected.Endpoints, redirected.Serving = 0, nil, nil
+	var listeners []*listen
 	for _, local := range []bool{false, true} {
 		endpoints := e.ClusterEndpoints()
 		if local {
 			endpoints = e.LocalEndpoints()
 		}
-		if len(endpoints) == 0 || local && !e.InternalLocal && !e.ExternalLocal {
+		if !usable(endpoints) || local && !e.InternalLocal && !e.ExternalLocal {
 			continue
 		}
 		port, err := b.Ports.port(portUse{e.Key, local})
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		bind := netip.AddrPortFrom(target, port)
-		items = append(items, b.listen(e, bind, endpoints))
-		redirected.Endpoints = append(redirected.Endpoints, backends.Endpoint{Addr: bind, Cluster: !local, Local: local, Remote: true, Weight: 1})
+		l := b.listen(e, netip.AddrPortFrom(target, port), endpoints)
+		l.redirected, l.local = e.Key.Protocol == backends.TCP, local
+		listeners = append(listeners, l)
+		redirected.Endpoints = append(redirected.Endpoints, backends.Endpoint{Addr: l.bind, Cluster: !local, Local: local, Remote: true, Weight: 1})
 	}
-	below, err := b.Redirect.Render(&redirected)
-	return append(items, below...), err
+	slices.SortFunc(redirected.Endpoints, func(a, b backends.Endpoint) int { return a.Addr.Compare(b.Addr) })
+	return &redirected, listeners, nil
+}
+
+// usable says whether any endpoint takes new connections.
+func usable(endpoints []backends.Endpoint) bool {
+	return slices.ContainsFunc(endpoints, func(e backends.Endpoint) bool { return e.Weight > 0 })
 }
 
 func (b *Backend) listen(e *backends.Entry, bind netip.AddrPort, endpoints []backends.Endpoint) *listen {
-	return &listen{protocol: e.Key.Protocol, bind: bind, key: e.Key, endpoints: endpoints, affinity: e.Affinity, proxyProtocol: e.ProxyProtocol}
+	l := &listen{protocol: e.Key.Protocol, bind: bind, key: e.Key, endpoints: endpoints, affinity: e.Affinity, proxyProtocol: e.ProxyProtocol}
+	if e.Key.Protocol == backends.UDP {
+		l.idle, l.proxyProtocol = b.UDPIdle, false
+	}
+	for _, a := range e.Serving {
+		if !slices.ContainsFunc(endpoints, func(ep backends.Endpoint) bool { return ep.Addr == a }) {
+			l.keeping = append(l.keeping, a)
+		}
+	}
+	return l
 }
 
 // target is the address that traffic is redirected to: not a loopback address, which packets from outside may not have.
@@ -158,86 +177,26 @@ func (b *Backend) target(f backends.Family) (netip.Addr, error) {
 	return netip.Addr{}, fmt.Errorf("the node has no %s address to redirect to", f)
 }
 
-// renderRootless returns a listener for every address of the Entry that this process can have.
-func (b *Backend) renderRootless(e *backends.Entry) []backends.Item {
-	var items []backends.Item
-	seen := map[netip.AddrPort]bool{}
-	add := func(addr netip.Addr, port uint16, endpoints []backends.Endpoint, sources []netip.Prefix) {
-		bind := netip.AddrPortFrom(addr, port)
-		if seen[bind] {
-			return
-		}
-		seen[bind] = true
-		l := b.listen(e, bind, endpoints)
-		l.sources = sources
-		items = append(items, l)
+// Generation moves when somebody else may have changed the redirection. Nobody else changes the listeners.
+func (b *Backend) Generation(ctx context.Context) (uint64, error) {
+	if b.Redirect == nil {
+		return 0, nil
 	}
-	serve := func(what string, addr netip.Addr, endpoints []backends.Endpoint, sources []netip.Prefix) {
-		if !b.local(addr) {
-			b.Warn(e.Key, fmt.Sprintf("%s %s is not an address of this node, and without kernel rules only those can be served; add it to an interface, or use --bind-address", what, addr))
-			return
-		}
-		add(addr, e.Port, endpoints, sources)
+	if g, ok := b.Redirect.(backends.Generation); ok {
+		return g.Generation(ctx)
 	}
-	if b.BindAddress.IsValid() {
-		if backends.FamilyOf(b.BindAddress) != e.Key.Family {
-			b.Warn(e.Key, fmt.Sprintf("the bind address %s is not of family %s", b.BindAddress, e.Key.Family))
-			return nil
-		}
-		add(b.BindAddress, e.Port, e.InternalEndpoints(), nil)
-	} else {
-		serve("ClusterIP", e.ClusterIP, e.InternalEndpoints(), nil)
-		for _, a := range e.ExternalIPs {
-			serve("external IP", a, e.ExternalEndpoints(), nil)
-		}
-		for _, a := range e.LoadBalancerIPs {
-			serve("load balancer IP", a, e.ExternalEndpoints(), e.SourceRanges)
-		}
-	}
-	if e.NodePort != 0 {
-		for _, a := range b.nodePortAddresses(e.Key.Family) {
-			add(a, e.NodePort, e.ExternalEndpoints(), nil)
-		}
-	}
-	return items
+	return 0, errors.New("the redirection cannot tell whether it was changed")
 }
 
-func (b *Backend) local(addr netip.Addr) bool {
-	if addr.Is4() && addr.IsLoopback() {
-		return true
-	}
-	for _, a := range b.cfg.NodeAddresses {
-		if a == addr {
-			return true
-		}
-	}
-	return false
-}
-
-func (b *Backend) nodePortAddresses(f backends.Family) []netip.Addr {
-	if b.BindAddress.IsValid() {
-		return []netip.Addr{b.BindAddress}
-	}
-	candidates := b.cfg.NodePortAddresses
-	if candidates == nil {
-		candidates = b.cfg.NodeAddresses
-		if b.cfg.LocalhostNodePorts && f == backends.IPv4 {
-			candidates = append([]netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, candidates...)
-		}
-	}
-	var addrs []netip.Addr
-	for _, a := range candidates {
-		if backends.FamilyOf(a) == f {
-			addrs = append(addrs, a)
-		}
-	}
-	return addrs
-}
-
-// Observe lists the listeners of this process and the redirection that the kernel holds.
+// Observe lists the listeners of this process, or of the one that runs, and the redirection that the kernel holds.
 func (b *Backend) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 	return func(yield func(backends.Item, error) bool) {
-		for _, l := range b.Listeners.items() {
+		listeners, err := b.observeListeners()
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		for _, l := range listeners {
 			if !yield(l, nil) {
 				return
 			}
@@ -253,19 +212,51 @@ func (b *Backend) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 	}
 }
 
-// Apply opens and changes listeners, then redirects, then closes the listeners that nothing leads to any more.
+func (b *Backend) observeListeners() ([]backends.Item, error) {
+	var items []backends.Item
+	if b.Listeners != nil {
+		for _, l := range b.Listeners.items() {
+			items = append(items, l)
+		}
+		return items, nil
+	}
+	running, err := published()
+	for _, p := range running {
+		if use, port, ok := p.use(); ok && b.Ports != nil {
+			b.Ports.follow(use, port)
+		}
+		items = append(items, p)
+	}
+	return items, err
+}
+
+// ErrPlansOnly says that a Backend without Listeners was asked to apply.
+var ErrPlansOnly = errors.New("userspace mode works only as long as its process runs: use weir run")
+
+// Apply opens and changes listeners, then redirects, then closes the listeners that nothing leads to any more. If a
+// listener cannot be opened, nothing is done.
 func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
-	refused := map[backends.ID]error{}
+	if b.Listeners == nil && !p.Empty() {
+		return backends.Result{Err: ErrPlansOnly}
+	}
+	var undo []func()
 	var gone []*listen
+	refused := map[backends.ID]error{}
 	below := backends.Plan{Backend: p.Backend, Reason: p.Reason}
 	for _, c := range p.Changes {
 		l, isListener := c.New.(*listen)
 		old, wasListener := c.Old.(*listen)
 		switch {
 		case isListener:
-			if err := b.Listeners.set(l); err != nil {
-				b.avoid(l)
+			before, err := b.Listeners.set(l)
+			switch {
+			case err != nil:
 				refused[c.ID] = err
+				b.avoid(l, err)
+			case before == nil:
+				undo = append(undo, func() { b.Listeners.remove(l) })
+			default:
+				undo = append(undo, func() { b.Listeners.set(before) })
 			}
 		case wasListener:
 			gone = append(gone, old)
@@ -274,21 +265,36 @@ func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
 		}
 	}
 	if len(refused) > 0 {
+		for _, f := range undo {
+			f()
+		}
 		return backends.Result{Refused: refused, Err: fmt.Errorf("%d listeners could not be opened", len(refused))}
 	}
 	if b.Redirect != nil && !below.Empty() {
 		if result := b.Redirect.Apply(ctx, below); result.Err != nil || len(result.Refused) > 0 {
+			if result.Err == nil { // some of it is in force: only a new look tells what is safe to close
+				return backends.Result{Err: fmt.Errorf("%d redirections were refused", len(result.Refused))}
+			}
+			if len(result.Refused) > 0 {
+				for _, f := range undo {
+					f()
+				}
+			}
 			return result
 		}
 	}
 	for _, l := range gone {
 		b.Listeners.remove(l)
+		if b.Redirect != nil {
+			b.Ports.release(portUse{l.key, l.local}, l.bind.Port())
+		}
 	}
 	return backends.Result{}
 }
 
-func (b *Backend) avoid(l *listen) {
-	if b.Redirect != nil {
-		b.Ports.avoid(l.bind.Port())
+// avoid has the Service port ask for another port if somebody else has this one.
+func (b *Backend) avoid(l *listen, err error) {
+	if b.Redirect != nil && errors.Is(err, unix.EADDRINUSE) {
+		b.Ports.avoid(portUse{l.key, l.local})
 	}
 }

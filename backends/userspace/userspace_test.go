@@ -85,7 +85,7 @@ func endpoints(addrs ...netip.AddrPort) []backends.Endpoint {
 func started(t *testing.T, limits Limits, item *listen) *Listeners {
 	t.Helper()
 	ls := NewListeners(limits)
-	if err := ls.set(item); err != nil {
+	if _, err := ls.set(item); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -135,7 +135,7 @@ func TestTCPRefusesOnlyWhenEveryEndpointFailed(t *testing.T) {
 	a := echo(t, "a")
 	changed := *item
 	changed.endpoints = endpoints(a)
-	if err := ls.set(&changed); err != nil {
+	if _, err := ls.set(&changed); err != nil {
 		t.Fatal(err)
 	}
 	if name, err := ask(t, item.bind); name != "a" || err != nil {
@@ -212,7 +212,7 @@ func TestRemovedEndpointDrains(t *testing.T) {
 	io.ReadFull(c, make([]byte, 2))
 	changed := *item
 	changed.endpoints = endpoints(b)
-	if err := ls.set(&changed); err != nil {
+	if _, err := ls.set(&changed); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.Write([]byte("x")); err != nil {
@@ -233,7 +233,7 @@ func TestAffinityAndWeights(t *testing.T) {
 	clock := time.Unix(1000, 0)
 	p := newPool(func() time.Time { return clock })
 	a, b := netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:1")
-	p.set(endpoints(a, b), time.Minute)
+	p.set(endpoints(a, b), nil, time.Minute)
 	client := netip.MustParseAddr("192.0.2.1")
 	first, _ := p.pick(client, nil)
 	p.succeeded(client, first)
@@ -275,7 +275,7 @@ func TestOneProbeAtATime(t *testing.T) {
 	clock := time.Unix(1000, 0)
 	p := newPool(func() time.Time { return clock })
 	a, b := netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:1")
-	p.set(endpoints(a, b), 0)
+	p.set(endpoints(a, b), nil, 0)
 	client := netip.MustParseAddr("192.0.2.1")
 	p.failed(a)
 	for range 10 {
@@ -379,8 +379,8 @@ func echoUDP(t *testing.T, name string) netip.AddrPort {
 
 func TestUDPFlows(t *testing.T) {
 	a, b, dead := echoUDP(t, "a"), echoUDP(t, "b"), freePort(t, "udp")
-	item := &listen{protocol: backends.UDP, bind: freePort(t, "udp"), key: key("dns", backends.UDP), endpoints: endpoints(dead, a, b)}
-	ls := started(t, Limits{UDPIdle: 200 * time.Millisecond}, item)
+	item := &listen{protocol: backends.UDP, bind: freePort(t, "udp"), key: key("dns", backends.UDP), idle: 200 * time.Millisecond, endpoints: endpoints(dead, a, b)}
+	ls := started(t, Limits{}, item)
 	seen := map[string]int{}
 	for i := range 20 {
 		c, err := net.Dial("udp", item.bind.String())
@@ -419,8 +419,8 @@ func TestUDPFlows(t *testing.T) {
 
 func TestUDPFloodIsBounded(t *testing.T) {
 	a := echoUDP(t, "a")
-	item := &listen{protocol: backends.UDP, bind: freePort(t, "udp"), key: key("dns", backends.UDP), endpoints: endpoints(a)}
-	ls := started(t, Limits{Connections: 16, PerListener: 16, UDPIdle: time.Minute}, item)
+	item := &listen{protocol: backends.UDP, bind: freePort(t, "udp"), key: key("dns", backends.UDP), idle: time.Minute, endpoints: endpoints(a)}
+	ls := started(t, Limits{Connections: 16, PerListener: 16}, item)
 	for range 200 {
 		c, err := net.Dial("udp", item.bind.String())
 		if err != nil {

@@ -1,0 +1,135 @@
+package userspace
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weir/backends"
+)
+
+// publicName is an abstract socket on which a process tells others which listeners it has, so that their plans show what
+// would change and not what is there. The name belongs to the network namespace, as the listeners do.
+const publicName = "@weir/listeners"
+
+const (
+	publishTimeout = 5 * time.Second
+	maxPublished   = 64 << 20
+)
+
+// Publish tells whoever asks which listeners there are, until ctx is done.
+func (l *Listeners) Publish(ctx context.Context) error {
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: publicName, Net: "unix"})
+	if err != nil {
+		return fmt.Errorf("other weir processes cannot be told of the listeners: %w", err)
+	}
+	defer context.AfterFunc(ctx, func() { ln.Close() })()
+	for {
+		c, err := ln.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return ctx.Err()
+		}
+		if err != nil {
+			time.Sleep(10 * time.Millisecond) // out of descriptors
+			continue
+		}
+		l.tell(c)
+	}
+}
+
+// tell writes the listeners to one who may know of them.
+func (l *Listeners) tell(c *net.UnixConn) {
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(publishTimeout))
+	if !trusted(c) {
+		return
+	}
+	w := bufio.NewWriter(c)
+	for _, i := range l.items() {
+		fmt.Fprintln(w, i)
+	}
+	fmt.Fprintln(w, endOfList)
+	w.Flush()
+}
+
+const endOfList = "end"
+
+// trusted says whether the other end is root or this user.
+func trusted(c *net.UnixConn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var cred *unix.Ucred
+	var credErr error
+	err = raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	return err == nil && credErr == nil && (cred.Uid == 0 || int(cred.Uid) == os.Geteuid())
+}
+
+// published returns the listeners of the process that runs in this network namespace; none if there is no such process.
+func published() ([]publishedItem, error) {
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: publicName, Net: "unix"})
+	if errors.Is(err, unix.ECONNREFUSED) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask the running weir for its listeners: %w", err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(publishTimeout))
+	if !trusted(c) {
+		return nil, nil
+	}
+	var items []publishedItem
+	lines := bufio.NewScanner(io.LimitReader(c, maxPublished))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		if lines.Text() == endOfList {
+			return items, nil
+		}
+		items = append(items, publishedItem(lines.Text()))
+	}
+	return nil, errors.Join(errors.New("the running weir did not tell all of its listeners"), lines.Err())
+}
+
+// publishedItem is a listener of another process.
+type publishedItem string
+
+// ID is the same as the listener's own.
+func (p publishedItem) ID() backends.ID {
+	id, _, _ := strings.Cut(string(p), " for ")
+	return backends.ID(id)
+}
+
+func (p publishedItem) String() string { return string(p) }
+
+// use returns what the listener's port is for.
+func (p publishedItem) use() (use portUse, port uint16, ok bool) {
+	f := strings.Fields(string(p))
+	if len(f) < 5 {
+		return use, 0, false
+	}
+	bind, err := netip.ParseAddrPort(f[2])
+	parts := strings.Split(f[4], "/") // namespace/name[:port]/TCP/IPv4
+	if err != nil || len(parts) != 4 {
+		return use, 0, false
+	}
+	use.key.Service.Namespace = parts[0]
+	use.key.Service.Name, use.key.Port, _ = strings.Cut(parts[1], ":")
+	use.key.Protocol = backends.TCP
+	if parts[2] == backends.UDP.String() {
+		use.key.Protocol = backends.UDP
+	}
+	use.key.Family = backends.FamilyOf(bind.Addr())
+	use.local = strings.Contains(string(p), " policy Local ")
+	return use, bind.Port(), true
+}
