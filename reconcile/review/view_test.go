@@ -102,7 +102,9 @@ func TestFleet(t *testing.T) {
 }
 
 func TestWarnings(t *testing.T) {
-	with := func(change ...func(*backends.Entry)) State { return State{Entries: []*backends.Entry{entry("web", change...)}} }
+	with := func(change ...func(*backends.Entry)) State {
+		return State{Entries: []*backends.Entry{entry("web", change...)}}
+	}
 	lb := func(ranges ...string) func(*backends.Entry) {
 		return func(e *backends.Entry) {
 			e.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
@@ -195,7 +197,10 @@ func TestRecordRoundTrip(t *testing.T) {
 
 // TestHostileNames shows text of others to a terminal and to a comment.
 func TestHostileNames(t *testing.T) {
-	e := entry("web", func(e *backends.Entry) { e.Origin = "a\x1b[31m\n```\n@everyone<script>|.yaml:1"; e.Endpoints, e.HasEndpoints = nil, false })
+	e := entry("web", func(e *backends.Entry) {
+		e.Origin = "a\x1b[31m\n```\n@everyone<script>|.yaml:1"
+		e.Endpoints, e.HasEndpoints = nil, false
+	})
 	new := State{Entries: []*backends.Entry{e}}
 	p := New(Input{Kind: "git", Name: "x\x1b]0;y\a"}, Input{Name: "`c`"}, 1, []Group{Compare("n", State{}, new)}, Warn(State{}, new))
 	var text, md strings.Builder
