@@ -119,7 +119,7 @@ func (l *loader) locate(ctx context.Context) error {
 	}
 	out, err := git(ctx, l.top, nil, "rev-parse", "--verify", "--quiet", "--end-of-options", l.opts.Rev+"^{commit}")
 	if err != nil {
-		return fmt.Errorf("Git has no revision %q: %w (in a shallow clone, fetch it first: git fetch origin BRANCH)", l.opts.Rev, err)
+		return fmt.Errorf("no revision %q in Git: %w (in a shallow clone, fetch it first: git fetch origin BRANCH)", l.opts.Rev, err)
 	}
 	l.commit = strings.TrimSpace(string(out))
 	return nil
