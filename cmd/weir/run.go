@@ -31,6 +31,7 @@ const manyServices = 500
 func newRun() *cobra.Command {
 	var (
 		input         inputFlags
+		api           apiFlags
 		node          nodeFlags
 		logs          logFlags
 		cleanupOnExit bool
@@ -51,14 +52,16 @@ Served, on healthzBindAddress: /healthz, /livez. On metricsBindAddress: /metrics
 Exit codes: 0 ended by a signal; 1 could not start; 2 the command line makes no sense.`,
 		Example: `  weir run -f /etc/weir
   weir run -f /srv/git/cluster/current --hostname-override edge-7
-  weir run -f /etc/weir/services --config /etc/weir/kube-proxy.yaml --log-format json`,
+  weir run -f /etc/weir/services --config /etc/weir/kube-proxy.yaml --log-format json
+  weir run --config /var/lib/kube-proxy/config.conf --hostname-override edge-7   # as kube-proxy: from the Kubernetes API`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := errors.Join(node.check(), logs.check()); err != nil {
 				return err
 			}
 			log := logs.logger(cmd.ErrOrStderr())
-			source, err := input.source(log.Named("files"))
+			d := newDaemon(log, node)
+			source, err := api.source(&input, &node, log, d.health.Registry())
 			if err != nil {
 				return err
 			}
@@ -69,10 +72,11 @@ Exit codes: 0 ended by a signal; 1 could not start; 2 the command line makes no 
 			defer release()
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
-			return newDaemon(log, node).run(ctx, source, cleanupOnExit)
+			return d.run(ctx, source, cleanupOnExit)
 		},
 	}
 	input.add(cmd)
+	api.add(cmd)
 	node.add(cmd)
 	logs.add(cmd, "info")
 	cmd.Flags().BoolVar(&cleanupOnExit, "cleanup-on-exit", false, "at the end, remove everything that weir programmed")

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 
 	"weir/backends"
@@ -39,6 +40,9 @@ func New(m *Metrics, log hclog.Logger) *Health {
 	p := &Proxy{}
 	return &Health{proxy: p, metrics: m, server: NewServer(p, m, log), services: NewServiceServers(p, log)}
 }
+
+// Registry is for the metrics of others, to be served with these.
+func (h *Health) Registry() prometheus.Registerer { return h.metrics.registry }
 
 // Configure serves what cfg says and judges by syncPeriod: as in kube-proxy, a change that is not in force after twice
 // that time makes the node unhealthy. The error is that of an address that could not be bound.

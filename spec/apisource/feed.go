@@ -151,14 +151,20 @@ func (f *feed) watch(ctx context.Context, o metav1.ListOptions) (watch.Interface
 		cancel(nil)
 		return nil, err
 	}
-	_ = f.send(event{resource: f.resource, heard: true})
 	h := &heard{feed: f, inner: w, out: make(chan watch.Event), stop: cancel, stopped: ctx.Done()}
 	go h.run()
 	return h, nil
 }
 
-// errSilent says that a peer keeps a connection open and says nothing.
-var errSilent = errors.New("nothing was heard for too long")
+var (
+	// errSilent says that a peer keeps a connection open and says nothing.
+	errSilent = errors.New("nothing was heard for too long")
+	// errClosed says that a connection was closed at once, which client-go takes for an empty watch.
+	errClosed = errors.New("the connection was closed")
+)
+
+// openFor is how long a watch without an event has to stay open before it counts as one.
+const openFor = 500 * time.Millisecond
 
 // failure tells the loop of an error, and returns it.
 func (f *feed) failure(ctx context.Context, err error) error {
@@ -204,12 +210,22 @@ func (h *heard) run() {
 	patience := func() time.Duration { return h.stall + rand.N(h.stall/4+1) }
 	silence := time.NewTimer(patience())
 	defer silence.Stop()
+	open := time.NewTimer(openFor)
+	defer open.Stop()
+	opened := false
 	for {
 		select {
+		case <-open.C:
+			opened = true
+			_ = h.send(event{resource: h.resource, heard: true})
 		case e, ok := <-h.inner.ResultChan():
 			if !ok {
+				if !opened {
+					_ = h.send(event{resource: h.resource, failed: errClosed})
+				}
 				return
 			}
+			opened = true
 			silence.Reset(patience())
 			if e.Type == watch.Bookmark {
 				_ = h.send(event{resource: h.resource, heard: true})

@@ -20,8 +20,10 @@ type Options struct {
 	Source spec.Source
 	// File is where. Its directory is made if need be.
 	File string
-	// Cluster and Node are what the Snapshots are for. A file that was kept for others is not used.
-	Cluster, Node string
+	// Cluster and Node are what the Snapshots are for. A file that was kept for others is not used. Cluster returns "" if
+	// it cannot tell.
+	Cluster func() string
+	Node    string
 	// Grace is how long a start waits for the Source before what was kept is used; an error ends the wait. Default: 5 s.
 	Grace time.Duration
 	// Interval is the least time between two writes. Default: 10 s.
@@ -116,7 +118,7 @@ func (s *Source) Watch(ctx context.Context, out chan<- spec.Update) error {
 
 // restore returns what was kept, or nil.
 func (s *Source) restore() *spec.Snapshot {
-	snap, h, err := load(s.o.File, header{Cluster: s.o.Cluster, Node: s.o.Node})
+	snap, h, err := load(s.o.File, header{Cluster: s.o.Cluster(), Node: s.o.Node})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
@@ -133,7 +135,7 @@ func (s *Source) restore() *spec.Snapshot {
 func (s *Source) keep(snap *spec.Snapshot) bool {
 	err := os.MkdirAll(filepath.Dir(s.o.File), 0o755)
 	if err == nil {
-		err = save(s.o.File, header{Cluster: s.o.Cluster, Node: s.o.Node, Revision: snap.Revision.ID, Saved: time.Now().UTC()}, snap)
+		err = save(s.o.File, header{Cluster: s.o.Cluster(), Node: s.o.Node, Revision: snap.Revision.ID, Saved: time.Now().UTC()}, snap)
 	}
 	if err != nil {
 		s.o.Log.Warn("the state of the Kubernetes API cannot be kept for the next start", "error", fmt.Errorf("%s: %w", s.o.File, err))

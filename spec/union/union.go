@@ -12,7 +12,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"weir/spec"
-	"weir/spec/config"
 )
 
 // Source joins two Sources.
@@ -23,21 +22,18 @@ type Source struct {
 
 var _ spec.Source = (*Source)(nil)
 
-// New returns a Source over files, which may be nil for a configuration that is all defaults, and over what api returns
-// for a Snapshot of the files. The same Source as before says that nothing changed for it; another one replaces it, and
-// what the former had said stands until the new one has something to say.
+// New returns a Source over files and over what api returns for a Snapshot of the files. The same Source as before says
+// that nothing changed for it; another one replaces it, and what the former had said stands until the new one has
+// something to say.
 func New(files spec.Source, api func(*spec.Snapshot) (spec.Source, error)) *Source {
 	return &Source{files, api}
 }
 
 // Load implements spec.Source.
 func (s *Source) Load(ctx context.Context) (*spec.Snapshot, error) {
-	files := defaults()
-	if s.files != nil {
-		var err error
-		if files, err = s.files.Load(ctx); err != nil {
-			return nil, err
-		}
+	files, err := s.files.Load(ctx)
+	if err != nil {
+		return nil, err
 	}
 	source, err := s.api(files)
 	if err != nil {
@@ -50,10 +46,6 @@ func (s *Source) Load(ctx context.Context) (*spec.Snapshot, error) {
 	j := joined{files: files, api: api}
 	snap, _ := j.join(spec.Delta{All: true}, spec.Delta{})
 	return snap, nil
-}
-
-func defaults() *spec.Snapshot {
-	return spec.Snapshot{Config: config.Default().KubeProxyConfiguration, Weir: spec.DefaultWeirConfiguration()}.WithServices(iradix.New[*spec.Service]())
 }
 
 // Watch implements spec.Source. Nothing is sent before both have sent a Snapshot, but for errors.
@@ -84,11 +76,7 @@ type loop struct {
 func (l *loop) run() error {
 	files := make(chan spec.Update)
 	ended := make(chan error, 1)
-	if l.Source.files == nil {
-		l.onFiles(spec.Update{Snapshot: defaults(), Delta: spec.Delta{All: true}})
-	} else {
-		l.wg.Go(func() { ended <- l.Source.files.Watch(l.ctx, files) })
-	}
+	l.wg.Go(func() { ended <- l.Source.files.Watch(l.ctx, files) })
 	for {
 		out, news := l.box.Offer(l.out)
 		select {

@@ -1,0 +1,92 @@
+package apitest
+
+import (
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// Proxy forwards TCP connections until it is told to stall: then it keeps them open, accepts new ones, and forwards
+// nothing.
+type Proxy struct {
+	// Delay is how long each read waits, for a slow network; set it before use.
+	Delay   time.Duration
+	ln      net.Listener
+	to      string
+	stalled atomic.Bool
+	mu      sync.Mutex
+	conns   []net.Conn
+}
+
+// NewProxy forwards to an address until the test ends.
+func NewProxy(t testing.TB, to string) *Proxy {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Proxy{ln: ln, to: to}
+	t.Cleanup(func() {
+		ln.Close()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for _, c := range p.conns {
+			c.Close()
+		}
+	})
+	go p.accept()
+	return p
+}
+
+// Address is where the Proxy listens.
+func (p *Proxy) Address() string { return p.ln.Addr().String() }
+
+// Stall stops or resumes forwarding. What is stalled once stays so: only new connections are forwarded again.
+func (p *Proxy) Stall(yes bool) { p.stalled.Store(yes) }
+
+func (p *Proxy) accept() {
+	for {
+		in, err := p.ln.Accept()
+		if err != nil {
+			return
+		}
+		p.keep(in)
+		if p.stalled.Load() {
+			continue
+		}
+		out, err := net.Dial("tcp", p.to)
+		if err != nil {
+			in.Close()
+			continue
+		}
+		p.keep(out)
+		go p.forward(in, out)
+		go p.forward(out, in)
+	}
+}
+
+func (p *Proxy) keep(c net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.conns = append(p.conns, c)
+}
+
+func (p *Proxy) forward(from, to net.Conn) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		if p.stalled.Load() {
+			_, _ = io.Copy(io.Discard, from) // for as long as the peer keeps it open
+			return
+		}
+		time.Sleep(p.Delay)
+		if _, e := to.Write(buf[:n]); e != nil || err != nil {
+			from.Close()
+			to.Close()
+			return
+		}
+	}
+}

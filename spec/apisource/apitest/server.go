@@ -1,0 +1,279 @@
+// Package apitest runs a real etcd and a real kube-apiserver for tests.
+package apitest
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+)
+
+// patience is how long anything may take; it is generous, since machines differ.
+const patience = 2 * time.Minute
+
+// Tokens of the users that the server knows: one that may do anything, and two named "weir" that may do nothing until a
+// role is bound to them.
+const (
+	AdminToken = "admin-token"
+	Token      = "first-token"
+	NextToken  = "second-token"
+)
+
+// Options say where the server runs.
+type Options struct {
+	// Start starts a command; nil for cmd.Start. A test that has a network namespace for the server gives its own.
+	Start func(*exec.Cmd) error
+	// Dial dials the server; nil for net.Dialer's.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Port is where the server listens on 127.0.0.1, and the two ports above it are etcd's; 0 for some that are free.
+	Port int
+}
+
+// Server is a kube-apiserver with its etcd.
+type Server struct {
+	// Client may do anything.
+	Client kubernetes.Interface
+	// Address is host:port.
+	Address string
+
+	t         testing.TB
+	o         Options
+	dir       string
+	etcdURL   string
+	etcdPeer  string
+	etcd, api *process
+}
+
+// Start runs a server until the test ends. The test is skipped if there are no binaries, unless WEIR_TEST_REQUIRE is set.
+func Start(t testing.TB, o Options) *Server {
+	t.Helper()
+	etcd, api := find(t, "etcd"), find(t, "kube-apiserver")
+	if o.Start == nil {
+		o.Start = func(c *exec.Cmd) error { return c.Start() }
+	}
+	ports := []int{o.Port, o.Port + 1, o.Port + 2}
+	if o.Port == 0 {
+		ports = freePorts(t, 3)
+	}
+	s := &Server{t: t, o: o, dir: t.TempDir(), Address: fmt.Sprintf("127.0.0.1:%d", ports[0]),
+		etcdURL: fmt.Sprintf("http://127.0.0.1:%d", ports[1]), etcdPeer: fmt.Sprintf("http://127.0.0.1:%d", ports[2])}
+	s.files()
+	s.etcd = &process{s: s, path: etcd, args: []string{"--data-dir", filepath.Join(s.dir, "etcd"), "--name", "t", "--unsafe-no-fsync",
+		"--listen-client-urls", s.etcdURL, "--advertise-client-urls", s.etcdURL, "--listen-peer-urls", s.etcdPeer,
+		"--initial-advertise-peer-urls", s.etcdPeer, "--initial-cluster", "t=" + s.etcdPeer, "--log-level", "error"}}
+	s.api = &process{s: s, path: api, args: []string{"--etcd-servers", s.etcdURL, "--cert-dir", filepath.Join(s.dir, "certs"),
+		"--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1", "--secure-port", fmt.Sprint(ports[0]), "--endpoint-reconciler-type", "none",
+		"--token-auth-file", filepath.Join(s.dir, "tokens"), "--authorization-mode", "RBAC", "--disable-admission-plugins", "ServiceAccount",
+		"--service-account-key-file", filepath.Join(s.dir, "sa.key"), "--service-account-signing-key-file", filepath.Join(s.dir, "sa.key"),
+		"--service-account-issuer", "https://test.invalid", "--service-cluster-ip-range", "10.96.0.0/12,fd00:10:96::/112", "--watch-cache=true"}}
+	cfg := &rest.Config{Host: "https://" + s.Address, BearerToken: AdminToken, TLSClientConfig: rest.TLSClientConfig{Insecure: true}, QPS: -1, Dial: o.Dial}
+	cfg.ContentType = "application/vnd.kubernetes.protobuf"
+	var err error
+	if s.Client, err = kubernetes.NewForConfig(cfg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.api.kill(); s.etcd.kill() })
+	s.Run()
+	return s
+}
+
+// Run starts what does not run, and waits until it answers.
+func (s *Server) Run() {
+	s.t.Helper()
+	s.etcd.start()
+	s.api.start()
+	deadline := time.Now().Add(patience)
+	for {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		_, err := s.Client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx)
+		cancel()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatalf("the API server is not ready: %v\n%s", err, s.api.tail())
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// KillAPI ends the API server as a crash would.
+func (s *Server) KillAPI() { s.api.kill() }
+
+// Kill ends the API server and etcd as a crash would.
+func (s *Server) Kill() { s.api.kill(); s.etcd.kill() }
+
+// Kubeconfig writes a kubeconfig for a token and an address, and returns its name. The file is replaced atomically.
+func (s *Server) Kubeconfig(file, token, address string) string {
+	s.t.Helper()
+	text := fmt.Sprintf(`apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: "https://%s", insecure-skip-tls-verify: true}}]
+users: [{name: u, user: {token: %s}}]
+contexts: [{name: x, context: {cluster: c, user: u}}]
+current-context: x
+`, address, token)
+	if err := os.WriteFile(file+".tmp", []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.Rename(file+".tmp", file); err != nil {
+		s.t.Fatal(err)
+	}
+	return file
+}
+
+// SetTokens restarts the API server with the tokens that are valid besides the administrator's.
+func (s *Server) SetTokens(tokens ...string) {
+	s.t.Helper()
+	s.writeTokens(tokens...)
+	s.api.kill()
+	s.Run()
+}
+
+func (s *Server) writeTokens(tokens ...string) {
+	text := AdminToken + ",admin,admin,system:masters\n"
+	for _, token := range tokens {
+		text += token + ",system:serviceaccount:kube-system:weir,weir,\n"
+	}
+	if err := os.WriteFile(filepath.Join(s.dir, "tokens"), []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *Server) files() {
+	s.t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
+	if err := os.WriteFile(filepath.Join(s.dir, "sa.key"), text, 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	s.writeTokens(Token, NextToken)
+}
+
+// process is one program that may be ended and started again.
+type process struct {
+	s    *Server
+	path string
+	args []string
+	cmd  *exec.Cmd
+}
+
+func (p *process) start() {
+	p.s.t.Helper()
+	if p.cmd != nil {
+		return
+	}
+	log, err := os.OpenFile(p.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		p.s.t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command(p.path, p.args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := p.s.o.Start(cmd); err != nil {
+		p.s.t.Fatal(err)
+	}
+	p.cmd = cmd
+}
+
+func (p *process) log() string { return filepath.Join(p.s.dir, filepath.Base(p.path)+".log") }
+
+func (p *process) tail() string {
+	b, _ := os.ReadFile(p.log())
+	return string(b[max(0, len(b)-4<<10):])
+}
+
+func (p *process) kill() {
+	if p.cmd == nil {
+		return
+	}
+	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Wait()
+	p.cmd = nil
+}
+
+// find looks for a binary in KUBEBUILDER_ASSETS, in PATH, and where "make testserver" puts it.
+func find(t testing.TB, name string) string {
+	t.Helper()
+	if dir := os.Getenv("KUBEBUILDER_ASSETS"); dir != "" {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path
+		}
+	}
+	if path, err := exec.LookPath(name); err == nil {
+		return path
+	}
+	dir, err := os.Getwd()
+	for ; err == nil && dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+		if path, err := exec.LookPath(filepath.Join(dir, ".cache", "testbin", name)); err == nil {
+			return path
+		}
+	}
+	const remedy = "there is no %s in KUBEBUILDER_ASSETS, PATH or .cache/testbin; make testserver builds it"
+	if os.Getenv("WEIR_TEST_REQUIRE") != "" {
+		t.Fatalf(remedy, name)
+	}
+	t.Skipf(remedy, name)
+	return ""
+}
+
+func freePorts(t testing.TB, n int) []int {
+	t.Helper()
+	var ports []int
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports
+}
+
+// Compact makes etcd forget its history, so that watches that lag behind are answered with 410 Gone.
+func (s *Server) Compact() {
+	s.t.Helper()
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{DialContext: s.o.Dial, DisableKeepAlives: true}}
+	post := func(path, body string) []byte {
+		res, err := client.Post(s.etcdURL+path, "application/json", strings.NewReader(body))
+		if err != nil {
+			s.t.Fatalf("compact: %v", err)
+		}
+		defer res.Body.Close()
+		out, err := io.ReadAll(res.Body)
+		if err != nil || res.StatusCode != http.StatusOK {
+			s.t.Fatalf("compact: %s: %s: %v", res.Status, out, err)
+		}
+		return out
+	}
+	var status struct {
+		Header struct {
+			Revision string `json:"revision"`
+		} `json:"header"`
+	}
+	if err := json.Unmarshal(post("/v3/maintenance/status", "{}"), &status); err != nil {
+		s.t.Fatal(err)
+	}
+	post("/v3/kv/compaction", fmt.Sprintf(`{"revision":%q,"physical":true}`, status.Header.Revision))
+}
