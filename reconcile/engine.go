@@ -188,6 +188,7 @@ func (e *Engine) Notices() []spec.Problem {
 // Round makes what the snapshot asks for true. Whatever fails is in the Report, and is tried again by the next round.
 func (e *Engine) Round(ctx context.Context, req Request) Report {
 	rep := Report{Reason: req.Reason, Start: time.Now()}
+	inForce := false
 	if e.snapshot != nil && e.active != nil {
 		rep.Revision = e.snapshot.Revision.String()
 		e.resolve(&rep)
@@ -195,10 +196,13 @@ func (e *Engine) Round(ctx context.Context, req Request) Report {
 			rep.Err = errors.Join(rep.Err, err)
 		} else {
 			e.settle(&rep)
-			e.clean(ctx, &rep)
+			inForce = true
 		}
 	}
 	e.takeDown(ctx, &rep)
+	if inForce {
+		e.clean(ctx, &rep) // what was taken down cannot make stale flows anew
+	}
 	e.summarize(&rep)
 	return rep
 }
@@ -212,11 +216,21 @@ func (e *Engine) applyAll(ctx context.Context, full bool, rep *Report) error {
 			e.log.Info("proxy mode changed", "from", e.active.mode, "to", e.next.mode)
 			e.leave(e.active)
 			e.active, e.next = e.next, nil
+			e.oweAll()
 			return nil
 		}
 		rep.Err = errors.Join(rep.Err, err)
 	}
 	return e.active.round(ctx, full, e, rep)
+}
+
+// oweAll has the flows of every Service looked at: another mode may have sent them elsewhere.
+func (e *Engine) oweAll() {
+	for _, s := range e.services {
+		for _, entry := range s.inForce {
+			e.flows.owe(entry.Key, nil)
+		}
+	}
 }
 
 // takeDown empties what is leaving.

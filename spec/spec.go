@@ -6,6 +6,7 @@ package spec
 import (
 	"context"
 	"iter"
+	"time"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 	corev1 "k8s.io/api/core/v1"
@@ -62,6 +63,8 @@ type Snapshot struct {
 	Revision Revision
 	// Config has its defaults set.
 	Config *kubeproxyconfig.KubeProxyConfiguration
+	// UDPIdleTimeout is udpIdleTimeout, which Config's type no longer has; 0 means its default.
+	UDPIdleTimeout time.Duration
 	// ConfigOrigin is where Config was written; zero if it is all defaults.
 	ConfigOrigin Origin
 	// Weir has its defaults set, flags included.

@@ -19,7 +19,7 @@ import (
 var defaultConfig = config.Default().KubeProxyConfiguration
 
 func sameSettings(a, b *spec.Snapshot) bool {
-	return reflect.DeepEqual(a.Config, b.Config) && reflect.DeepEqual(a.Weir, b.Weir)
+	return reflect.DeepEqual(a.Config, b.Config) && a.UDPIdleTimeout == b.UDPIdleTimeout && reflect.DeepEqual(a.Weir, b.Weir)
 }
 
 func sameNodes(a, b map[string]*corev1.Node) bool {

@@ -251,6 +251,7 @@ func (u *update) settings() (snap spec.Snapshot) {
 			snap.Weir = *d.config.weir
 		case d.config.proxy != nil:
 			snap.Config, snap.ConfigOrigin = d.config.proxy.KubeProxyConfiguration, d.origin()
+			snap.UDPIdleTimeout = d.config.proxy.UDPIdleTimeout
 		}
 	}
 	if u.opts.ConfigFile != "" && proxy == nil {
