@@ -23,7 +23,7 @@ type loop struct {
 	mounted <-chan struct{}
 	out     chan<- spec.Update
 
-	box    outbox
+	box    spec.Outbox
 	settle settle
 	// compare says that events do not tell all that changed.
 	compare bool
@@ -50,7 +50,7 @@ func (l *loop) run(ctx context.Context) error {
 		}
 		var out chan<- spec.Update
 		var news spec.Update
-		if u := l.box.next(); u != nil {
+		if u := l.box.Next(); u != nil {
 			out, news = l.out, *u
 		}
 		select {
@@ -71,7 +71,7 @@ func (l *loop) run(ctx context.Context) error {
 			}
 			rescan.Reset(l.interval())
 		case out <- news:
-			l.box.sent()
+			l.box.Sent()
 		}
 	}
 }
@@ -163,7 +163,7 @@ func (l *loop) read(ctx context.Context) error {
 		l.settle.touch(now)
 	}
 	if u != nil {
-		l.box.put(*u)
+		l.box.Put(*u)
 	}
 	return nil
 }

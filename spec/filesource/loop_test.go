@@ -299,22 +299,22 @@ func TestOutbox(t *testing.T) {
 		}
 		return u
 	}
-	var o outbox
-	o.put(spec.Update{Err: errors.New("one")})
-	o.put(good("a", "b"))
-	o.put(spec.Update{Err: errors.New("two")})
-	o.put(good("b", "c"))
-	o.put(good())
-	o.put(spec.Update{Err: errors.New("three")})
-	u := o.next()
+	var o spec.Outbox
+	o.Put(spec.Update{Err: errors.New("one")})
+	o.Put(good("a", "b"))
+	o.Put(spec.Update{Err: errors.New("two")})
+	o.Put(good("b", "c"))
+	o.Put(good())
+	o.Put(spec.Update{Err: errors.New("three")})
+	u := o.Next()
 	if fmt.Sprint(u.Delta) != "{false [/a /b /c] true false}" {
 		t.Errorf("merged delta %v", u.Delta)
 	}
-	o.sent()
-	if u = o.next(); u == nil || u.Err.Error() != "three" {
+	o.Sent()
+	if u = o.Next(); u == nil || u.Err.Error() != "three" {
 		t.Errorf("then %+v, want the last error", u)
 	}
-	if o.sent(); o.next() != nil {
+	if o.Sent(); o.Next() != nil {
 		t.Error("something is left")
 	}
 }
