@@ -8,7 +8,7 @@ FUZZTIME    ?= 10s
 # Debian keeps iptables and nft where an ordinary user's PATH does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: all build demo test vet lint fuzz bench cover deps clean
+.PHONY: all build demo test vet lint fuzz bench cover deps testserver vm-shell clean
 
 all: build
 
@@ -20,12 +20,12 @@ demo: deps
 	$(GO) run ./cmd/weir/internal/demo
 
 # Everything: static checks, all tests with the race detector, real packets included, and each fuzz target for a moment.
-test: deps vet lint
+test: deps vet lint testserver
 	WEIR_TEST_REQUIRE=1 $(GO) test -race -timeout 30m ./...
 	.ci/fuzz $(FUZZTIME)
 
 vet:
-	@unformatted=$$(gofmt -l backends cmd reconcile spec); test -z "$$unformatted" || { echo "gofmt -w $$unformatted"; exit 1; }
+	@unformatted=$$(gofmt -l backends cmd examples reconcile spec); test -z "$$unformatted" || { echo "gofmt -w $$unformatted"; exit 1; }
 	$(GO) vet ./...
 
 lint:
@@ -36,13 +36,23 @@ fuzz: FUZZTIME = 2m
 fuzz:
 	.ci/fuzz $(FUZZTIME)
 
-bench: deps
-	WEIR_TEST_REQUIRE=1 $(GO) test -run '^$$' -bench . -benchmem -timeout 60m ./...
+# The whole program first, then every package.
+bench: deps testserver
+	WEIR_TEST_REQUIRE=1 $(GO) test -run '^$$' -bench Node -benchtime 1x -timeout 60m ./cmd/weir
+	WEIR_TEST_REQUIRE=1 $(GO) test -run '^$$' -bench . -benchmem -timeout 60m ./backends/... ./reconcile/... ./spec/...
 
-cover: deps
+cover: deps testserver
 	@mkdir -p .cache
 	WEIR_TEST_REQUIRE=1 $(GO) test -coverprofile .cache/cover.out -coverpkg ./... ./...
 	$(GO) tool cover -func .cache/cover.out | tail -1
+
+# The API server that tests talk to: one that is installed, or one built from source, which takes minutes the first time.
+testserver:
+	@.ci/testserver
+
+# A shell in the machine that IPVS is tested in. It needs qemu-system-x86, busybox-static and kmod.
+vm-shell:
+	$(GO) run ./backends/netlab/vmexec -shell
 
 deps:
 	@.ci/deps
