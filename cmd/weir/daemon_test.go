@@ -26,6 +26,9 @@ type mode struct {
 	flags []string
 	// saves lists the commands that print what others own as well.
 	saves [][]string
+	// proxies says that a process is between client and endpoint: the endpoint sees the node's address, whatever a scenario
+	// says of it, and nobody is served without the process.
+	proxies bool
 }
 
 var modes = []mode{
@@ -34,6 +37,10 @@ var modes = []mode{
 	{
 		name: "nftables", plans: "nftables", flags: []string{"--proxy-mode", "nftables"},
 		saves: [][]string{{"iptables-nft-save"}, {"ip6tables-nft-save"}},
+	},
+	{
+		name: "userspace", plans: "userspace", flags: []string{"--proxy-mode", "userspace", "--iptables-variant", "nft"},
+		saves: [][]string{{"iptables-nft-save"}, {"ip6tables-nft-save"}}, proxies: true,
 	},
 }
 

@@ -19,8 +19,9 @@ import (
 
 // The proxy modes, in the order in which they are offered.
 const (
-	modeIPTables = "iptables"
-	modeNFTables = "nftables"
+	modeIPTables  = "iptables"
+	modeNFTables  = "nftables"
+	modeUserspace = "userspace"
 )
 
 // inputFlags say what to read.
@@ -126,12 +127,14 @@ type nodeFlags struct {
 	hostname string
 	mode     string
 	variant  string
+	userspaceFlags
 }
 
 func (f *nodeFlags) add(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.StringVar(&f.hostname, "hostname-override", "", "name of this node, as endpoints give it in nodeName (default: the configuration's hostnameOverride, else the host name)")
-	fs.StringVar(&f.mode, "proxy-mode", "", "iptables or nftables (default: the configuration's mode, else iptables if the node has it)")
+	fs.StringVar(&f.mode, "proxy-mode", "", "iptables, nftables or userspace (default: the configuration's mode, else iptables if the node has it)")
+	f.userspaceFlags.add(fs)
 	f.addVariant(fs)
 }
 
@@ -143,8 +146,8 @@ func (f *nodeFlags) check() error {
 	if err := oneOf("--iptables-variant", f.variant, "auto", "nft", "legacy"); err != nil {
 		return err
 	}
-	if f.mode == "" {
-		return nil
+	if err := f.userspaceFlags.check(&f.mode); err != nil || f.mode == "" {
+		return err
 	}
 	if err := checkMode(f.mode); err != nil {
 		return usageError{fmt.Errorf("--proxy-mode: %w", err)}
@@ -155,10 +158,10 @@ func (f *nodeFlags) check() error {
 // checkMode says what is available if the mode is not.
 func checkMode(mode string) error {
 	switch mode {
-	case "", modeIPTables, modeNFTables:
+	case "", modeIPTables, modeNFTables, modeUserspace:
 		return nil
 	}
-	return fmt.Errorf("mode %q is not available in this build; use %s or %s", mode, modeIPTables, modeNFTables)
+	return fmt.Errorf("mode %q is not available in this build; use %s, %s or %s", mode, modeIPTables, modeNFTables, modeUserspace)
 }
 
 // logFlags say what to log and how.

@@ -32,6 +32,9 @@ func newHost(log hclog.Logger) *host { return &host{log: log, told: map[string]s
 // apply sets the kernel parameters that the target needs. None of it is a reason not to program Services: what cannot be
 // set, as in a container, is warned of, once.
 func (h *host) apply(t *target) {
+	if t.Rootless {
+		return
+	}
 	cfg := t.BackendConfig
 	changed, err := hostnet.Forwarding{
 		IPv4:      slices.Contains(cfg.Families, backends.IPv4),

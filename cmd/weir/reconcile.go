@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weir/backends"
+	"weir/backends/userspace"
 	"weir/reconcile"
 	"weir/reconcile/review"
 	"weir/spec"
@@ -76,6 +77,9 @@ applied, or --fail-on found something; 2 the command line makes no sense, or --e
 			t, err := w.target(ctx, snap)
 			if err != nil {
 				return err
+			}
+			if !dryRun && t.Mode == modeUserspace {
+				return userspace.ErrPlansOnly
 			}
 			engine := reconcile.NewEngine(reconcile.Options{Mode: t.Mode, Backend: t.Backend, Node: t.Node, Flows: &w.flows, Log: log.Named("engine")})
 			engine.SetSnapshot(snap, spec.Delta{All: true})

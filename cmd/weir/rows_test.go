@@ -218,6 +218,17 @@ func (p probe) checkHTTP() error {
 	return nil
 }
 
+// proxied returns the rows as they are where a proxy of the node's connects to the endpoints.
+func proxied(rows []row) []row {
+	rows = slices.Clone(rows)
+	for i := range rows {
+		if rows[i].Source != "" && rows[i].Source != "any" {
+			rows[i].Source = netlab.Node
+		}
+	}
+	return rows
+}
+
 // lasting returns the rows that hold without a weir process.
 func lasting(rows []row) []row {
 	return slices.DeleteFunc(slices.Clone(rows), func(r row) bool { return r.HTTP != 0 })

@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
+	"weir/backends/userspace"
 	"weir/reconcile"
 	"weir/reconcile/health"
 	"weir/reconcile/status"
@@ -109,8 +110,9 @@ type daemon struct {
 func newDaemon(log hclog.Logger, flags nodeFlags) *daemon {
 	b := thisBuild()
 	w := &wiring{log: log, flags: flags}
+	w.proxy.listeners = userspace.NewListeners(userspace.Limits{})
 	board := status.NewBoard()
-	return &daemon{
+	d := &daemon{
 		board:  board,
 		socket: status.NewServer(board),
 		log:    log,
@@ -121,6 +123,8 @@ func newDaemon(log hclog.Logger, flags nodeFlags) *daemon {
 		told:   newChangeLog(log),
 		engine: reconcile.NewEngine(reconcile.Options{Flows: &w.flows, Log: log.Named("engine")}),
 	}
+	d.health.Registry().MustRegister(w.proxy.listeners)
+	return d
 }
 
 // run works until ctx is done, or until something that cannot be repaired happens at the start.
@@ -149,11 +153,15 @@ func (d *daemon) run(ctx context.Context, source spec.Source, cleanup bool) erro
 	if ctx.Err() == nil {
 		return context.Cause(d.ctx)
 	}
-	if !cleanup {
+	var err error
+	switch {
+	case cleanup:
+		err = d.cleanup(context.WithoutCancel(ctx))
+	case d.wiring.mode != modeUserspace:
 		d.log.Info("stopped; the kernel keeps forwarding")
-		return nil
 	}
-	return d.cleanup(context.WithoutCancel(ctx))
+	d.wiring.drain()
+	return err
 }
 
 // must ends the daemon if a part of it that should run until ctx is done ends before.
@@ -250,6 +258,9 @@ func (d *daemon) onReport(r reconcile.Report) {
 
 // sweep takes down what an earlier run in another mode left behind, once this mode is in force.
 func (d *daemon) sweep(mode string) {
+	if d.current.Rootless {
+		return
+	}
 	for _, other := range d.wiring.others(d.ctx, mode) {
 		r := other.engine.Cleanup(d.ctx)
 		switch {

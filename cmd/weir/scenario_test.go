@@ -90,10 +90,17 @@ func runScenario(t *testing.T, s scenario, m mode, seed uint64) {
 			checkGolden(t, d, s.name)
 			d.start()
 		}
+		if m.proxies {
+			st.rows = proxied(st.rows)
+		}
 		d.awaitSync()
 		d.checkRows(st.name, st.rows, flows)
 		if random.IntN(2) == 0 {
 			d.kill()
+			if m.proxies {
+				d.start()
+				continue
+			}
 			if plan, err := d.pendingPlan(); plan != "" || err != nil {
 				t.Errorf("%s: after a kill a dry run would change:\n%s%v", st.name, plan, err)
 			}

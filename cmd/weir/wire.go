@@ -21,6 +21,7 @@ import (
 	"weir/backends/hostnet"
 	"weir/backends/iptables"
 	"weir/backends/nftables"
+	"weir/backends/userspace"
 	"weir/reconcile"
 	"weir/spec"
 	"weir/spec/config"
@@ -43,6 +44,7 @@ type wiring struct {
 	flows   liveFlows
 
 	kernel iptables.Kernel // found once; a node does not change its iptables under a running process
+	proxy  proxy
 }
 
 // target is what a Snapshot comes down to on this node.
@@ -54,6 +56,8 @@ type target struct {
 	Object *corev1.Node
 	// Backend's Config.
 	BackendConfig backends.Config
+	// Rootless says that the kernel is left alone.
+	Rootless bool
 }
 
 // target works out what the Snapshot means for this node. It reads from the node and changes nothing on it.
@@ -73,11 +77,11 @@ func (w *wiring) target(ctx context.Context, snap *spec.Snapshot) (*target, erro
 		return nil, err
 	}
 	c.Mode = kubeproxyconfig.ProxyMode(mode)
-	t := &target{Config: c, Object: snap.Nodes[name]}
+	t := &target{Config: c, Object: snap.Nodes[name], Rootless: w.flags.rootless}
 	if t.BackendConfig, err = backendConfig(c, t.Object); err != nil {
 		return nil, err
 	}
-	if err := w.build(ctx, mode, t.BackendConfig); err != nil {
+	if err := w.build(ctx, mode, t.BackendConfig, userspaceSettingsOf(snap)); err != nil {
 		return nil, err
 	}
 	t.Settings = reconcile.Settings{
@@ -93,20 +97,21 @@ func (w *wiring) target(ctx context.Context, snap *spec.Snapshot) (*target, erro
 }
 
 // build makes the backend anew if anything it is built from differs.
-func (w *wiring) build(ctx context.Context, mode string, cfg backends.Config) error {
-	if w.backend != nil && w.mode == mode && reflect.DeepEqual(w.config, cfg) {
+func (w *wiring) build(ctx context.Context, mode string, cfg backends.Config, us userspaceSettings) error {
+	if w.backend != nil && w.mode == mode && reflect.DeepEqual(w.config, cfg) && (mode != modeUserspace || w.proxy.settings == us) {
 		return nil
 	}
-	b, err := w.newBackend(ctx, mode, cfg)
+	b, err := w.newBackend(ctx, mode, cfg, us)
 	if err != nil {
 		return err
 	}
 	w.mode, w.config, w.backend = mode, cfg, b
 	w.flows.Cleaner = conntrack.New(cfg)
+	w.flows.proxy, _ = b.(*userspace.Backend)
 	return nil
 }
 
-func (w *wiring) newBackend(ctx context.Context, mode string, cfg backends.Config) (backends.Backend, error) {
+func (w *wiring) newBackend(ctx context.Context, mode string, cfg backends.Config, us userspaceSettings) (backends.Backend, error) {
 	switch mode {
 	case modeIPTables:
 		kernel, err := w.probeIPTables(ctx)
@@ -119,6 +124,8 @@ func (w *wiring) newBackend(ctx context.Context, mode string, cfg backends.Confi
 			w.log.Warn(warning)
 		}
 		return nftables.New(cfg), nil
+	case modeUserspace:
+		return w.newUserspace(ctx, cfg, us)
 	}
 	return nil, checkMode(mode)
 }
@@ -189,12 +196,16 @@ func (w *wiring) others(ctx context.Context, mode string) []leftover {
 		node := reconcile.Node{Families: cfg.Families}
 		all = append(all, leftover{name, reconcile.NewEngine(reconcile.Options{Mode: mode, Backend: b, Node: node, Log: w.log})})
 	}
-	if mode != modeIPTables {
-		for _, v := range w.variants() {
-			// What this node cannot run, it holds nothing of.
-			if kernel, err := iptables.Probe(ctx, w.log.Named("iptables"), cfg.Families, v); err == nil {
-				add(modeIPTables, "iptables-"+string(v), iptables.New(cfg, kernel))
-			}
+	for _, v := range w.variants() {
+		kernel, err := iptables.Probe(ctx, w.log.Named("iptables"), cfg.Families, v)
+		if err != nil {
+			continue // what this node cannot run, it holds nothing of
+		}
+		if mode != modeIPTables {
+			add(modeIPTables, "iptables-"+string(v), iptables.New(cfg, kernel))
+		}
+		if mode != modeUserspace {
+			add(modeUserspace, "userspace over iptables-"+string(v), iptables.NewLayer(cfg, kernel))
 		}
 	}
 	if mode != modeNFTables && nftables.Probe(ctx) == nil {
@@ -347,6 +358,3 @@ func cidrDetector(what string, cidrs []string) (backends.LocalDetector, error) {
 	}
 	return d, nil
 }
-
-// liveFlows is the Cleaner of the configuration in force.
-type liveFlows struct{ *conntrack.Cleaner }
