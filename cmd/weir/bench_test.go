@@ -35,6 +35,9 @@ const endpointsPerService = 5
 //	rss-MB       resident afterwards, and peak-MB the most it was
 func BenchmarkNode(b *testing.B) {
 	for _, m := range modes {
+		if m.proxies {
+			continue // "weir reconcile" is not for it; backends/userspace has benchmarks of its own
+		}
 		for _, n := range []int{1000, 10000} {
 			b.Run(fmt.Sprintf("%s/%d", m.name, n), func(b *testing.B) {
 				for b.Loop() {
