@@ -84,11 +84,17 @@ func published() ([]publishedItem, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask the running weir for its listeners: %w", err)
 	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(publishTimeout))
 	if !trusted(c) {
+		c.Close()
 		return nil, nil
 	}
+	return readPublished(c)
+}
+
+// readPublished reads what tell writes.
+func readPublished(c *net.UnixConn) ([]publishedItem, error) {
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(publishTimeout))
 	var items []publishedItem
 	lines := bufio.NewScanner(io.LimitReader(c, maxPublished))
 	lines.Buffer(nil, 1<<20)

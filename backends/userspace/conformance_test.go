@@ -1,0 +1,278 @@
+package userspace
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"weir/backends"
+	"weir/backends/backendtest"
+	"weir/backends/netlab"
+)
+
+func TestMain(m *testing.M) { netlab.Main(m) }
+
+// table stands for the kernel that redirects: an Item for each front of an Entry, with where it leads.
+type table struct{ held map[backends.ID]backends.Item }
+
+type redirection struct {
+	id backends.ID
+	to string
+}
+
+func (r redirection) ID() backends.ID { return r.id }
+func (r redirection) String() string  { return string(r.id) + " to " + r.to }
+
+func (k *table) Base() []backends.Item { return []backends.Item{redirection{id: "redirect"}} }
+
+func (k *table) Render(e *backends.Entry) ([]backends.Item, error) {
+	to := ""
+	for _, ep := range e.Endpoints {
+		to += ep.Addr.String() + " "
+	}
+	id := fmt.Sprintf("redirect %s %s:%d", e.Key.Protocol, e.ClusterIP, e.Port)
+	return []backends.Item{redirection{backends.ID(id), to}}, nil
+}
+
+func (k *table) Observe(context.Context) iter.Seq2[backends.Item, error] {
+	return func(yield func(backends.Item, error) bool) {
+		for _, i := range k.held {
+			if !yield(i, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (k *table) Apply(_ context.Context, p backends.Plan) backends.Result {
+	for _, c := range p.Changes {
+		if delete(k.held, c.ID); c.Op != backends.Delete {
+			k.held[c.ID] = c.New
+		}
+	}
+	return backends.Result{}
+}
+
+// harness runs the conformance suite in a network namespace in which every address can be listened on.
+type harness struct {
+	listeners *Listeners
+	ports     *Ports
+	redirect  *table
+	foreign   net.Listener
+}
+
+func newHarness(t *testing.T, redirecting bool) *harness {
+	netlab.Require(t)
+	runtime.LockOSThread() // and never unlocked: the thread ends with the test
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{"ipv4", "ipv6"} {
+		if err := os.WriteFile("/proc/sys/net/"+f+"/ip_nonlocal_bind", []byte("1"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := &harness{listeners: NewListeners(Limits{}), ports: NewPorts(20000, 20999)}
+	if redirecting {
+		h.redirect = &table{held: map[backends.ID]backends.Item{}}
+	}
+	t.Cleanup(func() { h.listeners.Drain(context.Background()) })
+	return h
+}
+
+func (h *harness) Backend() backends.Backend {
+	cfg := backends.Config{Families: []backends.Family{backends.IPv4, backends.IPv6}}
+	o := Options{Listeners: h.listeners}
+	if h.redirect != nil {
+		cfg.NodeAddresses = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+		o.Redirect, o.Ports = h.redirect, h.ports
+		// The stand-in knows no generation.
+		return struct{ backends.Backend }{New(cfg, o)}
+	}
+	for _, e := range append(append(backendtest.Sample(), backendtest.Changed()...), backendtest.Twins()...) {
+		cfg.NodeAddresses = append(append(append(cfg.NodeAddresses, e.ClusterIP), e.ExternalIPs...), e.LoadBalancerIPs...)
+	}
+	return struct{ backends.Backend }{New(cfg, o)}
+}
+
+func (h *harness) AddForeign(t *testing.T) {
+	var err error
+	if h.foreign, err = net.Listen("tcp", "192.0.2.1:9"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.foreign.Close() })
+}
+
+func (h *harness) DumpForeign(*testing.T) string {
+	raw, err := h.foreign.(*net.TCPListener).SyscallConn()
+	if err == nil {
+		err = raw.Control(func(uintptr) {})
+	}
+	return fmt.Sprint(h.foreign.Addr(), err)
+}
+
+func (h *harness) Drifts() []backendtest.Drift {
+	return []backendtest.Drift{
+		{Name: "ListenerClosed", Inject: func(*testing.T) { h.listeners.remove(h.listeners.items()[0]) }},
+		{Name: "ListenerChanged", Inject: func(t *testing.T) {
+			changed := *h.listeners.items()[0]
+			changed.endpoints = nil
+			if _, err := h.listeners.set(&changed); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{Name: "ForeignListener", Inject: func(t *testing.T) {
+			extra := &listen{protocol: backends.TCP, bind: netip.MustParseAddrPort("192.0.2.2:99"), key: key("old", backends.TCP)}
+			if _, err := h.listeners.set(extra); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	}
+}
+
+// Refuse implements backendtest.Refuser: somebody else listens there.
+func (h *harness) Refuse(t *testing.T, key backends.PortKey) {
+	b := h.Backend()
+	for _, e := range backendtest.Sample() {
+		if e.Key != key {
+			continue
+		}
+		items, err := b.Render(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, err := net.Listen("tcp", items[0].(*listen).bind.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { other.Close() })
+	}
+}
+
+func TestConformance(t *testing.T) {
+	for name, redirecting := range map[string]bool{"redirecting": true, "rootless": false} {
+		t.Run(name, func(t *testing.T) {
+			backendtest.Run(t, func(t *testing.T) backendtest.Harness {
+				h := newHarness(t, redirecting)
+				if redirecting {
+					return struct{ backendtest.Harness }{h} // a refusal is answered with another port: TestPortInUse
+				}
+				return h
+			})
+		})
+	}
+}
+
+// TestPortInUse shows that a Service port whose port somebody else has asks for another one, and that nothing is left open.
+func TestPortInUse(t *testing.T) {
+	h := newHarness(t, true)
+	b := h.Backend()
+	e := backendtest.Sample()[0]
+	h.Refuse(t, e.Key)
+	for attempt := range 2 {
+		items, err := b.Render(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var plan backends.Plan
+		for _, i := range items {
+			plan.Changes = append(plan.Changes, backends.Change{Op: backends.Create, ID: i.ID(), New: i})
+		}
+		r := b.Apply(t.Context(), plan)
+		if attempt == 0 && (len(r.Refused) != 1 || len(h.listeners.items()) != 0 || len(h.redirect.held) != 0) {
+			t.Fatalf("refused %v, open %v, redirected %v", r.Refused, h.listeners.items(), h.redirect.held)
+		}
+		if attempt == 1 && r.Err != nil {
+			t.Fatalf("the second port was refused as well: %v", r.Err)
+		}
+	}
+}
+
+func TestWidestGap(t *testing.T) {
+	for _, c := range []struct {
+		ranges   [][2]int
+		min, max uint16
+	}{
+		{[][2]int{{30000, 32767}, {32768, 60999}}, 20000, 29999},
+		{[][2]int{{30000, 32767}, {1024, 60999}}, 61000, 65535},
+		{[][2]int{{1, 65535}}, firstPort, lastPort},
+		{[][2]int{{20000, 22767}, {32768, 60999}}, 22768, 32767},
+	} {
+		if min, max := widestGap(c.ranges); min != c.min || max != c.max {
+			t.Errorf("outside %v: %d-%d, want %d-%d", c.ranges, min, max, c.min, c.max)
+		}
+	}
+}
+
+// TestPublished shows that another process learns which listeners there are.
+func TestPublished(t *testing.T) {
+	h := newHarness(t, true)
+	b := h.Backend()
+	var plan backends.Plan
+	for _, e := range backendtest.Sample() {
+		items, err := b.Render(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range items {
+			plan.Changes = append(plan.Changes, backends.Change{Op: backends.Create, ID: i.ID(), New: i})
+		}
+	}
+	if r := b.Apply(t.Context(), plan); r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	if got, err := published(); len(got) != 0 || err != nil {
+		t.Fatalf("with no process running: %v, %v", got, err)
+	}
+	pipeA, pipeB, err := unixPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	go h.listeners.tell(pipeA)
+	got, err := readPublished(pipeB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]bool{}
+	for _, i := range h.listeners.items() {
+		want[i.String()] = true
+	}
+	if len(got) != len(want) || len(got) == 0 {
+		t.Errorf("%d listeners were told of, want %d", len(got), len(want))
+	}
+	for _, p := range got {
+		if !want[p.String()] {
+			t.Errorf("told of %q", p)
+		}
+		use, port, ok := p.use()
+		if known, err := h.ports.port(use); !ok || err != nil || known != port {
+			t.Errorf("%q is taken for the listener of %v", p, use)
+		}
+	}
+}
+
+// unixPair returns two ends of a socket.
+func unixPair() (a, b *net.UnixConn, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	var ends [2]*net.UnixConn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "pair")
+		c, err := net.FileConn(f)
+		f.Close()
+		if err != nil {
+			return nil, nil, err
+		}
+		ends[i] = c.(*net.UnixConn)
+	}
+	return ends[0], ends[1], nil
+}
