@@ -156,7 +156,9 @@ func TestUserspaceModeSwitch(t *testing.T) {
 	for i := range 3 {
 		d.lab.Host(fmt.Sprintf("pod%d", i+1)).Serve(t, netlab.UDP, 80)
 	}
-	config := func(mode string) { d.write(map[string]string{"config.yaml": painConfig + "mode: " + mode + "\nudpIdleTimeout: 10s\n"}) }
+	config := func(mode string) {
+		d.write(map[string]string{"config.yaml": painConfig + "mode: " + mode + "\nudpIdleTimeout: 10s\n"})
+	}
 	config("iptables")
 	d.write(map[string]string{"slice.yaml": painSlice(1, 2, 3) + "", "dns.yaml": strings.NewReplacer(
 		"name: web", "name: dns", "10.96.0.10", "10.96.0.11", "{port: 80}", "{port: 80, protocol: UDP}").Replace(painService),
