@@ -78,11 +78,7 @@ func runScenario(t *testing.T, s scenario, m mode, seed uint64) {
 	d.addForeign()
 	before := d.foreignRules()
 	flows := map[string]*netlab.Flow{}
-	defer func() {
-		for _, f := range flows {
-			f.Close()
-		}
-	}()
+	defer closeFlows(flows)
 
 	for i, st := range s.steps {
 		d.write(st.files)
@@ -98,6 +94,7 @@ func runScenario(t *testing.T, s scenario, m mode, seed uint64) {
 		if random.IntN(2) == 0 {
 			d.kill()
 			if m.proxies {
+				closeFlows(flows) // a proxy's connections end with it
 				d.start()
 				continue
 			}
@@ -113,6 +110,14 @@ func runScenario(t *testing.T, s scenario, m mode, seed uint64) {
 	}
 	d.awaitRunning()
 	d.checkLeavesNothing(before)
+}
+
+// closeFlows ends the flows that are open; the rows that follow open new ones.
+func closeFlows(flows map[string]*netlab.Flow) {
+	for _, f := range flows {
+		f.Close()
+	}
+	clear(flows)
 }
 
 // checkRows verifies all rows of a step. What may come a moment after the rules is polled for.
