@@ -8,9 +8,9 @@
 //	POSTROUTING → WEIR-POSTROUTING → WEIR-MASQUERADE
 //
 // The chains between are a tree by the last byte of the destination (10.96.0.42 is found in WEIR-IP-2A), or by blocks of
-// node ports: a new connection meets the few rules of its own branch, and a change to a Service touches one small chain. A Service port has one chain in most cases, with
-// a rule per endpoint, and none if one rule is enough. There is no chain for an endpoint: what makes iptables-nft slow is
-// above all the number of chains.
+// node ports: a new connection meets the few rules of its own branch, and a change to a Service touches one small
+// chain. A Service port has one chain in most cases, with a rule per endpoint, and none if one rule is enough. There is no
+// chain for an endpoint: what makes iptables-nft slow is above all the number of chains.
 package iptables
 
 import (

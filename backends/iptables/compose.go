@@ -91,39 +91,116 @@ func (b *Backend) needed(c change) bool {
 
 // compose writes one table. Chains are there before anything leads to them, and nothing leads to them when they go. In a
 // chain that is declared, nothing is left of what was in it.
+//
+// iptables-nft keeps the names of the chains that it met in a sorted list, and walks it from the front for every name in
+// every line. So that the list is short where it is walked, chains are declared from the last name to the first, each
+// followed by what it holds and by the rules that lead to it; the shared chains, which those rules are in, come first
+// here and by name. In any other order the time grows with the square of the number of chains.
 func (in *input) compose(changes []change) {
-	declared := make(map[string]bool)
-	for _, c := range changes {
-		if !c.isHook() && !c.isRule() {
-			declared[c.place.chain] = true
-			in.write(c.ID, ":", c.place.chain, " - [0:0]")
-		}
-	}
-	for _, c := range changes {
-		gone := c.isRule() && (c.Op == backends.Delete || c.Op == backends.Update)
-		if gone && !declared[c.place.chain] {
-			in.write(c.ID, "-D ", c.place.chain, " ", c.place.rule)
-		}
-	}
-	for _, c := range changes {
+	t := sortTable(changes)
+	in.deleteRules(t, changes)
+	var later []change
+	ready := make(map[string]bool, len(t.declared))
+	for _, c := range t.chains {
+		in.write(c.ID, ":", c.place.chain, " - [0:0]")
+		ready[c.place.chain] = true
 		if c.Op == backends.Delete {
 			continue
 		}
-		switch {
-		case c.isHook():
-			in.write(c.ID, "-I ", c.place.chain, " 1 ", c.place.rule)
-		case c.isRule():
-			in.write(c.ID, "-A ", c.place.chain, " ", c.place.rule)
-		default:
-			in.body(c)
+		if t.needsLater(c, ready) {
+			later = append(later, c)
+			continue
 		}
+		in.body(c)
+		in.appendRules(t.leading[c.place.chain])
 	}
+	for _, c := range later {
+		in.body(c)
+		in.appendRules(t.leading[c.place.chain])
+	}
+	in.appendRules(t.rules)
 	for _, c := range slices.Backward(changes) {
 		if c.Op == backends.Delete && !c.isHook() && !c.isRule() {
 			in.write(c.ID, "-X ", c.place.chain)
 		}
 	}
 	in.record(changes)
+}
+
+// table is the Changes of one table, sorted out for compose.
+type table struct {
+	chains   []change // the shared chains, then the others, each from the last name to the first
+	declared map[string]bool
+	leading  map[string][]change // by the chain in chains that the rules lead to
+	rules    []change            // all other rules that are to be there
+}
+
+func sortTable(changes []change) table {
+	t := table{declared: make(map[string]bool), leading: make(map[string][]change)}
+	for _, c := range changes {
+		if !c.isHook() && !c.isRule() {
+			t.chains = append(t.chains, c)
+			t.declared[c.place.chain] = true
+		}
+	}
+	slices.SortStableFunc(t.chains, func(a, b change) int {
+		if a.isShared() != b.isShared() {
+			if a.isShared() {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(b.place.chain, a.place.chain)
+	})
+	for _, c := range changes {
+		if c.Op == backends.Delete || !c.isRule() {
+			continue
+		}
+		if to := jumpTarget(c.place.rule); t.declared[to] && !c.isHook() && !shared(to) {
+			t.leading[to] = append(t.leading[to], c)
+		} else {
+			t.rules = append(t.rules, c)
+		}
+	}
+	return t
+}
+
+// needsLater says whether a chain leads to one that is declared below it.
+func (t table) needsLater(c change, ready map[string]bool) bool {
+	for rule := range strings.Lines(c.New.String()) {
+		if to := jumpTarget(strings.TrimSuffix(rule, "\n")); t.declared[to] && !ready[to] {
+			return true
+		}
+	}
+	return false
+}
+
+// jumpTarget returns what a rule ends with: "-j TARGET", if the target has no options.
+func jumpTarget(rule string) string {
+	at := strings.LastIndex(rule, "-j ")
+	if at < 0 {
+		return ""
+	}
+	return rule[at+len("-j "):]
+}
+
+func (in *input) deleteRules(t table, changes []change) {
+	for _, c := range changes {
+		gone := c.isRule() && (c.Op == backends.Delete || c.Op == backends.Update)
+		if gone && !t.declared[c.place.chain] {
+			in.write(c.ID, "-D ", c.place.chain, " ", c.place.rule)
+		}
+	}
+}
+
+func (in *input) appendRules(rules []change) {
+	for _, c := range rules {
+		if c.isHook() {
+			in.write(c.ID, "-I ", c.place.chain, " 1 ", c.place.rule)
+		} else {
+			in.write(c.ID, "-A ", c.place.chain, " ", c.place.rule)
+		}
+	}
 }
 
 // body writes the rules of a chain.

@@ -221,7 +221,7 @@ func (t *trail) chain(name string) []backends.Share {
 			if n, err := strconv.Atoi(words["--seconds"]); err == nil {
 				t.f.Affinity = time.Duration(n) * time.Second
 			}
-		case strings.HasPrefix(name, "WEIR-FW-"):
+		case strings.HasPrefix(name, "WEIR-"+sourceKind+"-"):
 			source := words["-s"]
 			if source == "" {
 				source = "everybody"

@@ -11,6 +11,14 @@ import (
 	"weir/backends"
 )
 
+// The kinds of chains of a Service port, as they are named. They sort behind all other chains: see (*input).compose.
+const (
+	clusterKind  = "SVC" // chooses among all endpoints
+	localKind    = "SVL" // chooses among the endpoints of this node
+	externalKind = "SVX" // takes external traffic that is not treated as internal traffic is
+	sourceKind   = "SVS" // lets the source ranges through
+)
+
 // Render implements backends.Backend.
 func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
 	if err := b.check(e); err != nil {
@@ -114,7 +122,7 @@ func (r *rendering) dnat() {
 	case one:
 		external = internalTarget
 	case !e.ExternalLocal && len(cluster) > 0:
-		external = r.chain("EXT", []string{r.b.setMark}, cluster)
+		external = r.chain(externalKind, []string{r.b.setMark}, cluster)
 	case e.ExternalLocal:
 		external = r.externalLocal(clusterChain, cluster, local)
 	}
@@ -125,9 +133,9 @@ func (r *rendering) dnat() {
 
 func internalKind(e *backends.Entry) string {
 	if e.InternalLocal {
-		return "LOC"
+		return localKind
 	}
-	return "SVC"
+	return clusterKind
 }
 
 // externalLocal renders external traffic under policy Local: pods and the node itself may use all endpoints of the
@@ -137,7 +145,7 @@ func (r *rendering) externalLocal(clusterTarget string, cluster, local []backend
 	pods := r.b.pods[r.e.Key.Family]
 	if len(cluster) > 0 {
 		if clusterTarget == "" {
-			clusterTarget = r.chain("SVC", nil, cluster)
+			clusterTarget = r.chain(clusterKind, nil, cluster)
 		}
 		if pods.yes != "" {
 			rules = append(rules, pods.yes+" "+r.qualify(clusterTarget))
@@ -145,7 +153,7 @@ func (r *rendering) externalLocal(clusterTarget string, cluster, local []backend
 		rules = append(rules, "-m addrtype --src-type LOCAL "+r.b.setMark)
 		rules = append(rules, r.qualifyAfter("-m addrtype --src-type LOCAL", clusterTarget))
 	}
-	return r.chain("EXT", rules, local)
+	return r.chain(externalKind, rules, local)
 }
 
 // qualify adds the protocol to a target that needs it.
@@ -205,7 +213,7 @@ func (r *rendering) firewall(target string) string {
 			allow(netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
-	name := "WEIR-FW-" + hash("FW", r.key)
+	name := "WEIR-" + sourceKind + "-" + hash(sourceKind, r.key)
 	r.items = append(r.items, body(r.at, name, rules))
 	return "-j " + name
 }
