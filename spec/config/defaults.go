@@ -3,7 +3,6 @@ package config
 import (
 	"net"
 	"net/netip"
-	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -127,8 +126,8 @@ func withPort(addr, host, port string) string {
 	if addr == "" {
 		return net.JoinHostPort(host, port)
 	}
-	if bare := strings.Trim(addr, "[]"); validAddr(bare) {
-		return net.JoinHostPort(bare, port)
+	if validAddr(addr) {
+		return net.JoinHostPort(addr, port)
 	}
 	return addr
 }

@@ -24,9 +24,18 @@ func validate(r *reporter, c *KubeProxy) {
 	validateConntrack(r, &c.Conntrack)
 	validateLogging(r, c.KubeProxyConfiguration)
 
-	for i, a := range c.NodePortAddresses {
-		if !slices.Contains([]string{NodePortsAll, NodePortsPrimary, NodePortsLocalhost}, a) && !validPrefix(a) {
-			r.add(fmt.Sprintf("nodePortAddresses[%d]", i), "%q is neither a CIDR nor one of %s, %s, %s", a, NodePortsAll, NodePortsPrimary, NodePortsLocalhost)
+	validateNodePortAddresses(r, c.NodePortAddresses)
+}
+
+func validateNodePortAddresses(r *reporter, list []string) {
+	for i, a := range list {
+		field := fmt.Sprintf("nodePortAddresses[%d]", i)
+		keyword := slices.Contains([]string{NodePortsAll, NodePortsPrimary, NodePortsLocalhost}, a)
+		switch {
+		case keyword && slices.Contains(list[:i], a):
+			r.add(field, "%q is there twice", a)
+		case !keyword && !validPrefix(a):
+			r.add(field, "%q is neither a CIDR nor one of %s, %s, %s", a, NodePortsAll, NodePortsPrimary, NodePortsLocalhost)
 		}
 	}
 }

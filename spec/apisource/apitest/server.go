@@ -63,7 +63,7 @@ type Server struct {
 // Start runs a server until the test ends. The test is skipped if there are no binaries, unless WEIR_TEST_REQUIRE is set.
 func Start(t testing.TB, o Options) *Server {
 	t.Helper()
-	etcd, api := find(t, "etcd"), find(t, "kube-apiserver")
+	etcd, api := Binary(t, "etcd"), Binary(t, "kube-apiserver")
 	if o.Start == nil {
 		o.Start = func(c *exec.Cmd) error { return c.Start() }
 	}
@@ -212,8 +212,8 @@ func (p *process) kill() {
 	p.cmd = nil
 }
 
-// find looks for a binary in KUBEBUILDER_ASSETS, in PATH, and where "make testserver" puts it.
-func find(t testing.TB, name string) string {
+// Binary looks for a program in KUBEBUILDER_ASSETS, in PATH, and where "make testserver" puts it.
+func Binary(t testing.TB, name string) string {
 	t.Helper()
 	if dir := os.Getenv("KUBEBUILDER_ASSETS"); dir != "" {
 		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
