@@ -47,6 +47,14 @@ const (
 	CodeOrphan Code = "orphan"
 	// CodeUnpinned is a value that was allocated and is not in a weir.lock.yaml, though there is one.
 	CodeUnpinned Code = "unpinned"
+	// CodeStaleLock is what a weir.lock.yaml pins and no Service needs.
+	CodeStaleLock Code = "stale-lock"
+	// CodeNoEndpoints is a Service without endpoints.
+	CodeNoEndpoints Code = "no-endpoints"
+	// CodeSharedAddress is an external address and port of two Services.
+	CodeSharedAddress Code = "shared-address"
+	// CodeNotRendered is a Helm chart or a kustomization, which is not rendered here.
+	CodeNotRendered Code = "not-rendered"
 )
 
 // Error returns "file:line: kind namespace/name: field: problem", without the parts that are not known.

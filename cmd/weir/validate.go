@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,43 +12,97 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
-	"weir/reconcile"
+	"weir/reconcile/findings"
+	"weir/reconcile/review"
 	"weir/spec"
 )
 
 func newValidate() *cobra.Command {
-	var input inputFlags
+	var (
+		input  inputFlags
+		format string
+		failOn string
+	)
 	cmd := &cobra.Command{
 		Use:   "validate -f DIR|FILE|-",
 		Short: "Say whether an input is valid, without touching this node",
 		Long: `Read the input as "weir run" would and print every problem as "file:line: kind namespace/name: field: problem". Nothing
 on this node is looked at or changed, so it can run anywhere, for instance on a pull request.
 
-Exit codes: 0 the input is valid (notices may have been printed); 1 it is not; 2 the command line makes no sense.`,
+With -o json, junit, sarif or github (workflow commands, which GitHub shows at their lines) all there is to say goes to
+standard output. Notices that have an ID can be silenced by a Service's annotation weir/silence; see weir help warnings.
+
+Exit codes: 0 the input is valid (notices may have been printed); 1 it is not, or --fail-on found something; 2 the command
+line makes no sense.`,
 		Example: `  weir validate -f ./cluster
-  weir validate -f ./cluster --config kube-proxy.yaml
+  weir validate -f ./cluster -o sarif > weir.sarif
+  weir validate -f ./cluster --config kube-proxy.yaml --fail-on warning
   kustomize build overlays/edge | weir validate -f -`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := oneOf("--output", format, append([]string{"text"}, findings.Formats...)...); err != nil {
+				return err
+			}
+			if failOn != "" {
+				if err := oneOf("--fail-on", failOn, "warning"); err != nil {
+					return err
+				}
+			}
 			source, err := input.source(hclog.NewNullLogger())
 			if err != nil {
 				return err
 			}
-			snap, err := source.Load(cmd.Context())
-			if err == nil {
-				err = checkConfigured(snap)
+			report := validate(cmd.Context(), source)
+			if err := cmd.Context().Err(); err != nil {
+				return err
 			}
-			if err != nil {
-				printProblems(cmd.ErrOrStderr(), err)
-				return errReported
+			if format == "text" {
+				err = printFindings(cmd, report)
+			} else {
+				err = report.Write(cmd.OutOrStdout(), format, thisBuild().Version)
 			}
-			printNotices(cmd.ErrOrStderr(), snap)
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s\n", paint(cmd.OutOrStdout(), green, "ok:"), summary(snap))
+			if err == nil && (!report.Valid() || failOn != "" && report.Count(findings.SeverityWarning) > 0) {
+				err = errReported
+			}
 			return err
 		},
 	}
 	input.add(cmd)
+	cmd.Flags().StringVarP(&format, "output", "o", "text", "how to print what was found: text, json, junit, sarif or github")
+	cmd.Flags().StringVar(&failOn, "fail-on", "", "exit with 1 for a valid input if there are any: warning")
 	return cmd
+}
+
+func validate(ctx context.Context, source spec.Source) findings.Report {
+	snap, err := source.Load(ctx)
+	if err == nil {
+		err = checkConfigured(snap)
+	}
+	if err != nil {
+		return findings.Refused(err)
+	}
+	return findings.Accepted(snap, summary(snap))
+}
+
+// printFindings prints for people: what is wrong to standard error, that all is well to standard output.
+func printFindings(cmd *cobra.Command, r findings.Report) error {
+	out, errOut := cmd.OutOrStdout(), cmd.ErrOrStderr()
+	for _, f := range r.Findings {
+		switch id := review.ID(f.Rule); {
+		case f.Severity == findings.SeverityError:
+			fmt.Fprintln(errOut, f)
+		case f.Rule == findings.Notice:
+			fmt.Fprintf(errOut, "%s %s\n", paint(errOut, yellow, "notice:"), f)
+		default:
+			fmt.Fprintf(errOut, "%s %s [%s]\n", paint(errOut, yellow, "notice:"), f, id.Short())
+		}
+	}
+	if !r.Valid() {
+		_, err := fmt.Fprintf(errOut, "%s %s\n", paint(errOut, red, "invalid:"), plural(r.Count(findings.SeverityError), "problem"))
+		return err
+	}
+	_, err := fmt.Fprintf(out, "%s %s\n", paint(out, green, "ok:"), r.Summary)
+	return err
 }
 
 // checkConfigured finds fault with a configuration that is valid, but that this build cannot serve.
@@ -77,25 +132,6 @@ func problemLines(err error) []string {
 		lines[i] = p.Error()
 	}
 	return lines
-}
-
-// printNotices prints what the authors should know: on the input, and on how Services resolve whatever the node.
-func printNotices(w io.Writer, snap *spec.Snapshot) {
-	seen := map[string]struct{}{}
-	tell := func(problems []spec.Problem) {
-		for _, p := range problems {
-			if _, told := seen[p.Error()]; !told {
-				seen[p.Error()] = struct{}{}
-				fmt.Fprintf(w, "%s %s\n", paint(w, yellow, "notice:"), p.Error())
-			}
-		}
-	}
-	tell(snap.Notices)
-	for svc := range snap.Services() {
-		tell(svc.Notices)
-		_, problems := reconcile.Resolve(svc, &reconcile.Node{Families: bothFamilies})
-		tell(problems)
-	}
 }
 
 // summary counts what was read: "12 Services, 3 EndpointSlices, 40 documents of other kinds skipped".

@@ -51,15 +51,15 @@ func InputWarnings(before, after *spec.Snapshot) []Warning {
 func inputWarnings(snap *spec.Snapshot) []Warning {
 	var all []Warning
 	for _, n := range snap.Notices {
-		if n.Code == spec.CodeOrphan {
-			all = append(all, Warning{ID: UnusedEndpoints, Severity: SeverityWarning, Object: n.Object, Source: n.Origin.String(), Detail: n.Detail})
+		if id := IDOf(n.Code); id != "" {
+			all = append(all, Warning{ID: id, Severity: id.Severity(), Object: n.Object, Source: n.Origin.String(), Detail: n.Detail})
 		}
 	}
 	for svc := range snap.Services() {
 		all = append(all, sourceFamilies(svc)...)
 		for _, n := range svc.Notices {
-			if n.Code == spec.CodeUnpinned {
-				all = append(all, NewWarning(UnpinnedAllocation, backends.ServiceName(svc.Name), n.Origin.String(), "%s", strings.TrimPrefix(n.Field+": "+n.Detail, ": ")))
+			if id := IDOf(n.Code); id == UnpinnedAllocation || id == StaleLock { // the Entries tell of the others
+				all = append(all, NewWarning(id, backends.ServiceName(svc.Name), n.Origin.String(), "%s", strings.TrimPrefix(n.Field+": "+n.Detail, ": ")))
 			}
 		}
 	}

@@ -83,6 +83,6 @@ func (p *Plan) details(g *Group, limit int) string {
 
 // escape makes text of others harmless in Markdown: no markup, no mention of people.
 func escape(s string) string {
-	s = html.EscapeString(clean(s))
+	s = html.EscapeString(Clean(s))
 	return strings.NewReplacer("|", "&#124;", "@", "&#64;", "`", "&#96;", "*", "&#42;", "_", "&#95;", "[", "&#91;", "]", "&#93;").Replace(s)
 }

@@ -59,10 +59,10 @@ func (i Input) String() string {
 		parts = append(parts, i.Kind)
 	}
 	if i.Name != "" {
-		parts = append(parts, clean(i.Name))
+		parts = append(parts, Clean(i.Name))
 	}
 	if r := i.Revision; r != "" {
-		parts = append(parts, "("+clean(shortRevision(r))+")")
+		parts = append(parts, "("+Clean(shortRevision(r))+")")
 	}
 	return strings.Join(parts, " ")
 }
@@ -165,7 +165,7 @@ func nodesText(nodes []string) string {
 		if i > 0 {
 			text += ", "
 		}
-		text += clean(n)
+		text += Clean(n)
 	}
 	if more := len(nodes) - len(shown); more > 0 {
 		text += fmt.Sprintf(" and %d more", more)
@@ -174,7 +174,7 @@ func nodesText(nodes []string) string {
 }
 
 func (t *texter) service(s *Service) {
-	t.signed(s.Op, "%-44s %s", clean(nameText(s.ServiceName())), clean(s.Source))
+	t.signed(s.Op, "%-44s %s", Clean(nameText(s.ServiceName())), Clean(s.Source))
 	if s.Drift {
 		t.line("    the kernel does not hold what was applied last: somebody else changed it")
 	}
@@ -189,7 +189,7 @@ func (t *texter) service(s *Service) {
 func (t *texter) port(p *Port) {
 	name := ""
 	if p.Name != "" {
-		name = clean(p.Name) + " "
+		name = Clean(p.Name) + " "
 	}
 	t.signed(p.Op, "    %s%s %s", name, p.Protocol, p.Family)
 	listed := map[Op]int{}
@@ -217,10 +217,10 @@ func changeText(c Change) string {
 	if c.Op == Modify {
 		return fmt.Sprintf("%s %s → %s", what, valueText(c.Old), valueText(c.New))
 	}
-	return what + " " + clean(cmp.Or(c.New, c.Old))
+	return what + " " + Clean(cmp.Or(c.New, c.Old))
 }
 
-func valueText(s string) string { return clean(cmp.Or(s, "as others")) }
+func valueText(s string) string { return Clean(cmp.Or(s, "as others")) }
 
 func (t *texter) kernel(k *Kernel) {
 	blank := false
@@ -240,7 +240,7 @@ func (t *texter) kernel(k *Kernel) {
 		t.line("")
 	}
 	for _, r := range k.Rules {
-		t.line("# for %s", clean(strings.Join(r.For, ", ")))
+		t.line("# for %s", Clean(strings.Join(r.For, ", ")))
 		if r.Old != "" {
 			t.lines(Remove, r.Old)
 		}
@@ -255,7 +255,7 @@ func (t *texter) kernel(k *Kernel) {
 
 func (t *texter) lines(op Op, text string) {
 	for l := range strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n") {
-		t.signed(op, "%s", clean(l))
+		t.signed(op, "%s", Clean(l))
 	}
 }
 
@@ -270,7 +270,7 @@ func warningText(w Warning) string {
 	text := string(w.ID)
 	for _, part := range []string{w.Source, w.Object, w.Detail} {
 		if part != "" {
-			text += ": " + clean(part)
+			text += ": " + Clean(part)
 		}
 	}
 	if len(w.Nodes) > 0 {
@@ -279,8 +279,8 @@ func warningText(w Warning) string {
 	return text
 }
 
-// clean keeps what people wrote, such as a file's name, from steering a terminal or ending a line.
-func clean(s string) string {
+// Clean keeps what people wrote, such as a file's name, from steering a terminal or ending a line.
+func Clean(s string) string {
 	if !strings.ContainsFunc(s, unsafeRune) && utf8.ValidString(s) {
 		return s
 	}

@@ -19,27 +19,6 @@ const (
 	SeverityInfo    = "info"
 )
 
-// ID names a kind of warning. IDs are stable: they are never given to another kind.
-type ID string
-
-// The kinds of warnings. Their short form, up to the first hyphen, is enough to silence one.
-const (
-	NoReadyEndpoint     ID = "W001-no-ready-endpoint"
-	NodePortMoved       ID = "W002-node-port-moved"
-	ClusterIPChanged    ID = "W003-cluster-ip-changed"
-	AffinityLost        ID = "W004-session-affinity-lost"
-	UnusedEndpoints     ID = "W005-unused-endpoints"
-	SharedAddress       ID = "W006-shared-address"
-	SourcesExcludeAll   ID = "W007-source-ranges-exclude-everybody"
-	ModeChanged         ID = "W008-proxy-mode-changed"
-	UnpinnedAllocation  ID = "W009-unpinned-allocation"
-	SourcesOtherFamily  ID = "W010-source-ranges-of-other-family"
-	LocalWithoutMembers ID = "W011-local-policy-without-endpoints"
-)
-
-// severities of the kinds that are not SeverityWarning.
-var severities = map[ID]string{UnpinnedAllocation: SeverityInfo, LocalWithoutMembers: SeverityInfo}
-
 // Warning is what a reviewer should look at.
 type Warning struct {
 	ID       ID     `json:"id"`
@@ -56,7 +35,7 @@ type Warning struct {
 
 // NewWarning returns a Warning about a Service.
 func NewWarning(id ID, name backends.ServiceName, source, format string, args ...any) Warning {
-	return Warning{ID: id, Severity: cmp.Or(severities[id], SeverityWarning), Object: "Service " + name.String(), Source: source,
+	return Warning{ID: id, Severity: id.Severity(), Object: "Service " + name.String(), Source: source,
 		Detail: fmt.Sprintf(format, args...), service: name}
 }
 
@@ -88,7 +67,7 @@ func modeWarning(old, new string) Warning {
 	if old == "ipvs" || new == "ipvs" {
 		detail = "connections that IPVS holds are not handed over: those open now are reset or time out"
 	}
-	return Warning{ID: ModeChanged, Severity: SeverityWarning, Detail: fmt.Sprintf("the proxy mode changes from %s to %s: %s", old, new, detail)}
+	return Warning{ID: ModeChanged, Severity: ModeChanged.Severity(), Detail: fmt.Sprintf("the proxy mode changes from %s to %s: %s", old, new, detail)}
 }
 
 type warner struct{ found []Warning }
@@ -243,17 +222,17 @@ func MergeWarnings(nodes []string, each [][]Warning) []Warning {
 func Silence(all []Warning, annotation func(backends.ServiceName) string) []Warning {
 	kept := []Warning{}
 	for _, w := range all {
-		if w.service == (backends.ServiceName{}) || !silenced(w.ID, annotation(w.service)) {
+		if w.service == (backends.ServiceName{}) || !Silenced(w.ID, annotation(w.service)) {
 			kept = append(kept, w)
 		}
 	}
 	return kept
 }
 
-func silenced(id ID, list string) bool {
-	short, _, _ := strings.Cut(string(id), "-")
+// Silenced says whether a list, the value of AnnotationSilence, names a kind of warning.
+func Silenced(id ID, list string) bool {
 	for part := range strings.SplitSeq(list, ",") {
-		if part = strings.TrimSpace(part); part == short || part == string(id) {
+		if part = strings.TrimSpace(part); part != "" && (part == id.Short() || part == string(id)) {
 			return true
 		}
 	}

@@ -332,35 +332,35 @@ func (u *update) service(name spec.Name, e *entry) *spec.Service {
 
 // serviceNotices tells the author of a Service what will not work as it was probably meant.
 func (u *update) serviceNotices(svc *spec.Service, e *entry) {
-	notice := func(field, detail string) {
-		svc.Notices = append(svc.Notices, spec.Problem{Origin: svc.Origin, Object: e.service.id.String(), Field: field, Detail: detail})
+	notice := func(code spec.Code, field, detail string) {
+		svc.Notices = append(svc.Notices, spec.Problem{Origin: svc.Origin, Object: e.service.id.String(), Field: field, Detail: detail, Code: code})
 	}
 	const ways = "add an EndpointSlice labelled kubernetes.io/service-name, or an Endpoints object of the same name, or let weir read them from an API server"
 	switch {
 	case len(svc.Slices) > 0 || len(e.slices) > 0:
 	case e.endpoints != nil && e.endpoints.endpoints.Labels[discoveryv1.LabelSkipMirror] == "true":
-		notice("", "has no endpoints: its Endpoints object is labelled "+discoveryv1.LabelSkipMirror)
+		notice(spec.CodeNoEndpoints, "", "has no endpoints: its Endpoints object is labelled "+discoveryv1.LabelSkipMirror)
 	case e.endpoints != nil:
-		notice("", "has no endpoints: its Endpoints object has no addresses")
+		notice(spec.CodeNoEndpoints, "", "has no endpoints: its Endpoints object has no addresses")
 	case e.service.service.selects:
-		notice("spec.selector", "selects nothing, since no controller is here to look for pods; programmed without endpoints: "+ways)
+		notice(spec.CodeNoEndpoints, "spec.selector", "selects nothing, since no controller is here to look for pods; programmed without endpoints: "+ways)
 	default:
-		notice("", "has no endpoints: "+ways)
+		notice(spec.CodeNoEndpoints, "", "has no endpoints: "+ways)
 	}
 	for _, s := range svc.Slices {
 		if f := corev1.IPFamily(s.AddressType); s.AddressType != discoveryv1.AddressTypeFQDN && !slices.Contains(svc.Object.Spec.IPFamilies, f) {
-			notice("spec.ipFamilies", fmt.Sprintf("EndpointSlice %s is not used, since the Service is not of family %s", s.Name, f))
+			notice("", "spec.ipFamilies", fmt.Sprintf("EndpointSlice %s is not used, since the Service is not of family %s", s.Name, f))
 		}
 	}
 	for i, p := range svc.Object.Spec.Ports {
 		if missing, has := portMissing(svc.Slices, p.Name, p.Protocol); missing {
-			notice(fmt.Sprintf("spec.ports[%d].name", i), fmt.Sprintf("no endpoints have a port with the name %q and protocol %s; they have %s", p.Name, p.Protocol, has))
+			notice("", fmt.Sprintf("spec.ports[%d].name", i), fmt.Sprintf("no endpoints have a port with the name %q and protocol %s; they have %s", p.Name, p.Protocol, has))
 		}
 	}
 	for _, v := range vipsOf(svc.Object) {
 		for _, other := range u.vips[v] {
 			if other != svc.Name {
-				notice("", fmt.Sprintf("%s port %d/%s is also an address of Service %s; only one of them will be reached there", v.addr, v.port, v.protocol, other))
+				notice(spec.CodeSharedAddress, "", fmt.Sprintf("%s port %d/%s is also an address of Service %s; only one of them will be reached there", v.addr, v.port, v.protocol, other))
 			}
 		}
 	}
