@@ -30,6 +30,8 @@ type Service struct {
 	// Slices are the Service's EndpointSlices, sorted by name. Endpoints objects are converted to slices, unless the
 	// Service has slices as well.
 	Slices []*discoveryv1.EndpointSlice
+	// Allocated are the values of Object that its author left to weir, in the order of the fields.
+	Allocated []Allocation
 	// Origin is where the Service was written.
 	Origin Origin
 	// Notices are what its author should know, for example that a selector selects nothing here.
@@ -71,6 +73,8 @@ type Snapshot struct {
 	Weir WeirConfiguration
 	// Nodes by name.
 	Nodes map[string]*corev1.Node
+	// Locks are where the AllocationLocks were written.
+	Locks []Origin
 	// Notices are warnings that belong to no single Service.
 	Notices []Problem
 	// Skipped counts the documents of kinds that mean nothing to weir, by kind.

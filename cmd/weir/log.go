@@ -64,6 +64,9 @@ func (c *changeLog) update(u spec.Update) {
 func (c *changeLog) noticeAll(u spec.Update) {
 	tell := func(problems []spec.Problem) {
 		for _, p := range problems {
+			if p.Code == spec.CodeUnpinned || p.Code == spec.CodeStaleLock {
+				continue // that is for whoever writes the input: weir validate tells
+			}
 			if _, told := c.notices[p.Error()]; !told {
 				c.log.Warn(p.Error())
 				c.notices[p.Error()] = struct{}{}

@@ -4,6 +4,7 @@ package findings
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -93,6 +94,7 @@ func Accepted(snap *spec.Snapshot, summary string) Report {
 		}
 	}
 	tell(snap.Notices, "")
+	tell(unpinned(snap), "")
 	node := reconcile.Node{Families: []backends.Family{backends.IPv4, backends.IPv6}}
 	for svc := range snap.Services() {
 		silenced := silence(backends.ServiceName(svc.Name))
@@ -101,6 +103,19 @@ func Accepted(snap *spec.Snapshot, summary string) Report {
 		tell(problems, silenced)
 	}
 	return r
+}
+
+// unpinned tells of allocated values where nothing is pinned yet, all at once.
+func unpinned(snap *spec.Snapshot) []spec.Problem {
+	values := 0
+	for svc := range snap.Services() {
+		values += len(svc.Allocated)
+	}
+	if len(snap.Locks) > 0 || values == 0 {
+		return nil
+	}
+	return []spec.Problem{{Code: spec.CodeUnpinned, Detail: fmt.Sprintf(
+		"allocated ClusterIPs and node ports are not pinned (%d in all), so that a new Service could displace them: weir allocate --write pins them", values)}}
 }
 
 // ruleOf returns the rule and severity of a notice.

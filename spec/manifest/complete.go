@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -37,9 +38,12 @@ func (u *update) allocate() {
 		n := needs{}
 		if e := u.entries[name]; e != nil && e.service != nil {
 			var problems []fieldProblem
-			n, problems = u.pools.needsOf(e.service.service)
+			n, problems = u.pools.needsOf(e.service.service, e.pinned())
 			for _, p := range problems {
 				u.problem(e.service, p.field, p.detail)
+			}
+			if e.pin != nil {
+				u.checkPinned(e.service.service, e.pin, n)
 			}
 		}
 		if !n.equal(u.needs[name]) {
@@ -172,14 +176,19 @@ func (u *update) full() bool {
 	return full
 }
 
-// reportContested reports values that several Services set. The first, in the order of files and lines, may keep it.
+// reportContested reports values that several Services set. The one that has it pinned may keep it, else the first, in the
+// order of files and lines.
 func (u *update) reportContested() {
 	for a, names := range u.contestedIPs {
 		u.contested(names, fmt.Sprintf("%s is the ClusterIP", a), func(s *service) string {
-			if i := slices.Index(s.clusterIPs, a); i > 0 {
+			switch i := slices.Index(s.clusterIPs, a); i {
+			case -1:
+				return ""
+			case 0:
+				return "spec.clusterIP"
+			default:
 				return fmt.Sprintf("spec.clusterIPs[%d]", i)
 			}
-			return "spec.clusterIP"
 		})
 	}
 	for p, names := range u.contestedPorts {
@@ -187,19 +196,34 @@ func (u *update) reportContested() {
 			if i := slices.Index(s.nodePorts, int32(p)); i >= 0 {
 				return fmt.Sprintf("spec.ports[%d].nodePort", i)
 			}
-			return "spec.healthCheckNodePort"
+			if s.healthPort == int32(p) {
+				return "spec.healthCheckNodePort"
+			}
+			return ""
 		})
 	}
 }
 
 func (u *update) contested(names []spec.Name, what string, field func(*service) string) {
-	var all []*placed
-	for _, name := range names {
-		all = append(all, u.entries[name].service)
+	type claimant struct {
+		*placed
+		field string // "" if it is pinned
 	}
-	slices.SortFunc(all, func(a, b *placed) int { return compareOrigins(a.origin(), b.origin()) })
-	for _, p := range all[1:] {
-		u.problem(p, field(p.service), fmt.Sprintf("%s of Service %s already (%s)", what, all[0].id.name, all[0].origin()))
+	var all []claimant
+	for _, name := range names {
+		e := u.entries[name]
+		c := claimant{e.service, field(e.service.service)}
+		if c.field == "" {
+			c.placed = e.pin
+		}
+		all = append(all, c)
+	}
+	slices.SortFunc(all, func(a, b claimant) int {
+		pinned := func(c claimant) int { return min(len(c.field), 1) } // what is pinned was there before
+		return cmp.Or(cmp.Compare(pinned(a), pinned(b)), compareOrigins(a.origin(), b.origin()))
+	})
+	for _, c := range all[1:] {
+		u.problem(c.placed, c.field, fmt.Sprintf("%s of Service %s already (%s)", what, all[0].id.name, all[0].origin()))
 	}
 }
 
@@ -303,9 +327,17 @@ func (u *update) build() *iradix.Tree[*spec.Service] {
 	return txn.Commit()
 }
 
+// pinned returns what is pinned for the Service, or nil.
+func (e *entry) pinned() *pin {
+	if e.pin == nil {
+		return nil
+	}
+	return e.pin.pin
+}
+
 // sameService says whether two Services differ in nothing but their place.
 func sameService(a, b *spec.Service) bool {
-	return reflect.DeepEqual(a.Object, b.Object) && slices.EqualFunc(a.Slices, b.Slices, func(x, y *discoveryv1.EndpointSlice) bool {
+	return reflect.DeepEqual(a.Object, b.Object) && slices.Equal(a.Allocated, b.Allocated) && slices.EqualFunc(a.Slices, b.Slices, func(x, y *discoveryv1.EndpointSlice) bool {
 		return x == y || reflect.DeepEqual(x, y)
 	}) && slices.EqualFunc(a.Notices, b.Notices, func(x, y spec.Problem) bool {
 		x.Origin, y.Origin = spec.Origin{}, spec.Origin{}
@@ -316,8 +348,8 @@ func sameService(a, b *spec.Service) bool {
 // service completes one Service.
 func (u *update) service(name spec.Name, e *entry) *spec.Service {
 	own := e.service.service
-	own.base = u.pools.complete(name, own, u.needs[name])
-	svc := &spec.Service{Name: name, Object: own.base, Origin: e.service.origin()}
+	own.base = u.pools.complete(name, own, u.needs[name], e.pinned())
+	svc := &spec.Service{Name: name, Object: own.base, Allocated: u.pools.allocations(own, u.needs[name], e.pinned()), Origin: e.service.origin()}
 	for _, p := range e.slices {
 		svc.Slices = append(svc.Slices, p.slice)
 	}
@@ -327,6 +359,7 @@ func (u *update) service(name spec.Name, e *entry) *spec.Service {
 	if own.proxied() {
 		u.serviceNotices(svc, e)
 	}
+	u.lockNotices(svc, e)
 	return svc
 }
 

@@ -42,6 +42,8 @@ const (
 	kindSlice     kind = "EndpointSlice"
 	kindEndpoints kind = "Endpoints"
 	kindNode      kind = "Node"
+	// kindLocked is an entry of an AllocationLock.
+	kindLocked kind = "lock"
 )
 
 // objectID names an object. Nodes have no namespace.
@@ -51,8 +53,11 @@ type objectID struct {
 }
 
 func (id objectID) String() string {
-	if id.kind == kindNode {
+	switch id.kind {
+	case kindNode:
 		return fmt.Sprintf("%s %s", id.kind, id.name.Name)
+	case kindLocked:
+		return "lock of Service " + id.name.String()
 	}
 	return fmt.Sprintf("%s %s", id.kind, id.name)
 }
@@ -68,6 +73,7 @@ type object struct {
 	sliceOf   string // the name of the slice's Service, or ""
 	endpoints *corev1.Endpoints
 	node      *corev1.Node
+	pin       *pin
 }
 
 // configuration is a document that configures weir. At most one of proxy and weir is set.
@@ -85,6 +91,7 @@ type content struct {
 
 	objects  []*object
 	config   *configuration
+	lock     bool // it is an AllocationLock
 	problems []spec.Problem
 	notices  []spec.Problem
 	// skipped counts objects of other kinds; nil for none.
@@ -206,6 +213,8 @@ func (d *document) object(data []byte, at place, within string) {
 		d.skip(noKind)
 	case config.IsKubeProxy(name), config.IsWeir(name):
 		d.config(name, config.Doc{File: d.path, Line: 1, Bytes: d.text.data}, at, within)
+	case name == spec.LockKind:
+		d.lock(data, at, within)
 	case name == "ConfigMap" && apiVersion == "v1":
 		d.configMap(at, within)
 	case apiVersion == "":
@@ -280,7 +289,7 @@ func (d *document) list(data []byte, apiVersion, name string) {
 	if len(list.Items) == 0 {
 		return
 	}
-	places := d.itemPlaces()
+	places := d.itemPlaces("items")
 	for i, item := range list.Items {
 		if len(d.out.problems) >= maxProblemsPerDocument {
 			return

@@ -23,7 +23,7 @@ func (n needs) equal(o needs) bool {
 }
 
 // needsOf works out what a Service needs where the given families can be allocated. Problems are what cannot be had.
-func (p *pools) needsOf(s *service) (needs, []fieldProblem) {
+func (p *pools) needsOf(s *service, pin *pin) (needs, []fieldProblem) {
 	var problems []fieldProblem
 	n := needs{addrs: s.clusterIPs}
 	if s.base.Spec.Type == corev1.ServiceTypeExternalName {
@@ -40,16 +40,18 @@ func (p *pools) needsOf(s *service) (needs, []fieldProblem) {
 		if i < len(s.clusterIPs) {
 			continue
 		}
-		if p.ip[f] == nil {
+		if _, pinned := pin.addr(f); p.ip[f] == nil && !pinned {
 			problems = append(problems, fieldProblem{"spec.ipFamilies", fmt.Sprintf("no ClusterIP can be allocated, since there is no service CIDR of family %s", f)})
 			continue
 		}
 		n.wanted = append(n.wanted, needOf(f))
 	}
+	n, problems = p.portNeeds(s, n, problems)
+	n = p.pinned(s, n, pin)
 	if slices.Equal(n.wanted, onlyNeedIPv4) {
 		n.wanted = onlyNeedIPv4
 	}
-	return p.portNeeds(s, n, problems)
+	return n, problems
 }
 
 // What most Services need, for all of them to share.
@@ -133,7 +135,7 @@ func (s *service) setNodePort(port int32) int32 {
 }
 
 // complete returns the Service with everything set that an API server would have set, of which base is all the rest.
-func (p *pools) complete(name spec.Name, s *service, n needs) *corev1.Service {
+func (p *pools) complete(name spec.Name, s *service, n needs, pin *pin) *corev1.Service {
 	out := *s.base
 	sp := &out.Spec
 	sp.IPFamilies = n.families
@@ -151,6 +153,8 @@ func (p *pools) complete(name spec.Name, s *service, n needs) *corev1.Service {
 	for i, f := range n.families {
 		if i < len(s.clusterIPs) {
 			ips = append(ips, s.clusterIPs[i].String())
+		} else if a, ok := pin.addr(f); ok {
+			ips = append(ips, a.String())
 		} else if c := p.ip[f].claims[owner{name, needOf(f)}]; c != nil {
 			ips = append(ips, c.value.String())
 		}
@@ -167,12 +171,21 @@ func (p *pools) complete(name spec.Name, s *service, n needs) *corev1.Service {
 		if !s.hasNodePorts() || s.nodePorts != nil && s.nodePorts[i] != 0 {
 			continue
 		}
-		if port.NodePort = s.setNodePort(port.Port); port.NodePort == 0 {
+		if port.NodePort = s.setNodePort(port.Port); port.NodePort != 0 {
+			continue
+		}
+		if v, ok := pin.port(s, port.Port); ok {
+			port.NodePort = int32(v)
+		} else {
 			port.NodePort = p.allocatedPort(owner{name, need(port.Port)})
 		}
 	}
 	if sp.HealthCheckNodePort = s.healthPort; s.hasHealthPort() && s.healthPort == 0 {
-		sp.HealthCheckNodePort = p.allocatedPort(owner{name, needHealth})
+		if v, ok := pin.healthPort(s); ok {
+			sp.HealthCheckNodePort = int32(v)
+		} else {
+			sp.HealthCheckNodePort = p.allocatedPort(owner{name, needHealth})
+		}
 	}
 	return &out
 }

@@ -125,6 +125,8 @@ func randomDocument(r *rand.Rand) string {
 		return fmt.Sprintf("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: %s-%d\n  labels: {kubernetes.io/service-name: %s}\naddressType: IPv4\nports: [{port: 80}]\nendpoints:\n- addresses: [10.1.0.%d]\n", name, r.IntN(3), name, 1+r.IntN(9))
 	case 7:
 		return fmt.Sprintf("apiVersion: v1\nkind: Endpoints\nmetadata: {name: %s}\nsubsets:\n- addresses: [{ip: 10.1.0.%d}]\n  ports: [{port: 80}]\n", name, 1+r.IntN(9))
+	case 9:
+		return fmt.Sprintf("apiVersion: weir/v1alpha1\nkind: AllocationLock\nservices:\n- name: %s\n  clusterIPs: [10.0.0.%d]\n  nodePorts: [{port: 80, nodePort: %d}]\n", name, 1+r.IntN(200), 30000+r.IntN(80))
 	case 8:
 		return fmt.Sprintf("apiVersion: v1\nkind: Node\nmetadata: {name: n%d, labels: {topology.kubernetes.io/zone: z%d}}\n", r.IntN(9), r.IntN(3))
 	}
@@ -282,13 +284,16 @@ func describeSet(s *Set) string {
 		add("object %s %s", id, p.origin())
 	}
 	for name, e := range s.entries {
-		add("entry %s %v %d %v", name, e.service != nil, len(e.slices), e.endpoints != nil)
+		add("entry %s %v %d %v %v", name, e.service != nil, len(e.slices), e.endpoints != nil, e.pin != nil)
 	}
 	for _, d := range s.configs {
 		add("config %s", d.origin())
 	}
 	for _, d := range s.noticed {
 		add("noticed %s:%d", d.path, d.line)
+	}
+	for _, d := range s.locks {
+		add("lock %s:%d", d.path, d.line)
 	}
 	for k, n := range s.skipped {
 		add("skipped %s %d", k, n)

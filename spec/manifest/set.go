@@ -49,15 +49,16 @@ type Set struct {
 
 	objects map[objectID]*placed
 	entries map[spec.Name]*entry
-	// configs, noticed and skipped are what else the documents hold.
+	// configs, noticed, locks and skipped are what else the documents hold.
 	configs map[*content]docAt
 	noticed map[*content]docAt
+	locks   map[*content]docAt // the AllocationLocks
 	skipped map[string]int
 
 	pools  pools
 	needs  map[spec.Name]needs
 	vips   map[vip][]spec.Name // external addresses, with the Services that use them
-	orphan map[spec.Name]bool  // names of Services that are not there but have slices
+	orphan map[spec.Name]bool  // names of Services that are not there but have slices or pins
 
 	last *spec.Snapshot
 	tree *iradix.Tree[*spec.Service]
@@ -85,6 +86,7 @@ type entry struct {
 	service   *placed
 	slices    []*placed
 	endpoints *placed
+	pin       *placed // its entry in an AllocationLock
 }
 
 // NewSet returns a Set of no files.
@@ -92,7 +94,7 @@ func NewSet(o Options) *Set {
 	s := &Set{
 		opts:  o,
 		files: map[string]*file{}, objects: map[objectID]*placed{}, entries: map[spec.Name]*entry{},
-		configs: map[*content]docAt{}, noticed: map[*content]docAt{}, skipped: map[string]int{},
+		configs: map[*content]docAt{}, noticed: map[*content]docAt{}, locks: map[*content]docAt{}, skipped: map[string]int{},
 		needs: map[spec.Name]needs{}, vips: map[vip][]spec.Name{}, orphan: map[spec.Name]bool{},
 		tree: iradix.New[*spec.Service](),
 	}

@@ -127,6 +127,9 @@ func (u *update) removeDoc(d docAt) {
 	if len(d.notices) > 0 {
 		remove(&u.undo, u.noticed, d.content)
 	}
+	if d.lock {
+		remove(&u.undo, u.locks, d.content)
+	}
 	for k, n := range d.skipped {
 		if left := u.skipped[k] - n; left > 0 {
 			put(&u.undo, u.skipped, k, left)
@@ -155,6 +158,9 @@ func (u *update) addDoc(d docAt) {
 	if len(d.notices) > 0 {
 		put(&u.undo, u.noticed, d.content, d)
 	}
+	if d.lock {
+		put(&u.undo, u.locks, d.content, d)
+	}
 	for k, n := range d.skipped {
 		put(&u.undo, u.skipped, k, u.skipped[k]+n)
 	}
@@ -165,7 +171,11 @@ func (u *update) settleTwice() {
 	for id, all := range u.twice {
 		slices.SortFunc(all, func(a, b *placed) int { return compareOrigins(a.origin(), b.origin()) })
 		for _, p := range all[1:] {
-			u.problem(p, "metadata.name", fmt.Sprintf("is declared already at %s", all[0].origin()))
+			field := "metadata.name"
+			if id.kind == kindLocked {
+				field = "name"
+			}
+			u.problem(p, field, fmt.Sprintf("is declared already at %s", all[0].origin()))
 		}
 		if now := u.objects[id]; now != all[0] {
 			u.link(now, now.object, nil)
@@ -188,6 +198,8 @@ func (u *update) link(old *placed, o *object, new *placed) {
 		u.edit(o.id.name, func(e *entry) { e.service = new })
 	case kindEndpoints:
 		u.edit(o.id.name, func(e *entry) { e.endpoints = new })
+	case kindLocked:
+		u.edit(o.id.name, func(e *entry) { e.pin = new })
 	case kindSlice:
 		if o.sliceOf == "" {
 			return
@@ -209,7 +221,7 @@ func (u *update) edit(name spec.Name, change func(*entry)) {
 		e = *old
 	}
 	change(&e)
-	if e.service == nil && e.endpoints == nil && len(e.slices) == 0 {
+	if e.service == nil && e.endpoints == nil && len(e.slices) == 0 && e.pin == nil {
 		remove(&u.undo, u.entries, name)
 		return
 	}
@@ -286,6 +298,11 @@ func (u *update) finish(rev spec.Revision) *spec.Snapshot {
 			u.dirty[name] = true
 		}
 	}
+	if u.last != nil && u.locked() != (len(u.last.Locks) > 0) {
+		for name := range u.entries {
+			u.dirty[name] = true // for their notices
+		}
+	}
 	u.allocate()
 	if len(u.problems) == 0 && !snap.Weir.AllowEmpty && !u.anyService() {
 		u.problems = append(u.problems, spec.Problem{Detail: "there is no Service in the input" + u.skippedSummary() + "; if nothing is what should be programmed, say so with --allow-empty"})
@@ -298,6 +315,7 @@ func (u *update) finish(rev spec.Revision) *spec.Snapshot {
 	snap.Notices = u.notices()
 	snap.Skipped = maps.Clone(u.skipped)
 	snap.Nodes = u.nodeMap()
+	snap.Locks = u.lockOrigins()
 	return snap.WithServices(u.tree)
 }
 
@@ -351,9 +369,16 @@ func (u *update) notices() []spec.Problem {
 	}
 	for name := range u.orphan {
 		e := u.entries[name]
+		if e.pin != nil {
+			out = append(out, spec.Problem{Origin: e.pin.origin(), Object: e.pin.id.String(), Code: spec.CodeStaleLock,
+				Detail: "pins values for a Service that is not in the input: weir allocate --write drops it"})
+		}
 		p := e.endpoints
 		if len(e.slices) > 0 {
 			p = e.slices[0]
+		}
+		if p == nil {
+			continue
 		}
 		out = append(out, spec.Problem{Origin: p.origin(), Object: p.id.String(), Detail: fmt.Sprintf("belongs to Service %s, which is not in the input", name), Code: spec.CodeOrphan})
 	}

@@ -102,10 +102,10 @@ func yamlProblem(message string) lineProblem {
 	return lineProblem{line, fieldProblem{detail: "not YAML: " + detail}}
 }
 
-// itemPlaces returns where the items of a List are written.
-func (d *document) itemPlaces() []place {
+// itemPlaces returns where the items of a list, which is a field of the document, are written.
+func (d *document) itemPlaces(list string) []place {
 	if d.text.json {
-		return d.jsonItemPlaces()
+		return d.jsonItemPlaces(list)
 	}
 	var root yamlv3.Node
 	if yamlv3.Unmarshal(d.text.data, &root) != nil || len(root.Content) == 0 {
@@ -113,7 +113,7 @@ func (d *document) itemPlaces() []place {
 	}
 	var items []*yamlv3.Node
 	for i, top := 0, root.Content[0]; i+1 < len(top.Content); i += 2 {
-		if top.Content[i].Value == "items" {
+		if top.Content[i].Value == list {
 			items = top.Content[i+1].Content
 		}
 	}
@@ -135,10 +135,10 @@ func (d *document) itemPlaces() []place {
 	return places
 }
 
-func (d *document) jsonItemPlaces() []place {
+func (d *document) jsonItemPlaces(list string) []place {
 	data := d.text.data
 	dec := json.NewDecoder(bytes.NewReader(data))
-	if !enter(dec, "items") {
+	if !enter(dec, list) {
 		return nil
 	}
 	var places []place
