@@ -151,6 +151,15 @@ type renaming struct {
 	io.Closer
 }
 
+// inOther says whether a line is about what a chain of iptables mode holds, of which there may be very many.
+func inOther(line []byte) bool {
+	name, ok := bytes.CutPrefix(line, []byte("-A "))
+	if !ok {
+		name, ok = bytes.CutPrefix(line, []byte(":"))
+	}
+	return ok && bytes.HasPrefix(name, []byte("WEIR-")) && !bytes.HasPrefix(name, []byte(layerPrefix))
+}
+
 // Read implements io.Reader.
 func (r *renaming) Read(p []byte) (int, error) {
 	for len(r.rest) == 0 {
@@ -161,6 +170,9 @@ func (r *renaming) Read(p []byte) (int, error) {
 		line, r.err = r.lines.ReadSlice('\n')
 		if r.err == bufio.ErrBufferFull {
 			r.err = nil // a name that is cut in two is in no line of weir's, all of which are shorter
+		}
+		if inOther(line) {
+			continue
 		}
 		if bytes.Contains(line, []byte("WEIR-")) {
 			line = []byte(inwardText(string(line)))

@@ -26,7 +26,8 @@ import (
 // cleanupTimeout bounds what --cleanup-on-exit may take; service managers kill after 90 s.
 const cleanupTimeout = 60 * time.Second
 
-// manyServices is from when on a round leaves enough garbage behind to give it back to the system at once.
+// manyServices is from how many on a round that resolves them all, or reads what the kernel holds of them all, leaves
+// enough garbage behind to give it back to the system at once.
 const manyServices = 500
 
 func newRun() *cobra.Command {
@@ -251,7 +252,7 @@ func (d *daemon) onReport(r reconcile.Report) {
 		d.swept = true
 		d.sweep(r.Mode)
 	}
-	if r.Resolved >= manyServices {
+	if r.Resolved >= manyServices || r.Observed && r.Services >= manyServices {
 		freeMemory()
 	}
 }
