@@ -72,6 +72,7 @@ func (v *validator) slice(s *discoveryv1.EndpointSlice) {
 			name = *p.Name
 		}
 		v.portName(name, seen, "ports[%d].name", i)
+		v.appProtocol(p.AppProtocol, "ports[%d].appProtocol", i)
 		if p.Protocol != nil {
 			v.protocol(*p.Protocol, "ports[%d].protocol", i)
 		}
@@ -90,6 +91,13 @@ func (v *validator) portName(name string, seen map[string]int, path string, args
 		v.add(fmt.Sprintf("%s is also the name of the port at index %d", quote(name), first), path, args...)
 	}
 	seen[name] = len(seen)
+}
+
+// appProtocol validates a field that means nothing to a proxy.
+func (v *validator) appProtocol(name *string, path string, args ...any) {
+	if name != nil {
+		v.addAll(utilvalidation.IsQualifiedName(*name), *name, path, args...)
+	}
 }
 
 func (v *validator) endpoint(e *discoveryv1.Endpoint, family discoveryv1.AddressType, i int) {
@@ -217,6 +225,7 @@ func (v *validator) subset(s *corev1.EndpointSubset, i int) {
 			v.add("is missing: several ports need a name each", "subsets[%d].ports[%d].name", i, j)
 		} else {
 			v.portName(p.Name, seen, "subsets[%d].ports[%d].name", i, j)
+			v.appProtocol(p.AppProtocol, "subsets[%d].ports[%d].appProtocol", i, j)
 		}
 		if p.Protocol == "" {
 			p.Protocol = tcp

@@ -251,6 +251,7 @@ func (v *validator) servicePorts(s *corev1.ServiceSpec) {
 		} else if p.TargetPort.IntVal != p.Port {
 			v.port(p.TargetPort.IntVal, "spec.ports[%d].targetPort", i)
 		}
+		v.appProtocol(p.AppProtocol, "spec.ports[%d].appProtocol", i)
 		if p.NodePort == 0 {
 			continue
 		}
