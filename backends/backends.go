@@ -50,6 +50,23 @@ type Generation interface {
 	Generation(ctx context.Context) (uint64, error)
 }
 
+// Held is what the kernel was last known to hold.
+type Held interface {
+	// Item returns nil if the kernel held nothing of the ID.
+	Item(ID) Item
+	// Items yields all Items, in no order.
+	Items(yield func(Item) bool)
+}
+
+// Rereader is implemented by a Backend with a Generation that knows what others wrote, so that not everything has to be
+// read again on account of it.
+type Rereader interface {
+	// Reread returns the Items that may differ from those held because somebody else wrote since the last Observe or
+	// Reread, as the kernel holds them now: nil for one that is gone. It is false if everything has to be observed. An error
+	// voids the pass.
+	Reread(ctx context.Context, held Held) (map[ID]Item, bool, error)
+}
+
 // Result is what the kernel confirmed of a Plan. There are three kinds:
 //
 //   - Err == nil: every Change that is not in Refused is in force, and those in Refused are as they were before.

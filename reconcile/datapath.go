@@ -156,17 +156,13 @@ func (d *dataPath) observe(ctx context.Context, full bool, rep *Report) error {
 func (d *dataPath) read(ctx context.Context, rep *Report) error {
 	// The generation is taken before the read, so that a write during the read moves it on.
 	generation, known := d.now(ctx)
-	items := make([]backends.Item, 0, d.tracker.Len())
-	for item, err := range d.backend.Observe(ctx) {
-		if err != nil {
-			return err
-		}
-		items = append(items, item)
+	differ, done, err := d.readTouched(ctx, known)
+	if err == nil && !done {
+		differ, err = d.readAll(ctx)
 	}
-	if err := ctx.Err(); err != nil {
-		return err // a pass that was cut short may have ended without an error of its own
+	if err != nil {
+		return err
 	}
-	differ := d.tracker.ReplaceObserved(items)
 	if d.observed && d.trusted {
 		rep.Drifted += len(differ)
 		for _, id := range differ {
@@ -176,6 +172,34 @@ func (d *dataPath) read(ctx context.Context, rep *Report) error {
 	d.generation, d.known = generation, known
 	d.observed, d.trusted, d.unread = true, true, false
 	return nil
+}
+
+// readTouched reads only what somebody else wrote; it is not done if the backend does not know that, or if what is known
+// of the rest cannot be trusted.
+func (d *dataPath) readTouched(ctx context.Context, known bool) (differ []backends.ID, done bool, err error) {
+	r, ok := d.backend.(backends.Rereader)
+	if !ok || !known || !d.known || !d.trusted || d.unread {
+		return nil, false, nil
+	}
+	items, ok, err := r.Reread(ctx, d.tracker)
+	if !ok || err != nil {
+		return nil, false, err
+	}
+	return d.tracker.Reobserve(items), true, nil
+}
+
+func (d *dataPath) readAll(ctx context.Context) ([]backends.ID, error) {
+	items := make([]backends.Item, 0, d.tracker.Len())
+	for item, err := range d.backend.Observe(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		items = append(items, item)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err // a pass that was cut short may have ended without an error of its own
+	}
+	return d.tracker.ReplaceObserved(items), nil
 }
 
 // render brings the desired side up to date. A Service that cannot be rendered keeps what it had.

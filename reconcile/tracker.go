@@ -309,6 +309,39 @@ func (t *Tracker) ReplaceObserved(items []backends.Item) []backends.ID {
 	return drift
 }
 
+// Reobserve makes items what the kernel holds of their IDs, nil for one that is gone. It returns the IDs that differ now and
+// did not before.
+func (t *Tracker) Reobserve(items map[backends.ID]backends.Item) []backends.ID {
+	var drift []backends.ID
+	for id, item := range items {
+		r := t.record(id)
+		_, before := t.pending[r]
+		t.see(r, item)
+		if _, now := t.pending[r]; now && !before {
+			drift = append(drift, id)
+		}
+	}
+	slices.Sort(drift)
+	return drift
+}
+
+// Item implements backends.Held.
+func (t *Tracker) Item(id backends.ID) backends.Item {
+	if r := t.records[id]; r != nil {
+		return r.observed
+	}
+	return nil
+}
+
+// Items implements backends.Held.
+func (t *Tracker) Items(yield func(backends.Item) bool) {
+	for _, r := range t.records {
+		if r.observed != nil && !yield(r.observed) {
+			return
+		}
+	}
+}
+
 // Confirm records that the kernel made the changes.
 func (t *Tracker) Confirm(changes []backends.Change) {
 	for _, c := range changes {

@@ -132,7 +132,7 @@ func (b *Backend) commit(ctx context.Context, c *conn, changes []backends.Change
 	if b.batchLimit > 0 {
 		limit = min(limit, b.batchLimit)
 	}
-	batches, err := newAssembly(limit, single).batches(changes)
+	batches, err := newAssembly(b.name, limit, single).batches(changes)
 	if err != nil {
 		return err
 	}
@@ -167,6 +167,7 @@ func (b *Backend) commit(ctx context.Context, c *conn, changes []backends.Change
 
 // assembly turns changes into the messages of transactions.
 type assembly struct {
+	table  string // the tables' name
 	limit  int
 	single bool
 	change int32 // whose messages are being made
@@ -197,8 +198,8 @@ type list struct {
 	at       int
 }
 
-func newAssembly(limit int, single bool) *assembly {
-	a := &assembly{limit: limit, single: single}
+func newAssembly(table string, limit int, single bool) *assembly {
+	a := &assembly{table: table, limit: limit, single: single}
 	a.reset()
 	return a
 }
@@ -227,13 +228,13 @@ func (a *assembly) batches(changes []backends.Change) ([][]message, error) {
 	}
 	a.head = append(a.head, a.elements()...)
 	for _, i := range s.chainDeletes {
-		a.add(int32(i), flushChain(s.fam(changes[i]), changes[i].Old.(*chainItem).name))
+		a.add(int32(i), flushChain(a.tableOf(changes[i]), changes[i].Old.(*chainItem).name))
 	}
 	for _, i := range s.chainDeletes {
-		a.add(int32(i), deleteChain(s.fam(changes[i]), changes[i].Old.(*chainItem).name))
+		a.add(int32(i), deleteChain(a.tableOf(changes[i]), changes[i].Old.(*chainItem).name))
 	}
 	for _, i := range s.setDeletes {
-		a.add(int32(i), deleteSet(s.fam(changes[i]), changes[i].Old.(setItem).name))
+		a.add(int32(i), deleteSet(a.tableOf(changes[i]), changes[i].Old.(setItem).name))
 	}
 	return append(a.done, a.head), nil
 }
@@ -244,7 +245,7 @@ type sorted struct {
 	setDeletes, chainDeletes   []int
 }
 
-func (sorted) fam(c backends.Change) backends.Family { return familyOf(itemOf(c)) }
+func (a *assembly) tableOf(c backends.Change) table { return table{familyOf(itemOf(c)), a.table} }
 
 func itemOf(c backends.Change) backends.Item {
 	if c.New != nil {
@@ -265,6 +266,8 @@ func familyOf(i backends.Item) backends.Family {
 		return i.key().family()
 	case memberItem:
 		return i.family()
+	case catchallItem:
+		return i.fam
 	}
 	return 0
 }
@@ -299,7 +302,7 @@ func sortChanges(changes []backends.Change) (sorted, error) {
 			} else {
 				s.chains = append(s.chains, i)
 			}
-		case frontItem, memberItem:
+		case frontItem, memberItem, catchallItem:
 			s.data = append(s.data, i)
 		default:
 			return s, fmt.Errorf("change %s: a %T is no item of this backend", c.ID, item)
@@ -318,12 +321,12 @@ func (a *assembly) add(change int32, m message) {
 func (a *assembly) scaffolding(changes []backends.Change, s sorted) error {
 	for _, i := range s.tables {
 		old, exists := changes[i].Old.(tableItem)
-		f := familyOf(itemOf(changes[i]))
+		t := a.tableOf(changes[i])
 		if changes[i].Op == backends.Delete || exists && old.rebuild {
-			a.add(int32(i), tableMessage(f, unix.NFT_MSG_DELTABLE, 0))
+			a.add(int32(i), tableMessage(t, unix.NFT_MSG_DELTABLE, 0))
 		}
 		if changes[i].Op != backends.Delete {
-			a.add(int32(i), tableMessage(f, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE))
+			a.add(int32(i), tableMessage(t, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE))
 		}
 	}
 	for _, i := range s.sets {
@@ -332,21 +335,21 @@ func (a *assembly) scaffolding(changes []backends.Change, s sorted) error {
 		if !ok {
 			return fmt.Errorf("change %s: no set of this backend", changes[i].ID)
 		}
-		a.add(int32(i), setMessage(item.fam, sets[id]))
+		a.add(int32(i), setMessage(a.tableOf(changes[i]), sets[id]))
 	}
 	for _, i := range s.chains {
-		item := changes[i].New.(*chainItem)
+		item, t := changes[i].New.(*chainItem), a.tableOf(changes[i])
 		if old, ok := changes[i].Old.(*chainItem); ok && item.entry() != old.entry() {
-			a.add(int32(i), flushChain(item.fam, item.name))
-			a.add(int32(i), deleteChain(item.fam, item.name))
+			a.add(int32(i), flushChain(t, item.name))
+			a.add(int32(i), deleteChain(t, item.name))
 		}
-		a.add(int32(i), chainMessage(item.fam, item.want))
-		a.add(int32(i), flushChain(item.fam, item.name))
+		a.add(int32(i), chainMessage(t, item.want))
+		a.add(int32(i), flushChain(t, item.name))
 	}
 	for _, i := range s.chains {
 		item := changes[i].New.(*chainItem)
 		for _, r := range item.want.rules {
-			m, err := ruleMessage(item.fam, item.name, r)
+			m, err := ruleMessage(a.tableOf(changes[i]), item.name, r)
 			if err != nil {
 				return fmt.Errorf("change %s: rule %q: %w", changes[i].ID, r.text, err)
 			}
@@ -366,6 +369,10 @@ func (i *chainItem) entry() string {
 
 // data makes the elements of a front or a member.
 func (a *assembly) data(c backends.Change) {
+	if i, ok := c.Old.(catchallItem); ok {
+		a.element(a.deletes, listKey{i.fam, i.set}, rawElement{})
+		return
+	}
 	if _, ok := itemOf(c).(memberItem); ok {
 		if old, ok := c.Old.(memberItem); ok {
 			a.element(a.deletes, listKey{old.family(), old.set()}, rawElement{key: old.kernelKey()})
@@ -434,9 +441,7 @@ func (a *assembly) element(to lists, key listKey, x rawElement) {
 		to.of[key] = l
 	}
 	if l.e == nil {
-		l.e = newEncoder(key.fam)
-		l.e.string(unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
-		l.e.string(unix.NFTA_SET_ELEM_LIST_SET, sets[key.set].name)
+		l.e = elementsRequest(table{key.fam, a.table}, key.set)
 		l.at = l.e.open(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 		a.size += len(l.e.b) + unix.SizeofNlMsghdr
 	}

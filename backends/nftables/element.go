@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -309,6 +310,22 @@ func newMember(set setID, a netip.Addr) memberItem {
 	return memberItem(append([]byte{byte(backends.FamilyOf(a)), byte(set)}, a.AsSlice()...))
 }
 
+// parseMember reads a member from the kernel's key.
+func parseMember(f backends.Family, id setID, key []byte) (memberItem, bool) {
+	n := addrLen(f)
+	want := n
+	if id == hairpin {
+		want = 2 * n
+	}
+	if len(key) != want {
+		return "", false
+	}
+	if id == hairpin && bytes.Equal(key[:n], key[n:]) {
+		key = key[:n]
+	}
+	return memberItem(append([]byte{byte(f), byte(id)}, key...)), true
+}
+
 func (i memberItem) family() backends.Family { return backends.Family(i[0]) }
 func (i memberItem) set() setID              { return setID(i[1]) }
 
@@ -336,6 +353,21 @@ func (i memberItem) String() string {
 		addrs = addrs[n:]
 	}
 	return s
+}
+
+// catchallItem is the element that stands for every key which a set does not have. weir has none; somebody else may have
+// put one there.
+type catchallItem struct {
+	fam backends.Family
+	set setID
+}
+
+// ID implements backends.Item.
+func (i catchallItem) ID() backends.ID { return backends.ID(i.String()) }
+
+// String implements backends.Item.
+func (i catchallItem) String() string {
+	return familyName(i.fam) + " " + sets[i.set].name + " all other keys, not weir's"
 }
 
 func familyName(f backends.Family) string {

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"weir/backends"
-
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
@@ -24,8 +22,9 @@ type watcher struct {
 	seen uint32
 	// own is the generation that weir's last transaction made.
 	own uint32
-	// moves counts the times that somebody else may have touched the tables.
-	moves uint64
+	// moves counts the times that somebody else may have touched the tables, and touched is what, since it was read last.
+	moves   uint64
+	touched touched
 	// paused says that notifications are not received for now.
 	paused bool
 }
@@ -59,7 +58,7 @@ func (b *Backend) Generation(ctx context.Context) (uint64, error) {
 		return 0, fmt.Errorf("nftables: %w", err)
 	}
 	if now != w.seen {
-		if w.touched(now) {
+		if w.read(now, b.name) {
 			w.moves++
 		}
 		w.seen = now
@@ -94,7 +93,7 @@ func (w *watcher) start(ctx context.Context, own *conn) error {
 		return errors.Join(err, c.close())
 	}
 	w.conn = c
-	w.moves++
+	w.lost()
 	return nil
 }
 
@@ -103,44 +102,37 @@ func swap32(n uint32) uint32 {
 	return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
 }
 
-// touched reads the notifications of all commits up to the generation now and says whether one was about weir's tables.
-// The kernel notifies before the next commit can begin: after a commit of weir's own all earlier ones have notified.
-func (w *watcher) touched(now uint32) bool {
-	touched, complete := false, now == w.own
+// lost says that the notifications do not tell what was touched.
+func (w *watcher) lost() {
+	w.moves++
+	w.touched = touched{everything: true}
+}
+
+// read reads the notifications of all commits up to the generation now and says whether one was about the tables of this
+// name. The kernel notifies before the next commit can begin: after a commit of weir's own all earlier ones have notified.
+func (w *watcher) read(now uint32, name string) bool {
+	moved, complete := false, now == w.own
 	read := func(r reply) error {
 		switch {
 		case r.typ == subsys(unix.NFT_MSG_NEWGEN):
 			complete = complete || int32(generationOf(r.data)-now) >= 0
-		case r.typ>>8 == unix.NFNL_SUBSYS_NFTABLES && ownTable(r.data):
-			touched = true
+		case r.typ>>8 == unix.NFNL_SUBSYS_NFTABLES:
+			moved = w.touched.note(r.typ, r.data, name) || moved
 		}
 		return nil
 	}
-	if err := w.conn.nl.SetReadDeadline(time.Now().Add(settleWait)); err != nil {
-		return true
-	}
-	for {
-		err := w.conn.receive(false, read)
+	err := w.conn.nl.SetReadDeadline(time.Now().Add(settleWait))
+	for err == nil {
+		err = w.conn.receive(false, read)
 		if errors.Is(err, unix.EAGAIN) {
 			if complete {
-				return touched
+				return moved
 			}
 			err = w.conn.receive(true, read)
 		}
-		if err != nil {
-			return true // something was lost, or does not come
-		}
 	}
-}
-
-// ownTable says whether a notification is about one of weir's tables. The table's name is attribute 1 of all of them.
-func ownTable(data []byte) bool {
-	if len(data) < 4 || data[0] != nfproto(backends.IPv4) && data[0] != nfproto(backends.IPv6) {
-		return false
-	}
-	own := false
-	attributes(data[4:], func(typ uint16, value []byte) { own = own || typ == 1 && cString(value) == tableName })
-	return own
+	w.touched = touched{everything: true} // something was lost, or does not come
+	return true
 }
 
 // quiet is how many changes a plan has at least for the subscription to pause while it is applied: otherwise the kernel
@@ -161,7 +153,7 @@ func (w *watcher) resume(alone bool) {
 	}
 	w.paused = false
 	if !alone {
-		w.moves++
+		w.lost()
 	}
 	if err := w.conn.nl.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
 		_ = w.close() // the next call of Generation begins anew, which counts as a move

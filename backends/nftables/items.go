@@ -6,25 +6,34 @@ import (
 	"weir/backends"
 )
 
-// tableName is the name of weir's table, in each family.
-const tableName = "weir"
+// The names of weir's tables.
+const (
+	backendTable = "weir"
+	layerTable   = "weir-userspace"
+)
+
+// table names one table of the kernel: those of different families and of a Backend and a Layer have nothing in common.
+type table struct {
+	fam  backends.Family
+	name string
+}
 
 const tableComment = "Kubernetes Services, programmed by weir; what others write here is removed"
 
 // tableItem is a table. fault is empty for one that is as it should be.
 type tableItem struct {
-	fam   backends.Family
+	table
 	fault string
 	// rebuild says that the table cannot be mended: a map has the wrong type.
 	rebuild bool
 }
 
 // ID implements backends.Item.
-func (i tableItem) ID() backends.ID { return backends.ID(familyName(i.fam) + " a table " + tableName) }
+func (i tableItem) ID() backends.ID { return backends.ID(familyName(i.fam) + " a table " + i.name) }
 
 // String implements backends.Item.
 func (i tableItem) String() string {
-	s := familyName(i.fam) + " table " + tableName
+	s := familyName(i.fam) + " table " + i.name
 	if i.fault != "" {
 		s += ": " + i.fault
 	}

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"weir/backends"
-
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -328,11 +326,4 @@ func generationOf(data []byte) uint32 {
 		}
 	})
 	return id
-}
-
-// tableRequest asks for what a table holds; the attribute of the table's name has number 1 in all requests.
-func tableRequest(f backends.Family) []byte {
-	e := newEncoder(f)
-	e.string(1, tableName)
-	return e.b
 }

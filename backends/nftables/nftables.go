@@ -37,6 +37,7 @@ import (
 // used in, and nothing else. Its methods may be called from any goroutine.
 type Backend struct {
 	cfg    backends.Config
+	name   string   // of its tables
 	shapes sync.Map // of shapeKey to *shapeChains
 
 	mu    sync.Mutex // guards what follows
@@ -53,7 +54,7 @@ var (
 
 // New returns a Backend for the configuration. It opens nothing: the kernel is reached at the first use, in the network
 // namespace of the thread that makes it.
-func New(cfg backends.Config) *Backend { return &Backend{cfg: cfg} }
+func New(cfg backends.Config) *Backend { return &Backend{cfg: cfg, name: backendTable} }
 
 // Close gives back the sockets. What the kernel holds stays. The Backend can be used again.
 func (b *Backend) Close() error {
@@ -108,7 +109,7 @@ func Probe(ctx context.Context) error {
 func (b *Backend) Base() []backends.Item {
 	var items []backends.Item
 	for _, f := range b.cfg.Families {
-		items = append(items, tableItem{fam: f})
+		items = append(items, tableItem{table: table{f, b.name}})
 		for id := range sets {
 			items = append(items, setItem{fam: f, name: sets[id].name})
 		}

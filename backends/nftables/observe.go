@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"iter"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -30,9 +29,12 @@ func (b *Backend) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 	return func(yield func(backends.Item, error) bool) {
 		b.mu.Lock()
 		items, err := b.observe(ctx)
+		if err == nil {
+			b.watch.touched = touched{}
+		}
 		b.mu.Unlock()
 		if err != nil {
-			yield(nil, fmt.Errorf("nftables: read the tables %q: %w", tableName, err))
+			yield(nil, fmt.Errorf("nftables: read the tables %q: %w", b.name, err))
 			return
 		}
 		for _, i := range items {
@@ -57,7 +59,7 @@ func (b *Backend) observe(ctx context.Context) ([]backends.Item, error) {
 		}
 		for _, f := range []backends.Family{backends.IPv4, backends.IPv6} {
 			var of []backends.Item
-			if of, err = (&observer{b: b, c: c, fam: f}).items(ctx); err != nil {
+			if of, err = (&observer{b: b, c: c, table: table{f, b.name}}).items(ctx); err != nil {
 				break
 			}
 			items = append(items, of...)
@@ -77,13 +79,13 @@ func (b *Backend) observe(ctx context.Context) ([]backends.Item, error) {
 
 // observer reads one family.
 type observer struct {
-	b   *Backend
-	c   *conn
-	fam backends.Family
+	b *Backend
+	c *conn
+	table
 }
 
 func (o *observer) items(ctx context.Context) ([]backends.Item, error) {
-	table, ok, err := o.table(ctx)
+	top, ok, err := o.top(ctx)
 	if err != nil || !ok {
 		return nil, err
 	}
@@ -92,8 +94,8 @@ func (o *observer) items(ctx context.Context) ([]backends.Item, error) {
 		return nil, err
 	}
 	if fault != "" {
-		table.fault, table.rebuild = fault, true
-		return []backends.Item{table}, nil
+		top.fault, top.rebuild = fault, true
+		return []backends.Item{top}, nil
 	}
 	chains, err := o.chains(ctx)
 	if err != nil {
@@ -103,12 +105,12 @@ func (o *observer) items(ctx context.Context) ([]backends.Item, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.Concat([]backends.Item{table}, setItems, chains, data), nil
+	return slices.Concat([]backends.Item{top}, setItems, chains, data), nil
 }
 
-func (o *observer) table(ctx context.Context) (tableItem, bool, error) {
-	item, found := tableItem{fam: o.fam}, false
-	err := o.c.get(ctx, unix.NFT_MSG_GETTABLE, tableRequest(o.fam), func(data []byte) error {
+func (o *observer) top(ctx context.Context) (tableItem, bool, error) {
+	item, found := tableItem{table: o.table}, false
+	err := o.c.get(ctx, unix.NFT_MSG_GETTABLE, tableRequest(o.table), func(data []byte) error {
 		found = true
 		attributes(data[4:], func(typ uint16, value []byte) {
 			if typ == unix.NFTA_TABLE_FLAGS && len(value) == 4 {
@@ -124,7 +126,7 @@ func (o *observer) table(ctx context.Context) (tableItem, bool, error) {
 
 // sets returns the definitions, and what is wrong with one of weir's own that cannot be mended in place.
 func (o *observer) sets(ctx context.Context) (items []backends.Item, fault string, err error) {
-	err = o.c.dump(ctx, unix.NFT_MSG_GETSET, tableRequest(o.fam), func(data []byte) error {
+	err = o.c.dump(ctx, unix.NFT_MSG_GETSET, tableRequest(o.table), func(data []byte) error {
 		name, d := parseSet(data[4:])
 		if d.flags&(unix.NFT_SET_ANONYMOUS) != 0 {
 			return nil // part of a rule
@@ -196,7 +198,7 @@ type observedRule struct {
 func (o *observer) chains(ctx context.Context) ([]backends.Item, error) {
 	found := map[string]*observedChain{}
 	err := o.c.dump(ctx, unix.NFT_MSG_GETCHAIN, []byte{nfproto(o.fam), unix.NFNETLINK_V0, 0, 0}, func(data []byte) error {
-		if c, mine := parseChain(data[4:]); mine {
+		if c, of := parseChain(data[4:]); of == o.name {
 			found[c.name] = c
 		}
 		return nil
@@ -204,21 +206,9 @@ func (o *observer) chains(ctx context.Context) ([]backends.Item, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = o.c.dump(ctx, unix.NFT_MSG_GETRULE, tableRequest(o.fam), func(data []byte) error {
-		var name string
-		var exprs, user []byte
-		attributes(data[4:], func(typ uint16, value []byte) {
-			switch typ {
-			case unix.NFTA_RULE_CHAIN:
-				name = cString(value)
-			case unix.NFTA_RULE_EXPRESSIONS:
-				exprs = value
-			case unix.NFTA_RULE_USERDATA:
-				user = value
-			}
-		})
-		if c := found[name]; c != nil {
-			c.rules = append(c.rules, observedRule{canonicalRule(exprs, user), bytes.Clone(exprs)})
+	err = o.c.dump(ctx, unix.NFT_MSG_GETRULE, tableRequest(o.table), func(data []byte) error {
+		if name, rule := parseRule(data[4:]); found[name] != nil {
+			found[name].rules = append(found[name].rules, rule)
 		}
 		return nil
 	})
@@ -232,8 +222,24 @@ func (o *observer) chains(ctx context.Context) ([]backends.Item, error) {
 	return items, nil
 }
 
-func parseChain(data []byte) (*observedChain, bool) {
-	c, table := &observedChain{policy: 1}, ""
+func parseRule(data []byte) (chain string, r observedRule) {
+	var user []byte
+	attributes(data, func(typ uint16, value []byte) {
+		switch typ {
+		case unix.NFTA_RULE_CHAIN:
+			chain = cString(value)
+		case unix.NFTA_RULE_EXPRESSIONS:
+			r.exprs = bytes.Clone(value)
+		case unix.NFTA_RULE_USERDATA:
+			user = value
+		}
+	})
+	r.canonical = canonicalRule(r.exprs, user)
+	return chain, r
+}
+
+func parseChain(data []byte) (c *observedChain, table string) {
+	c = &observedChain{policy: 1}
 	attributes(data, func(typ uint16, value []byte) {
 		switch typ {
 		case unix.NFTA_CHAIN_TABLE:
@@ -258,7 +264,7 @@ func parseChain(data []byte) (*observedChain, bool) {
 			})
 		}
 	})
-	return c, table == tableName
+	return c, table
 }
 
 // chainItem returns the chain as an Item whose text is that of the chain that weir wants under this name exactly if the
@@ -297,25 +303,11 @@ func (o *observer) elements(ctx context.Context) ([]backends.Item, error) {
 		if sets[id].dynamic {
 			continue
 		}
-		e := newEncoder(o.fam)
-		e.string(unix.NFTA_SET_ELEM_LIST_TABLE, tableName)
-		e.string(unix.NFTA_SET_ELEM_LIST_SET, sets[id].name)
-		err := o.c.dump(ctx, unix.NFT_MSG_GETSETELEM, e.b, func(data []byte) error {
-			attributes(data[4:], func(typ uint16, list []byte) {
-				if typ != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-					return
-				}
-				attributes(list, func(_ uint16, item []byte) {
-					if i := o.element(setID(id), parseElement(item), fronts); i != nil {
-						items = append(items, i)
-					}
-				})
-			})
-			return nil
-		})
+		members, err := o.dumpSet(ctx, setID(id), fronts)
 		if err != nil {
-			return nil, fmt.Errorf("set %s: %w", sets[id].name, err)
+			return nil, err
 		}
+		items = append(items, members...)
 	}
 	for k, elements := range fronts {
 		items = append(items, newFrontItem(k, elements))
@@ -323,23 +315,45 @@ func (o *observer) elements(ctx context.Context) ([]backends.Item, error) {
 	return items, nil
 }
 
+// dumpSet reads the elements of a set. It sorts them to their fronts, and returns those that are Items by themselves.
+func (o *observer) dumpSet(ctx context.Context, id setID, fronts map[frontKey][]element) ([]backends.Item, error) {
+	var items []backends.Item
+	err := o.c.dump(ctx, unix.NFT_MSG_GETSETELEM, elementsRequest(o.table, id).b, func(data []byte) error {
+		items = append(items, o.listed(id, data, fronts)...)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("set %s: %w", sets[id].name, err)
+	}
+	return items, nil
+}
+
+// listed does so with the elements of one message.
+func (o *observer) listed(id setID, data []byte, fronts map[frontKey][]element) (items []backends.Item) {
+	attributes(data[4:], func(typ uint16, list []byte) {
+		if typ != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+			return
+		}
+		attributes(list, func(_ uint16, item []byte) {
+			if i := o.element(id, parseElement(item), fronts); i != nil {
+				items = append(items, i)
+			}
+		})
+	})
+	return items
+}
+
 // element sorts an element to its front, or returns the Item that it is by itself.
 func (o *observer) element(id setID, x rawElement, fronts map[frontKey][]element) backends.Item {
 	s := sets[id]
+	if x.key == nil {
+		return catchallItem{o.fam, id}
+	}
 	if !s.front {
-		n := addrLen(o.fam)
-		want := n
-		if id == hairpin {
-			want = 2 * n
+		if m, ok := parseMember(o.fam, id, x.key); ok {
+			return m
 		}
-		if len(x.key) != want {
-			return nil
-		}
-		a, _ := netip.AddrFromSlice(x.key[:n])
-		if id == hairpin && !bytes.Equal(x.key[:n], x.key[n:]) {
-			return memberItem(append([]byte{byte(o.fam), byte(id)}, x.key...))
-		}
-		return newMember(id, a)
+		return nil
 	}
 	k, rest, ok := parseFront(o.fam, s.scope, x.key)
 	if !ok || !s.fits(o.fam, rest, x) {

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"weir/backends"
 )
 
@@ -119,7 +121,7 @@ func FuzzObserved(f *testing.F) {
 	f.Add(exprs)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		x := parseElement(data)
-		o := &observer{b: New(testConfig()), fam: backends.IPv4}
+		o := &observer{b: New(testConfig()), table: table{fam: backends.IPv4}}
 		fronts := map[frontKey][]element{}
 		for id := range sets {
 			if i := o.element(setID(id), x, fronts); i != nil {
@@ -133,6 +135,6 @@ func FuzzObserved(f *testing.F) {
 		_, _ = parseSet(data)
 		_, _ = parseChain(data)
 		_ = ackError(reply{data: data, flags: 0x200})
-		_ = ownTable(data)
+		new(touched).note(subsys(unix.NFT_MSG_NEWSETELEM), data, backendTable)
 	})
 }

@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -108,6 +109,35 @@ func (r *rig) observed() map[backends.ID]backends.Item {
 		have[i.ID()] = i
 	}
 	return have
+}
+
+// held is what was known of the kernel before.
+type held map[backends.ID]backends.Item
+
+func (h held) Item(id backends.ID) backends.Item { return h[id] }
+
+func (h held) Items(yield func(backends.Item) bool) {
+	for _, i := range h {
+		if !yield(i) {
+			return
+		}
+	}
+}
+
+// reread returns what the kernel holds by reading only what was touched since it held what h says.
+func (r *rig) reread(h held) (map[backends.ID]backends.Item, bool) {
+	r.t.Helper()
+	items, ok, err := r.b.Reread(context.Background(), h)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	now := maps.Clone(map[backends.ID]backends.Item(h))
+	for id, i := range items {
+		if delete(now, id); i != nil {
+			now[id] = i
+		}
+	}
+	return now, ok
 }
 
 // diff makes the plan that leads from have to want.

@@ -19,6 +19,8 @@ const (
 	nftaChainUserdata = 12
 	nftaSetElemKeyEnd = nft.NFTA_SET_ELEM_KEY_END
 	nftaSetDescConcat = nft.NFTA_SET_DESC_CONCAT
+
+	nftSetElemCatchall = 2
 )
 
 // message is one netlink message of a batch, without its header.
@@ -81,9 +83,9 @@ func nfproto(f backends.Family) byte {
 	return unix.NFPROTO_IPV4
 }
 
-func tableMessage(f backends.Family, typ, flags uint16) message {
-	e := newEncoder(f)
-	e.string(unix.NFTA_TABLE_NAME, tableName)
+func tableMessage(t table, typ, flags uint16) message {
+	e := newEncoder(t.fam)
+	e.string(unix.NFTA_TABLE_NAME, t.name)
 	if typ == unix.NFT_MSG_NEWTABLE {
 		e.uint32(unix.NFTA_TABLE_FLAGS, 0)
 		e.bytes(nftaTableUserdata, userdata.AppendString(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, tableComment))
@@ -91,11 +93,11 @@ func tableMessage(f backends.Family, typ, flags uint16) message {
 	return message{typ: typ, flags: flags, data: e.b}
 }
 
-func setMessage(f backends.Family, s set) message {
-	e := newEncoder(f)
-	e.string(unix.NFTA_SET_TABLE, tableName)
+func setMessage(t table, s set) message {
+	e := newEncoder(t.fam)
+	e.string(unix.NFTA_SET_TABLE, t.name)
 	e.string(unix.NFTA_SET_NAME, s.name)
-	d := s.definition(f)
+	d := s.definition(t.fam)
 	e.uint32(unix.NFTA_SET_FLAGS, d.flags)
 	e.uint32(unix.NFTA_SET_KEY_TYPE, d.keyType)
 	e.uint32(unix.NFTA_SET_KEY_LEN, d.keyLen)
@@ -104,7 +106,7 @@ func setMessage(f backends.Family, s set) message {
 		e.uint32(unix.NFTA_SET_DATA_LEN, d.dataLen)
 	}
 	e.uint32(unix.NFTA_SET_ID, 1)
-	types := s.keyTypes(f)
+	types := s.keyTypes(t.fam)
 	if s.dynamic || len(types) > 1 {
 		desc := e.open(unix.NFTA_SET_DESC)
 		if s.dynamic {
@@ -112,9 +114,9 @@ func setMessage(f backends.Family, s set) message {
 		}
 		if len(types) > 1 {
 			fields := e.open(nftaSetDescConcat)
-			for _, t := range types {
+			for _, typ := range types {
 				field := e.open(unix.NFTA_LIST_ELEM)
-				e.uint32(1, t.Bytes) // NFTA_SET_FIELD_LEN
+				e.uint32(1, typ.Bytes) // NFTA_SET_FIELD_LEN
 				e.close(field)
 			}
 			e.close(fields)
@@ -166,28 +168,28 @@ func (s set) definition(f backends.Family) definition {
 }
 
 // named is a message that says only which chain, set or rule list of the table it is about.
-func named(f backends.Family, typ uint16, tableAttr, nameAttr uint16, name string) message {
-	e := newEncoder(f)
-	e.string(tableAttr, tableName)
+func named(t table, typ uint16, tableAttr, nameAttr uint16, name string) message {
+	e := newEncoder(t.fam)
+	e.string(tableAttr, t.name)
 	e.string(nameAttr, name)
 	return message{typ: typ, data: e.b}
 }
 
-func deleteSet(f backends.Family, name string) message {
-	return named(f, unix.NFT_MSG_DELSET, unix.NFTA_SET_TABLE, unix.NFTA_SET_NAME, name)
+func deleteSet(t table, name string) message {
+	return named(t, unix.NFT_MSG_DELSET, unix.NFTA_SET_TABLE, unix.NFTA_SET_NAME, name)
 }
 
-func deleteChain(f backends.Family, name string) message {
-	return named(f, unix.NFT_MSG_DELCHAIN, unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME, name)
+func deleteChain(t table, name string) message {
+	return named(t, unix.NFT_MSG_DELCHAIN, unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME, name)
 }
 
-func flushChain(f backends.Family, name string) message {
-	return named(f, unix.NFT_MSG_DELRULE, unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN, name)
+func flushChain(t table, name string) message {
+	return named(t, unix.NFT_MSG_DELRULE, unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN, name)
 }
 
-func chainMessage(f backends.Family, c *chain) message {
-	e := newEncoder(f)
-	e.string(unix.NFTA_CHAIN_TABLE, tableName)
+func chainMessage(t table, c *chain) message {
+	e := newEncoder(t.fam)
+	e.string(unix.NFTA_CHAIN_TABLE, t.name)
 	e.string(unix.NFTA_CHAIN_NAME, c.name)
 	if c.hook != nil {
 		h := e.open(unix.NFTA_CHAIN_HOOK)
@@ -223,13 +225,13 @@ func (r rule) expressions(f backends.Family) ([]byte, error) {
 	return netlink.MarshalAttributes(attrs)
 }
 
-func ruleMessage(f backends.Family, chain string, r rule) (message, error) {
-	exprs, err := r.expressions(f)
+func ruleMessage(t table, chain string, r rule) (message, error) {
+	exprs, err := r.expressions(t.fam)
 	if err != nil {
 		return message{}, err
 	}
-	e := newEncoder(f)
-	e.string(unix.NFTA_RULE_TABLE, tableName)
+	e := newEncoder(t.fam)
+	e.string(unix.NFTA_RULE_TABLE, t.name)
 	e.string(unix.NFTA_RULE_CHAIN, chain)
 	e.bytes(unix.NFTA_RULE_EXPRESSIONS|unix.NLA_F_NESTED, exprs)
 	if u := r.userdata(); u != nil {
@@ -238,9 +240,24 @@ func ruleMessage(f backends.Family, chain string, r rule) (message, error) {
 	return message{typ: unix.NFT_MSG_NEWRULE, flags: unix.NLM_F_CREATE | unix.NLM_F_APPEND, data: e.b}, nil
 }
 
+// tableRequest asks for what a table holds; the attribute of the table's name has number 1 in all requests.
+func tableRequest(t table) []byte {
+	e := newEncoder(t.fam)
+	e.string(1, t.name)
+	return e.b
+}
+
+// elementsRequest asks for elements of a set, all of them unless a list of keys follows.
+func elementsRequest(t table, id setID) *encoder {
+	e := newEncoder(t.fam)
+	e.string(unix.NFTA_SET_ELEM_LIST_TABLE, t.name)
+	e.string(unix.NFTA_SET_ELEM_LIST_SET, sets[id].name)
+	return e
+}
+
 // rawElement is an element as the kernel has it.
 type rawElement struct {
-	key, end []byte
+	key, end []byte // no key: the catchall element
 	value    []byte // of a map of values
 	verdict  string // of a map of verdicts, as element has it
 	comment  string
@@ -249,7 +266,11 @@ type rawElement struct {
 // element appends one element of a set's list; without its value if it is to be deleted.
 func (e *encoder) element(x rawElement, withValue bool) {
 	item := e.open(unix.NFTA_LIST_ELEM)
-	e.nestedValue(unix.NFTA_SET_ELEM_KEY, x.key)
+	if x.key != nil {
+		e.nestedValue(unix.NFTA_SET_ELEM_KEY, x.key)
+	} else {
+		e.uint32(unix.NFTA_SET_ELEM_FLAGS, nftSetElemCatchall)
+	}
 	if x.end != nil {
 		e.nestedValue(nftaSetElemKeyEnd, x.end)
 	}
