@@ -90,6 +90,12 @@ func newWorld(t testing.TB, services ...*spec.Service) *world {
 	return w
 }
 
+// tells gives the backend the ability to say what somebody else wrote.
+func (w *world) tells() {
+	w.kernel.Tells = true
+	w.engine.SetBackend("fake", fake.New(w.kernel, backends.Config{}))
+}
+
 func (w *world) snapshot() *spec.Snapshot {
 	return spec.Snapshot{Revision: spec.Revision{ID: "r"}}.WithServices(w.tree)
 }
@@ -231,11 +237,18 @@ func TestPain01DriftIsRepaired(t *testing.T) {
 		"added":   {func(k *fake.Kernel) { k.Write(fake.Item{Name: "extra"}) }, 1},
 	}
 	for name, test := range tests {
-		t.Run(name, func(t *testing.T) {
+		drift := func(t *testing.T, tells bool) {
 			w := newWorld(t, three()...)
+			if tells {
+				w.tells()
+			}
 			w.ok(true)
+			reads := w.kernel.Calls.Observe
 			test.damage(w.kernel)
 			rep := w.ok(true)
+			if tells && w.kernel.Calls.Observe != reads {
+				t.Error("everything was read")
+			}
 			if rep.Drifted != test.drift || rep.Repaired != test.drift {
 				t.Errorf("drifted %d, repaired %d, want %d", rep.Drifted, rep.Repaired, test.drift)
 			}
@@ -243,7 +256,9 @@ func TestPain01DriftIsRepaired(t *testing.T) {
 			if name == "flushed" && !slices.Equal(w.flows.current, []string{"c"}) {
 				t.Errorf("flows of the UDP Service were not looked at after the repair: %v", w.flows.current)
 			}
-		})
+		}
+		t.Run(name, func(t *testing.T) { drift(t, false) })
+		t.Run(name+", told", func(t *testing.T) { drift(t, true) })
 	}
 }
 
@@ -536,6 +551,9 @@ func TestRandomSequences(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 2))
 			w := newWorld(t)
+			if seed%3 == 0 {
+				w.tells()
+			}
 			for step := range 60 {
 				name := fmt.Sprint("svc", rng.IntN(6))
 				protocol := []corev1.Protocol{"TCP", "UDP"}[rng.IntN(2)]

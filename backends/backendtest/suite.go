@@ -211,10 +211,52 @@ func testDrift(t *testing.T, h Harness, i int) {
 	want := all(t, b, Sample())
 	converge(t, b, want)
 	h.Drifts()[i].Inject(t)
+	checkReread(t, b, want)
 	if diff(observe(t, b), want).Empty() {
 		t.Fatal("the drift was not found")
 	}
 	converge(t, b, want)
+}
+
+// checkReread expects that reading only what was touched tells the same as reading everything.
+func checkReread(t *testing.T, b backends.Backend, before held) {
+	t.Helper()
+	r, ok := b.(backends.Rereader)
+	if !ok {
+		return
+	}
+	if _, err := b.(backends.Generation).Generation(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	items, ok, err := r.Reread(t.Context(), before)
+	if err != nil {
+		t.Fatalf("reread: %v", err)
+	}
+	if !ok {
+		return
+	}
+	now := maps.Clone(map[backends.ID]backends.Item(before))
+	for id, i := range items {
+		if delete(now, id); i != nil {
+			now[id] = i
+		}
+	}
+	if plan := diff(observe(t, b), now); !plan.Empty() {
+		t.Errorf("reading what was touched does not tell all:\n%s", plan)
+	}
+}
+
+// held makes a set of Items what a Backend knows of the kernel.
+type held map[backends.ID]backends.Item
+
+func (h held) Item(id backends.ID) backends.Item { return h[id] }
+
+func (h held) Items(yield func(backends.Item) bool) {
+	for _, i := range h {
+		if !yield(i) {
+			return
+		}
+	}
 }
 
 // testRandom walks through random states in small steps, as the incremental path does, without reading in between, and

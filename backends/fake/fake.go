@@ -20,11 +20,18 @@ type Backend struct {
 
 // New returns a backend that programs the kernel. Of the config it renders MasqueradeAll and MasqueradeMark.
 //
-// The result implements backends.Generation unless the kernel has NoGeneration set.
+// The result implements backends.Generation unless the kernel has NoGeneration set, and backends.Rereader if it has Tells.
 func New(k *Kernel, c backends.Config) backends.Backend {
 	b := &Backend{kernel: k, config: c}
-	if k.NoGeneration {
+	switch {
+	case k.NoGeneration:
 		return b
+	case k.Tells:
+		return &struct {
+			*Backend
+			generation
+			rereader
+		}{b, generation{k}, rereader{k}}
 	}
 	return &struct {
 		*Backend
@@ -90,4 +97,11 @@ func (g generation) Generation(context.Context) (uint64, error) {
 	g.kernel.called()
 	g.kernel.Calls.Generation++
 	return g.kernel.generation, g.kernel.Faults.Generation
+}
+
+type rereader struct{ kernel *Kernel }
+
+// Reread returns what somebody else wrote.
+func (r rereader) Reread(ctx context.Context, _ backends.Held) (map[backends.ID]backends.Item, bool, error) {
+	return r.kernel.reread(ctx)
 }

@@ -56,6 +56,15 @@ func TestConformanceWithoutGeneration(t *testing.T) {
 	})
 }
 
+// TestConformanceTelling is for a mechanism that can tell what somebody else wrote.
+func TestConformanceTelling(t *testing.T) {
+	backendtest.Run(t, func(*testing.T) backendtest.Harness {
+		k := fake.NewKernel()
+		k.Tells = true
+		return harness{k}
+	})
+}
+
 func TestDanglingReferencesAreRefused(t *testing.T) {
 	k := fake.NewKernel()
 	b := fake.New(k, backends.Config{})

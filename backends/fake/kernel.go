@@ -53,7 +53,7 @@ type Faults struct {
 
 // Calls counts what a Kernel was asked to do.
 type Calls struct {
-	Render, Observe, Apply, Generation int
+	Render, Observe, Reread, Apply, Generation int
 	// Changes counts the changes that were made.
 	Changes int
 }
@@ -65,10 +65,13 @@ type Kernel struct {
 	Calls  Calls
 	// NoGeneration takes away the ability to say whether somebody else wrote.
 	NoGeneration bool
+	// Tells adds the ability to say what somebody else wrote.
+	Tells bool
 
 	objects    map[backends.ID]Item
 	foreign    map[string]string
 	generation uint64
+	written    map[backends.ID]struct{} // by somebody else, since it was read
 	// OnCall, if set, is called before a Backend does anything with the Kernel.
 	OnCall func()
 	// OnChange, if set, is called with the objects after each change of an Apply.
@@ -77,25 +80,32 @@ type Kernel struct {
 
 // NewKernel returns a Kernel that holds nothing.
 func NewKernel() *Kernel {
-	return &Kernel{objects: map[backends.ID]Item{}, foreign: map[string]string{}}
+	return &Kernel{objects: map[backends.ID]Item{}, foreign: map[string]string{}, written: map[backends.ID]struct{}{}}
 }
 
 // Write is somebody else putting an object among weir's own, or over one.
 func (k *Kernel) Write(i Item) {
 	k.objects[i.Name] = i
-	k.generation++
+	k.wrote(i.Name)
 }
 
 // Remove is somebody else removing one of weir's objects.
 func (k *Kernel) Remove(id backends.ID) {
 	delete(k.objects, id)
-	k.generation++
+	k.wrote(id)
 }
 
 // Flush is somebody else removing everything that is weir's.
 func (k *Kernel) Flush() {
+	k.wrote(slices.Collect(maps.Keys(k.objects))...)
 	clear(k.objects)
+}
+
+func (k *Kernel) wrote(ids ...backends.ID) {
 	k.generation++
+	for _, id := range ids {
+		k.written[id] = struct{}{}
+	}
 }
 
 // WriteForeign is somebody else writing an object of his own.
@@ -146,7 +156,25 @@ func (k *Kernel) observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 				return
 			}
 		}
+		clear(k.written)
 	}
+}
+
+func (k *Kernel) reread(ctx context.Context) (map[backends.ID]backends.Item, bool, error) {
+	k.called()
+	k.Calls.Reread++
+	if err := errors.Join(ctx.Err(), k.Faults.Observe); err != nil {
+		return nil, false, err
+	}
+	items := map[backends.ID]backends.Item{}
+	for id := range k.written {
+		items[id] = nil
+		if i, ok := k.objects[id]; ok {
+			items[id] = i
+		}
+	}
+	clear(k.written)
+	return items, true, nil
 }
 
 func (k *Kernel) apply(ctx context.Context, p backends.Plan) backends.Result {
