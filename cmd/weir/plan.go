@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
+	"weir/backends"
 	"weir/reconcile"
 	"weir/reconcile/review"
 	"weir/reconcile/status"
@@ -95,14 +96,15 @@ func (f *planFlags) planKernel(ctx context.Context, cmd *cobra.Command, engine *
 		warnings = review.Warn(review.State{}, review.State{Mode: t.Mode, Entries: c.Entries})
 	}
 	warnings = append(warnings, review.InputWarnings(nil, snap)...)
-	plan := review.New(review.Input{Kind: "kernel"}, to, len(reconcileNames(c)), []review.Group{group}, review.Silence(warnings, review.SilenceIn(snap)))
+	plan := review.New(review.Input{Kind: "kernel"}, to, len(serviceNames(c.Entries)), []review.Group{group}, review.Silence(warnings, review.SilenceIn(snap)))
 	return f.print(cmd, plan)
 }
 
-func reconcileNames(c *reconcile.Comparison) map[string]bool {
-	names := map[string]bool{}
-	for _, e := range c.Entries {
-		names[e.Key.Service.String()] = true
+// serviceNames returns the names of the Services that are programmed: a headless one, for instance, is not.
+func serviceNames(entries []*backends.Entry) map[backends.ServiceName]bool {
+	names := map[backends.ServiceName]bool{}
+	for _, e := range entries {
+		names[e.Key.Service] = true
 	}
 	return names
 }
@@ -136,6 +138,7 @@ func (f *planFlags) planInputs(ctx context.Context, cmd *cobra.Command, input *i
 	var groups []review.Group
 	var names []string
 	each := make([][]review.Warning, len(nodes))
+	programmed := map[backends.ServiceName]bool{}
 	for i, n := range nodes {
 		old := review.State{}
 		switch {
@@ -147,10 +150,11 @@ func (f *planFlags) planInputs(ctx context.Context, cmd *cobra.Command, input *i
 		now := review.StateOf(after, &n, offlineMode(node, after))
 		groups, names = append(groups, review.Compare(n.Name, old, now)), append(names, n.Name)
 		each[i] = review.Warn(old, now)
+		maps.Copy(programmed, serviceNames(now.Entries))
 	}
 	warnings := append(review.MergeWarnings(names, each), review.InputWarnings(before, after)...)
 	to := review.Input{Kind: "files", Name: strings.Join(input.files, ", "), Revision: after.Revision.String()}
-	plan := review.New(from, to, after.Len(), groups, review.Silence(warnings, review.SilenceIn(after, before)))
+	plan := review.New(from, to, len(programmed), groups, review.Silence(warnings, review.SilenceIn(after, before)))
 	return f.print(cmd, plan)
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -37,18 +36,7 @@ func weirCommand(t *testing.T, args ...string) (stdout, stderr string, code int)
 	if err := os.CopyFS(dir, os.DirFS(plansDir)); err != nil {
 		t.Fatal(err)
 	}
-	back, err := os.Getwd()
-	if err := errors.Join(err, os.Chdir(dir)); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := os.Chdir(back); err != nil {
-			t.Fatal(err)
-		}
-	}()
-	var out, errOut bytes.Buffer
-	code = execute(args, strings.NewReader(""), &out, &errOut)
-	return out.String(), errOut.String(), code
+	return inDirectory(t, dir, args...)
 }
 
 func golden(t *testing.T, name, got string) {

@@ -98,8 +98,17 @@ func (p *Plan) SummaryLine() string {
 	if s.Nodes > 1 {
 		line += fmt.Sprintf("; %d nodes", s.Nodes)
 	}
-	if n := len(p.Warnings); n > 0 {
-		line += "; " + plural(n, "warning")
+	warnings := 0
+	for _, w := range p.Warnings {
+		if w.Severity == SeverityWarning {
+			warnings++
+		}
+	}
+	if warnings > 0 {
+		line += "; " + plural(warnings, "warning")
+	}
+	if n := len(p.Warnings) - warnings; n > 0 {
+		line += "; " + plural(n, "notice")
 	}
 	return line + "."
 }

@@ -32,6 +32,8 @@ func (t *tree) look(ctx context.Context, name string) (again bool) {
 		t.put(name, &node{kind: isIgnored, root: t.rootFor(name), place: p})
 	case err != nil:
 		t.fault(name, p, err)
+	case p.hint.isDir() && t.isChartTemplates(name):
+		t.put(name, &node{kind: isIgnored, root: t.rootFor(name), place: p})
 	case p.hint.isDir():
 		t.lookDir(ctx, name, p)
 	case !isRoot && !isManifest(name):
@@ -46,6 +48,14 @@ func (t *tree) look(ctx context.Context, name string) (again bool) {
 		return t.lookFile(name, p)
 	}
 	return false
+}
+
+// isChartTemplates says that a directory holds the templates of a Helm chart, which are no manifests.
+func (t *tree) isChartTemplates(name string) bool {
+	if filepath.Base(name) != ChartTemplates || t.parent(name) == nil {
+		return false
+	}
+	return t.nodes[filepath.Join(filepath.Dir(name), ChartFile)].isFile()
 }
 
 // wanted says whether a symlink to nothing is missed: it was a manifest or, as far as one can tell, a directory.

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -448,6 +449,46 @@ func TestRevision(t *testing.T) {
 	expect(three, map[string]string{a: "1", b: "1", d + "/m/l.yaml": "1"})
 }
 
+// TestChart makes a directory a Helm chart and takes it back: what is in templates counts only without Chart.yaml, also for
+// whether the work tree is as its commit.
+func TestChart(t *testing.T) {
+	d, err := filepath.EvalSymlinks(t.TempDir())
+	must(t, err)
+	git(t, d, "init", "-q", "-b", "main")
+	write(t, d+"/a.yaml", "1")
+	write(t, d+"/web/templates/deep/t.yaml", "t")
+	h := start(t, Options{Paths: []string{d}})
+	h.awaitFiles(d+"/a.yaml", "1", d+"/web/templates/deep/t.yaml", "t")
+	write(t, d+"/web/Chart.yaml", "c")
+	h.awaitFiles(d+"/a.yaml", "1", d+"/web/Chart.yaml", "c")
+	git(t, d, "add", ".")
+	git(t, d, "commit", "-qm", "a chart")
+	commit := git(t, d, "rev-parse", "HEAD")
+	h.await("the commit", func() bool { return h.rev.String() == commit })
+	h.quiet(func() {
+		write(t, d+"/web/templates/deep/t.yaml", "BAD")
+		write(t, d+"/b.txt", "")
+		replace(t, d+"/a.yaml", "1")
+	})
+	git(t, d, "checkout", "-q", ".")
+	must(t, os.Remove(d+"/web/Chart.yaml"))
+	h.awaitFiles(d+"/a.yaml", "1", d+"/web/templates/deep/t.yaml", "t")
+	write(t, d+"/web/values.yaml", "v") // a chart that is named by itself, and templates that are
+	write(t, d+"/web/Chart.yaml", "c")
+	for path, want := range map[string]string{"/web": "[Chart.yaml values.yaml]", "/web/templates": "[deep/t.yaml]"} {
+		src, rec := newSource(Options{Paths: []string{d + path}})
+		snap, err := src.Load(t.Context())
+		must(t, err)
+		var names []string
+		for name := range rec.state(snap) {
+			names = append(names, strings.TrimPrefix(name, d+path+"/"))
+		}
+		if slices.Sort(names); fmt.Sprint(names) != want {
+			t.Errorf("-f %s reads %v", path, names)
+		}
+	}
+}
+
 // TestContentHash proves that the hash kept up to date by changes is that of a fresh reading.
 func TestContentHash(t *testing.T) {
 	d := t.TempDir()
@@ -480,7 +521,7 @@ func TestRandom(t *testing.T) {
 			opts := Options{Paths: []string{d}}
 			h := start(t, opts)
 			h.await("the start", func() bool { return h.files != nil })
-			names := []string{"a.yaml", "b.yaml", "x", "y", "x/a.yaml", "x/b.json", "x/y", "x/y/c.yml", "y/a.yaml", "y/z", "y/z/d.yaml", "l.yaml", "x/l"}
+			names := []string{"a.yaml", "b.yaml", "x", "y", "x/a.yaml", "x/b.json", "x/y", "x/y/c.yml", "y/a.yaml", "y/z", "y/z/d.yaml", "l.yaml", "x/l", "y/Chart.yaml", "y/templates", "y/templates/t.yaml"}
 			for round := range 25 {
 				for range 1 + rnd.IntN(6) {
 					randomChange(rnd, d, top, names)

@@ -148,7 +148,7 @@ func (r *revisions) load(id string) {
 	}
 	for _, path := range r.scope {
 		err := commit.Walk(path, hidden, func(path string, e gitrev.Entry) {
-			if !e.Link && isManifest(path) && r.readers[path] == 0 {
+			if !e.Link && isManifest(path) && r.readers[path] == 0 && !chartTemplate(commit, path) {
 				r.differs[path] = true
 			}
 		})
@@ -157,6 +157,18 @@ func (r *revisions) load(id string) {
 			return
 		}
 	}
+}
+
+// chartTemplate says that a path in a commit is below the templates of a Helm chart.
+func chartTemplate(commit *gitrev.Tree, path string) bool {
+	for dir := filepath.Dir(path); dir != "."; dir = filepath.Dir(dir) {
+		if filepath.Base(dir) == ChartTemplates {
+			if _, ok, err := commit.Entry(filepath.Join(filepath.Dir(dir), ChartFile)); err == nil && ok {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // fail notes that the commit cannot be read, so that it cannot be said that the work tree is the same.

@@ -21,7 +21,7 @@ const (
 	isFile    kind = iota // read
 	isDir                 // listed
 	isFault               // cannot be used; the node's problem says why
-	isIgnored             // a symlink to something that is none of ours
+	isIgnored             // a symlink to something that is none of ours, or a chart's templates
 )
 
 // node is what is known of one name.
@@ -37,6 +37,8 @@ type node struct {
 	// recheck says that stat cannot tell whether the node changed.
 	recheck bool
 }
+
+func (n *node) isFile() bool { return n != nil && n.kind == isFile }
 
 // root is one of the paths that the user gave.
 type root struct {
@@ -136,6 +138,12 @@ func (t *tree) mark(path string) bool {
 
 // hidden says that a name in a directory is not looked at.
 func hidden(base string) bool { return strings.HasPrefix(base, ".") }
+
+// A directory is a Helm chart if it has a ChartFile. What is in its ChartTemplates is not read.
+const (
+	ChartFile      = "Chart.yaml"
+	ChartTemplates = "templates"
+)
 
 // isManifest says that a file in a directory is read.
 func isManifest(base string) bool {
@@ -256,6 +264,9 @@ func (t *tree) put(name string, n *node) {
 	}
 	if n == nil || n.kind != isFault {
 		delete(t.faults, name)
+	}
+	if filepath.Base(name) == ChartFile && old.isFile() != n.isFile() {
+		t.marked[filepath.Join(filepath.Dir(name), ChartTemplates)] = hint{} // they are read without it, and not with it
 	}
 }
 

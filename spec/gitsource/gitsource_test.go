@@ -74,6 +74,8 @@ func TestSameAsCheckout(t *testing.T) {
 	r.write("shared/e.yaml", service("e"))
 	r.write("shared/f/g.yaml", service("g"))
 	r.write("elsewhere/h.yaml", service("h"))
+	r.write("cluster/chart/Chart.yaml", "apiVersion: v2\nname: chart\n")
+	r.write("cluster/chart/templates/i.yaml", service("i"))
 	for link, target := range map[string]string{"cluster/e.yaml": "../shared/e.yaml", "cluster/f": "../shared/f", "cluster/readme": "notes.txt"} {
 		if err := os.Symlink(target, filepath.Join(r.dir, link)); err != nil {
 			t.Fatal(err)

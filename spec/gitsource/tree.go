@@ -147,6 +147,12 @@ func (c *collector) fault(name string, err error) {
 	c.problems = append(c.problems, spec.Problem{Origin: spec.Origin{File: name}, Detail: err.Error()})
 }
 
+// isChart says that a directory is a Helm chart, the templates of which are not read.
+func (c *collector) isChart(real string) bool {
+	_, ok := c.tree.entries[path.Join(real, filesource.ChartFile)]
+	return ok
+}
+
 // dir collects what a directory holds. Its children are visited in order, so that names are found in the same order
 // always.
 func (c *collector) dir(name, real string) {
@@ -157,7 +163,7 @@ func (c *collector) dir(name, real string) {
 	c.above = append(c.above, real)
 	defer func() { c.above = c.above[:len(c.above)-1] }()
 	for _, child := range slices.Sorted(slices.Values(c.tree.children[real])) {
-		if strings.HasPrefix(child, ".") || len(c.found) > maxFiles {
+		if strings.HasPrefix(child, ".") || len(c.found) > maxFiles || child == filesource.ChartTemplates && c.isChart(real) {
 			continue
 		}
 		at := path.Join(name, child)

@@ -31,7 +31,7 @@ const (
 	// maxLookedUp bounds the bytes of a document that are searched for the lines of fields, since each search parses anew.
 	maxLookedUp = 4 << 20
 	// template is reported once for a file.
-	template = "is a template that has not been rendered, not YAML; give weir what it renders to (helm template, ...), or keep it elsewhere"
+	template = "is a template that has not been rendered; give weir what it renders to (helm template, envsubst, ...), or keep it elsewhere"
 )
 
 // kind is one of the kinds that a Set understands.
@@ -204,10 +204,11 @@ func (d *document) object(data []byte, at place, within string) {
 	}
 	base := filepath.Base(d.path)
 	switch {
+	case name == "" && base == "Chart.yaml" && h.Metadata == nil:
+		d.notRendered(at.line, "Helm chart", "is not rendered here, and its templates are not read: give weir what helm template makes of it")
 	case name == "Kustomization" || base == "kustomization.yaml" || base == "kustomization.yml":
-		d.notice(at.line, "Kustomization", "is not built here; give weir the output of kustomize build if it transforms Services")
-		d.skip("Kustomization")
-	case name == "" && h.Metadata != nil && h.Metadata[0] == '{':
+		d.notRendered(at.line, "Kustomization", "is not built here, and what it refers to is read as it is: give weir what kustomize build makes of it if it changes Services")
+	case name == "" && (apiVersion != "" && h.Metadata != nil || hasName(h.Metadata)):
 		d.problemAt(at.line, "", "kind", "is missing")
 	case name == "":
 		d.skip(noKind)
@@ -362,6 +363,20 @@ func (d *document) skip(name string) {
 	d.out.skipped[printable(name)]++
 }
 
+// notRendered skips a document that says how manifests are made.
+func (d *document) notRendered(line int, what, detail string) {
+	d.out.notices = append(d.out.notices, spec.Problem{Origin: spec.Origin{File: d.path, Line: line}, Object: what, Detail: detail, Code: spec.CodeNotRendered})
+	d.skip(what)
+}
+
+// hasName says whether this is the metadata of an object.
+func hasName(metadata json.RawMessage) bool {
+	var m struct {
+		Name *string `json:"name"`
+	}
+	return json.Unmarshal(metadata, &m) == nil && m.Name != nil
+}
+
 func (d *document) notice(line int, object, detail string) {
 	d.out.notices = append(d.out.notices, spec.Problem{Origin: spec.Origin{File: d.path, Line: line}, Object: object, Detail: detail})
 }
@@ -391,18 +406,31 @@ func (d *document) unrendered() {
 		case bytes.HasPrefix(l, []byte("<<<<<<< ")):
 			d.replaceProblems(line, "has the conflict markers of a Git merge that was not finished")
 			return
-		case (bytes.Contains(l, []byte("{{")) || bytes.HasPrefix(bytes.TrimSpace(l), []byte("{%"))) && d.atFault(line):
+		case isTemplate(l) && d.atFault(line), isSubstituted(l) && d.blamed(line):
 			d.replaceProblems(line, template)
 			return
 		}
 	}
 }
 
+// isTemplate says whether a line has the syntax of Go templates or Jinja.
+func isTemplate(line []byte) bool {
+	return bytes.Contains(line, []byte("{{")) || bytes.HasPrefix(bytes.TrimSpace(line), []byte("{%"))
+}
+
+// isSubstituted says whether a line has the syntax of envsubst or ytt, which is also that of shell scripts and comments.
+func isSubstituted(line []byte) bool {
+	return bytes.Contains(line, []byte("${")) || bytes.Contains(line, []byte("#@ "))
+}
+
 // atFault says whether a line with template syntax is what a problem is about.
 func (d *document) atFault(line int) bool {
-	return slices.ContainsFunc(d.out.problems, func(p spec.Problem) bool {
-		return p.Origin.Line == line || strings.HasPrefix(p.Detail, "not YAML")
-	})
+	return d.blamed(line) || slices.ContainsFunc(d.out.problems, func(p spec.Problem) bool { return strings.HasPrefix(p.Detail, "not YAML") })
+}
+
+// blamed says whether a problem is on a line.
+func (d *document) blamed(line int) bool {
+	return slices.ContainsFunc(d.out.problems, func(p spec.Problem) bool { return p.Origin.Line == line })
 }
 
 func (d *document) replaceProblems(line int, detail string) {

@@ -114,10 +114,10 @@ func TestSkipped(t *testing.T) {
 		File{"patch.yaml", []byte("- op: add\n  path: /x\n")},
 		File{"Chart.yaml", []byte("apiVersion: v2\nname: web\n")},
 	)
-	if got, want := fmt.Sprint(snap.Skipped), "map[(no kind):3 Deployment:1 Kustomization:1 Service:1]"; got != want {
+	if got, want := fmt.Sprint(snap.Skipped), "map[(no kind):2 Deployment:1 Helm chart:1 Kustomization:1 Service:1]"; got != want {
 		t.Errorf("skipped %s, want %s", got, want)
 	}
-	if len(snap.Notices) != 1 || !strings.Contains(snap.Notices[0].Error(), "kustomize build") {
+	if len(snap.Notices) != 2 || !strings.Contains(snap.Notices[0].Error(), "helm template") || !strings.Contains(snap.Notices[1].Error(), "kustomize build") {
 		t.Errorf("notices: %v", snap.Notices)
 	}
 	snap, _ = mustUpdate(t, s, File{Path: "values.yaml"}, File{Path: "kustomization.yaml"}, File{Path: "patch.yaml"}, File{Path: "Chart.yaml"})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -393,12 +394,29 @@ func sortProblems(problems []spec.Problem) {
 }
 
 func (u *update) sortedProblems() spec.Problems {
+	u.hintAtKustomize()
 	sortProblems(u.problems)
 	u.problems = slices.Compact(u.problems)
 	if more := len(u.problems) - maxProblems; more > 0 {
 		u.problems = append(u.problems[:maxProblems:maxProblems], spec.Problem{Detail: fmt.Sprintf("and %d more problems", more)})
 	}
 	return u.problems
+}
+
+// hintAtKustomize says what to do about problems with files that a kustomization is to put together: patches are parts of
+// objects, and overlays declare one object several times.
+func (u *update) hintAtKustomize() {
+	for i := range u.problems {
+		p := &u.problems[i]
+		dir := filepath.Dir(p.Origin.File)
+		for _, name := range []string{"kustomization.yaml", "kustomization.yml"} {
+			beside := filepath.Join(dir, name)
+			if _, ok := u.files[beside]; ok && p.Origin.File != "" && p.Origin.File != beside {
+				p.Detail += fmt.Sprintf(" (%s is beside it: give weir what kustomize build makes of it)", name)
+				break
+			}
+		}
+	}
 }
 
 func (u *update) delta(snap *spec.Snapshot) spec.Delta {
