@@ -8,7 +8,10 @@ FUZZTIME    ?= 10s
 # Debian keeps iptables and nft where an ordinary user's PATH does not look.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: all build demo test vet lint fuzz bench cover deps testserver vm-shell clean
+# IPVS is tested in this kernel if it has it, else in a virtual machine.
+IPVS = $(shell modprobe -qa ip_vs dummy ip_set xt_set 2>/dev/null; test -e /proc/net/ip_vs && echo 1)
+
+.PHONY: all build demo test vet lint fuzz bench cover deps testserver vm-test vm-shell clean
 
 all: build
 
@@ -21,7 +24,8 @@ demo: deps
 
 # Everything: static checks, all tests with the race detector, real packets included, and each fuzz target for a moment.
 test: deps vet lint testserver
-	WEIR_TEST_REQUIRE=1 $(GO) test -race -timeout 30m ./...
+	WEIR_TEST_REQUIRE=1 WEIR_TEST_REQUIRE_IPVS=$(IPVS) $(GO) test -race -timeout 30m ./...
+	$(if $(IPVS),,$(MAKE) vm-test)
 	.ci/fuzz $(FUZZTIME)
 
 vet:
@@ -50,9 +54,18 @@ cover: deps testserver
 testserver:
 	@.ci/testserver
 
-# A shell in the machine that IPVS is tested in. It needs qemu-system-x86, busybox-static and kmod.
-vm-shell:
-	$(GO) run ./backends/netlab/vmexec -shell
+# The tests of IPVS, and packets in the other modes, on Debian's kernel in a virtual machine.
+vm-test: deps bin/vmexec
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 20m -exec $(CURDIR)/bin/vmexec ./backends/ipvs
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 20m -exec $(CURDIR)/bin/vmexec ./cmd/weir -run 'TestScenario/^(ipvs|iptables-nft|nftables)$$'
+
+# A shell in that machine, with weir in it.
+vm-shell: deps bin/vmexec
+	bin/vmexec -shell
+
+.PHONY: bin/vmexec
+bin/vmexec:
+	@$(GO) build -o $@ ./backends/netlab/vmexec
 
 deps:
 	@.ci/deps

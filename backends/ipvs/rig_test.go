@@ -58,9 +58,7 @@ func realRig(t testing.TB, host *netlab.Host) *rig {
 		}
 	}
 	r.in(func() {
-		if err := Probe(t.Context()); err != nil {
-			t.Skip(err)
-		}
+		netlab.RequireIPVS(t, Probe(t.Context()))
 		k, err := Open()
 		if err != nil {
 			t.Fatal(err)

@@ -23,6 +23,9 @@ const (
 	insideEnv = "WEIR_NETLAB"
 	// RequireEnv names the environment variable that turns "cannot make namespaces here" from a skip into a failure.
 	RequireEnv = "WEIR_TEST_REQUIRE"
+	// RequireIPVSEnv does the same for "no IPVS here". Where it is not set, somebody else runs these tests in a virtual
+	// machine: see vmexec.
+	RequireIPVSEnv = "WEIR_TEST_REQUIRE_IPVS"
 )
 
 // errSetup says why the lab cannot be used in this process; Enter sets it.
@@ -70,6 +73,18 @@ func Require(t testing.TB) {
 		t.Fatalf("no packet lab, and %s is set: %v", RequireEnv, errSetup)
 	}
 	t.Skipf("no packet lab: %v", errSetup)
+}
+
+// RequireIPVS skips the test if missing says why the kernel has no IPVS, or fails it if WEIR_TEST_REQUIRE_IPVS is set.
+func RequireIPVS(t testing.TB, missing error) {
+	t.Helper()
+	if missing == nil {
+		return
+	}
+	if os.Getenv(RequireIPVSEnv) != "" {
+		t.Fatalf("%s is set: %v", RequireIPVSEnv, missing)
+	}
+	t.Skipf("to run it in a virtual machine: make vm-test: %v", missing)
 }
 
 // reexec runs this binary again with the same arguments, and returns its exit status. The error says why no namespaces

@@ -1,24 +1,43 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"hash/fnv"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 )
 
-// tools are the programs of this machine that the guest gets, as far as they are installed.
-var tools = []string{
-	"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore",
-	"iptables-nft", "iptables-nft-save", "iptables-nft-restore", "ip6tables-nft", "ip6tables-nft-save", "ip6tables-nft-restore",
-	"iptables-legacy", "iptables-legacy-save", "iptables-legacy-restore", "ip6tables-legacy", "ip6tables-legacy-save", "ip6tables-legacy-restore",
-	"nft", "ipset", "ipvsadm", "conntrack", "ip", "ss", "sysctl",
+// tools are the programs of this machine that the guest gets, by the Debian package that has them.
+var tools = map[string][]string{
+	"busybox-static": {"busybox"},
+	"bash":           {"bash"}, // busybox's shell would run its own ip and sysctl
+	"iptables": {
+		"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore",
+		"iptables-nft", "iptables-nft-save", "iptables-nft-restore", "ip6tables-nft", "ip6tables-nft-save", "ip6tables-nft-restore",
+		"iptables-legacy", "iptables-legacy-save", "iptables-legacy-restore", "ip6tables-legacy", "ip6tables-legacy-save", "ip6tables-legacy-restore",
+	},
+	"nftables":  {"nft"},
+	"ipset":     {"ipset"},
+	"ipvsadm":   {"ipvsadm"},
+	"conntrack": {"conntrack"},
+	"iproute2":  {"ip", "ss"},
+	"procps":    {"sysctl"},
 }
 
 // prepare returns the kernel and the base of the root file system, making what is not cached.
 func prepare(cache string) (kernel, base string, err error) {
+	if runtime.GOARCH != "amd64" {
+		return "", "", fmt.Errorf("the machine is an amd64 one, and this is %s", runtime.GOARCH)
+	}
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return "", "", err
 	}
@@ -28,72 +47,157 @@ func prepare(cache string) (kernel, base string, err error) {
 	}
 	defer unlock()
 	tree := filepath.Join(cache, "kernel")
-	if kernels, _ := filepath.Glob(tree + "/boot/vmlinuz-*"); len(kernels) == 0 {
+	kernels, _ := filepath.Glob(tree + "/boot/vmlinuz-*")
+	if len(kernels) == 0 {
 		if err := fetchKernel(cache, tree); err != nil {
 			return "", "", err
 		}
+		if kernels, _ = filepath.Glob(tree + "/boot/vmlinuz-*"); len(kernels) == 0 {
+			return "", "", fmt.Errorf("%s/boot holds no kernel; remove %s and run again", tree, cache)
+		}
 	}
-	kernels, _ := filepath.Glob(tree + "/boot/vmlinuz-*")
-	if len(kernels) == 0 {
-		return "", "", fmt.Errorf("%s/boot holds no kernel; remove %s and run again", tree, cache)
+	found, err := findTools()
+	if err != nil {
+		return "", "", err
 	}
-	base = filepath.Join(cache, "base.cpio")
-	if _, err := os.Stat(base); err != nil {
-		if err := makeBase(base, tree); err != nil {
+	base = filepath.Join(cache, "base-"+fingerprint(kernels[0], found)+".cpio")
+	if !exists(base) {
+		if err := makeBase(base, tree, found); err != nil {
 			return "", "", fmt.Errorf("making the guest's root file system: %w", err)
 		}
 	}
 	return kernels[0], base, nil
 }
 
-// fetchKernel downloads the package that linux-image-cloud-amd64 stands for and unpacks it.
-func fetchKernel(cache, tree string) error {
-	out, err := exec.Command("apt-cache", "depends", "linux-image-cloud-amd64").Output()
+// lockFile makes sure that only one process at a time prepares the cache.
+func lockFile(name string) (unlock func(), err error) {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return fmt.Errorf("apt-cache depends linux-image-cloud-amd64: %w; run apt-get update", err)
+		return nil, err
 	}
-	name := regexp.MustCompile(`Depends: (linux-image-\S+)`).FindSubmatch(out)
-	if name == nil {
-		return fmt.Errorf("apt knows no linux-image-cloud-amd64; run apt-get update")
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		f.Close()
+		return nil, err
 	}
-	fmt.Fprintf(os.Stderr, "vmexec: downloading %s\n", name[1])
-	download := exec.Command("apt-get", "-q", "download", string(name[1]))
-	download.Dir, download.Stderr = cache, os.Stderr
-	if err := download.Run(); err != nil {
-		return fmt.Errorf("apt-get download %s: %w", name[1], err)
+	return func() { f.Close() }, nil
+}
+
+// findTools returns the path of each tool, and an error that names the packages if any is missing.
+func findTools() (map[string]string, error) {
+	found, missing := map[string]string{}, []string{}
+	for pkg, names := range tools {
+		for _, name := range names {
+			if found[name] = lookTool(name); found[name] == "" {
+				missing = append(missing, pkg)
+			}
+		}
 	}
-	debs, _ := filepath.Glob(filepath.Join(cache, "linux-image-*.deb"))
-	if len(debs) == 0 {
-		return fmt.Errorf("apt-get download left no package in %s", cache)
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		missing = append(missing, "qemu-system-x86")
+	}
+	if len(missing) > 0 {
+		slices.Sort(missing)
+		return nil, fmt.Errorf("missing for the virtual machine: apt-get install %s", strings.Join(slices.Compact(missing), " "))
+	}
+	return found, nil
+}
+
+func lookTool(name string) string {
+	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/bin", "/bin"} {
+		if p := filepath.Join(dir, name); exists(p) {
+			return p
+		}
+	}
+	return ""
+}
+
+// fingerprint tells one base from another: it is made anew with another vmexec, kernel or tool.
+func fingerprint(kernel string, found map[string]string) string {
+	files := slices.Sorted(maps.Values(found))
+	if self, err := os.Executable(); err == nil {
+		files = append(files, self)
+	}
+	h := fnv.New64a()
+	for _, file := range append(files, kernel) {
+		if info, err := os.Stat(file); err == nil {
+			fmt.Fprintln(h, file, info.Size(), info.ModTime().UnixNano())
+		}
+	}
+	return strconv.FormatUint(h.Sum64(), 36)
+}
+
+// kernelPackage is what every Debian installs in a virtual machine; it depends on the current version.
+const kernelPackage = "linux-image-cloud-amd64"
+
+// fetchKernel downloads the kernel's package and unpacks it.
+func fetchKernel(cache, tree string) error {
+	deb, err := download(cache)
+	if err != nil && os.Geteuid() == 0 {
+		// The lists are missing, or so old that what they name is gone.
+		if out, err := exec.Command("apt-get", "-q", "update").CombinedOutput(); err != nil {
+			return fmt.Errorf("apt-get update: %w: %s", err, out)
+		}
+		deb, err = download(cache)
+	}
+	if err != nil {
+		return fmt.Errorf("%w; does apt-get update help?", err)
 	}
 	partial := tree + ".partial"
 	if err := os.RemoveAll(partial); err != nil {
 		return err
 	}
-	if out, err := exec.Command("dpkg-deb", "-x", debs[0], partial).CombinedOutput(); err != nil {
-		return fmt.Errorf("dpkg-deb -x %s: %w: %s", debs[0], err, out)
+	if out, err := exec.Command("dpkg-deb", "-x", deb, partial).CombinedOutput(); err != nil {
+		return fmt.Errorf("dpkg-deb -x %s: %w: %s", deb, err, out)
 	}
 	versions, _ := filepath.Glob(partial + "/lib/modules/*")
 	if len(versions) != 1 {
-		return fmt.Errorf("%s holds %d kernel versions, want 1", debs[0], len(versions))
+		return fmt.Errorf("%s holds %d kernel versions, want 1", deb, len(versions))
 	}
-	depmod := exec.Command("depmod", "-b", partial, filepath.Base(versions[0]))
-	depmod.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/sbin:/usr/sbin")
-	if out, err := depmod.CombinedOutput(); err != nil {
+	depmod := lookTool("depmod")
+	if depmod == "" {
+		return errors.New("missing for the virtual machine: apt-get install kmod")
+	}
+	if out, err := exec.Command(depmod, "-b", partial, filepath.Base(versions[0])).CombinedOutput(); err != nil {
 		return fmt.Errorf("depmod: %w: %s", err, out)
 	}
 	return os.Rename(partial, tree)
 }
 
+var dependsOn = regexp.MustCompile(`Depends: (linux-image-\S+)`)
+
+// download returns the file with the package that kernelPackage stands for.
+func download(cache string) (deb string, err error) {
+	out, err := exec.Command("apt-cache", "depends", kernelPackage).Output()
+	name := dependsOn.FindSubmatch(out)
+	if err != nil || name == nil {
+		return "", fmt.Errorf("apt knows no %s", kernelPackage)
+	}
+	fmt.Fprintf(os.Stderr, "vmexec: downloading %s\n", name[1])
+	cmd := exec.Command("apt-get", "-q", "download", string(name[1]))
+	cmd.Dir = cache
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("apt-get download %s: %w: %s", name[1], err, out)
+	}
+	debs, _ := filepath.Glob(filepath.Join(cache, string(name[1])+"_*.deb"))
+	if len(debs) == 0 {
+		return "", fmt.Errorf("apt-get download left no package in %s", cache)
+	}
+	return debs[len(debs)-1], nil
+}
+
 // makeBase writes the part of the root file system that is the same for all tests.
-func makeBase(base, tree string) error {
+func makeBase(base, tree string, found map[string]string) error {
+	old, _ := filepath.Glob(filepath.Join(filepath.Dir(base), "base*.cpio"))
+	for _, f := range old {
+		os.Remove(f)
+	}
 	f, err := os.Create(base + ".partial")
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	a := newArchive(f)
-	for _, dir := range []string{"/proc", "/sys", "/dev", "/tmp", "/run", "/root", "/var/lib", "/etc"} {
+	for _, dir := range []string{"/proc", "/sys", "/dev", "/tmp", "/run", "/root", "/var/lib", "/etc", "/applets"} {
 		a.dir(dir)
 	}
 	a.text("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
@@ -101,7 +205,7 @@ func makeBase(base, tree string) error {
 	if err := addModules(a, tree); err != nil {
 		return err
 	}
-	if err := addTools(a); err != nil {
+	if err := addTools(a, found); err != nil {
 		return err
 	}
 	if err := a.close(); err != nil {
@@ -125,25 +229,11 @@ func addModules(a *archive, tree string) error {
 	})
 }
 
-func addTools(a *archive) error {
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		return fmt.Errorf("%w; install busybox-static", err)
-	}
-	if err := a.file("/bin/busybox", busybox); err != nil {
-		return err
-	}
-	for _, applet := range []string{"/bin/sh", "/sbin/modprobe"} {
-		a.symlink(applet, "/bin/busybox")
-	}
+func addTools(a *archive, found map[string]string) error {
 	have := map[string]bool{}
-	for _, tool := range tools {
-		found := lookTool(tool)
-		if found == "" {
-			continue
-		}
+	for _, tool := range slices.Sorted(maps.Keys(found)) {
 		// The iptables programs are one binary that goes by the name it is called with.
-		real, err := filepath.EvalSymlinks(found)
+		real, err := filepath.EvalSymlinks(found[tool])
 		if err != nil {
 			return err
 		}
@@ -154,6 +244,8 @@ func addTools(a *archive) error {
 			a.symlink(path, real)
 		}
 	}
+	a.symlink("/bin/sh", "/usr/sbin/bash")
+	a.symlink("/sbin/modprobe", "/usr/sbin/busybox") // the kernel's own name for it
 	extensions, _ := filepath.Glob("/usr/lib/*/xtables/*.so")
 	for _, so := range extensions {
 		if err := addBinary(a, so, have); err != nil {
@@ -161,20 +253,6 @@ func addTools(a *archive) error {
 		}
 	}
 	return a.err
-}
-
-func lookTool(name string) string {
-	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/bin", "/bin"} {
-		if p := filepath.Join(dir, name); exists(p) {
-			return p
-		}
-	}
-	return ""
-}
-
-func exists(p string) bool {
-	_, err := os.Stat(p)
-	return err == nil
 }
 
 var sharedObject = regexp.MustCompile(`(/\S+) \(0x`)

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"syscall"
+)
+
+// machine is what qemu is told. Its first serial port is the kernel's log, the second the test's output.
+type machine struct {
+	kernel, initrd string
+	accel          string
+	memory, cpus   int
+}
+
+// exitMark begins the line with which the guest's init ends; the exit code follows.
+const exitMark = "weir-vm-exit:"
+
+// kernelArgs spare a machine that is emulated what costs most there: mitigations of faults that no emulator has, and a
+// fifth level of page tables.
+const kernelArgs = "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off nowatchdog clocksource=tsc tsc=reliable"
+
+func (m machine) command(ctx context.Context, log string, serial ...string) *exec.Cmd {
+	args := []string{
+		"-nodefaults", "-no-reboot", "-display", "none", "-machine", "q35", "-cpu", "max,la57=off",
+		"-smp", strconv.Itoa(m.cpus), "-accel", m.accel, "-m", strconv.Itoa(m.memory),
+		"-kernel", m.kernel, "-initrd", m.initrd, "-append", kernelArgs, "-serial", "file:" + log,
+	}
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append(args, serial...)...)
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+// interact joins the machine's shell to this process's terminal.
+func (m machine) interact(ctx context.Context) error {
+	runtime.LockOSThread() // the parent-death signal is tied to the thread
+	defer runtime.UnlockOSThread()
+	cmd := m.command(ctx, os.DevNull, "-chardev", "stdio,id=tty,signal=off", "-serial", "chardev:tty")
+	cmd.Stdin, cmd.Stdout = os.Stdin, os.Stdout
+	return cmd.Run()
+}
+
+// boot runs the machine until it powers off and returns the exit code that the guest reported.
+func (m machine) boot(ctx context.Context) (int, error) {
+	log, err := os.CreateTemp("", "weir-vm-*.log")
+	if err != nil {
+		return 1, err
+	}
+	defer os.Remove(log.Name())
+	defer log.Close()
+	runtime.LockOSThread() // the parent-death signal is tied to the thread
+	defer runtime.UnlockOSThread()
+	out := &console{w: os.Stdout, code: -1}
+	cmd := m.command(ctx, log.Name(), "-serial", "stdio")
+	cmd.Stdout = out
+	err = cmd.Run()
+	if out.code != 0 || err != nil {
+		showLog(log)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return 1, context.Cause(ctx)
+	case err != nil:
+		return 1, fmt.Errorf("qemu-system-x86_64: %w", err)
+	case out.code < 0:
+		return 1, fmt.Errorf("the machine ended without the test having reported")
+	}
+	return out.code, nil
+}
+
+// console passes on what the guest prints, without the carriage returns of its serial line and without the exit mark.
+type console struct {
+	w    io.Writer
+	line []byte
+	code int
+}
+
+func (c *console) Write(p []byte) (int, error) {
+	c.line = append(c.line, bytes.ReplaceAll(p, []byte("\r"), nil)...)
+	for {
+		i := bytes.IndexByte(c.line, '\n')
+		if i < 0 {
+			return len(p), nil
+		}
+		line := c.line[:i+1]
+		c.line = c.line[i+1:]
+		if rest, ok := bytes.CutPrefix(line, []byte(exitMark)); ok {
+			c.code, _ = strconv.Atoi(string(bytes.TrimSpace(rest)))
+			continue
+		}
+		if _, err := c.w.Write(line); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// logTail bounds what is shown of the kernel's log, in bytes.
+const logTail = 32 << 10
+
+func showLog(log *os.File) {
+	data, err := io.ReadAll(log)
+	if err != nil || len(data) == 0 {
+		return
+	}
+	data = bytes.ReplaceAll(data, []byte("\r"), nil)
+	fmt.Fprintf(os.Stderr, "--- the guest's kernel log ---\n%s---\n", data[max(0, len(data)-logTail):])
+}
