@@ -36,6 +36,8 @@ type dataPath struct {
 	// observed says that a full read has succeeded in this process: the delete gate. trusted says that the observed side is
 	// what the kernel confirmed. unread says that a full read was asked for and failed.
 	observed, trusted, unread bool
+	// keep says that nothing is to be deleted, since what is desired is only what an earlier process knew.
+	keep bool
 	// generation is the kernel's at the last full read, if known.
 	generation uint64
 	known      bool
@@ -86,7 +88,7 @@ func (d *dataPath) retire() {
 	clear(d.fresh)
 	clear(d.stale)
 	clear(d.isolated)
-	d.all = false
+	d.all, d.keep = false, false
 }
 
 // changed says that a Service's Entries are others now.
@@ -337,12 +339,13 @@ func (d *dataPath) revert(name backends.ServiceName, now time.Time) bool {
 	return true
 }
 
-// plan returns what is to be done now. Nothing is deleted before a full read has succeeded.
+// plan returns what is to be done now. Nothing is deleted before a full read has succeeded, nor for what is only remembered:
+// the kernel may know better, having been programmed after it was written down.
 func (d *dataPath) plan(reason string, now time.Time) backends.Plan {
 	changes := d.tracker.Pending(func(id backends.ID, owners []backends.PortKey) bool {
 		return d.isolated.holdsAll(id, owners, now)
 	})
-	if !d.observed {
+	if !d.observed || d.keep {
 		kept := changes[:0]
 		for _, c := range changes {
 			if c.Op != backends.Delete {

@@ -191,6 +191,9 @@ func (e *Engine) Round(ctx context.Context, req Request) Report {
 	inForce := false
 	if e.snapshot != nil && e.active != nil {
 		rep.Revision = e.snapshot.Revision.String()
+		for _, d := range e.paths() {
+			d.keep = e.snapshot.Revision.Stale
+		}
 		e.resolve(&rep)
 		if err := e.applyAll(ctx, req.Full, &rep); err != nil {
 			rep.Err = errors.Join(rep.Err, err)

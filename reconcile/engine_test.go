@@ -304,6 +304,12 @@ func TestDeleteGate(t *testing.T) {
 		}
 	}
 	k.Faults = fake.Faults{}
+	remembered := spec.Snapshot{Revision: spec.Revision{Stale: true}}
+	e.SetSnapshot(remembered.WithServices(iradix.New[*spec.Service]()), spec.Delta{All: true})
+	if rep := e.Round(t.Context(), Request{Full: true}); rep.Err != nil || !k.Has("left over") {
+		t.Errorf("with what is only remembered: %+v, %v", rep, k.Objects())
+	}
+	e.SetSnapshot(spec.Snapshot{}.WithServices(iradix.New[*spec.Service]()), spec.Delta{All: true})
 	if rep := e.Round(t.Context(), Request{}); rep.Err != nil || k.Has("left over") {
 		t.Errorf("with both: %+v, %v", rep, k.Objects())
 	}

@@ -3,12 +3,14 @@ package main
 import (
 	"errors"
 	"path/filepath"
+	"strings"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
 
+	"weir/reconcile/review"
 	"weir/spec"
 	"weir/spec/apisource"
 	"weir/spec/config"
@@ -21,18 +23,23 @@ import (
 type apiFlags struct {
 	on         bool
 	kubeconfig string
+	master     string
 }
 
 func (f *apiFlags) add(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.BoolVar(&f.on, "api", false, "read Services from the Kubernetes API too, with clientConnection's kubeconfig or a pod's own credentials (default: if there is no -f)")
 	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "file that says how to reach the Kubernetes API; implies --api (default: clientConnection's)")
+	fs.StringVar(&f.master, "master", "", "URL of the Kubernetes API server, which wins over the kubeconfig's; implies --api")
 }
+
+// asked says whether a flag wants the API, whatever else is read.
+func (f *apiFlags) asked() bool { return f.on || f.kubeconfig != "" || f.master != "" }
 
 // source returns the source that the flags name: files, a Kubernetes API, or both. Mistakes in the flags are usage errors.
 func (f *apiFlags) source(input *inputFlags, node *nodeFlags, log hclog.Logger, metrics prometheus.Registerer) (spec.Source, error) {
 	only := len(input.files) == 0
-	if !f.on && f.kubeconfig == "" && (!only || input.config == "") {
+	if !f.asked() && (!only || input.config == "") {
 		return input.source(log.Named("files"))
 	}
 	api := f.follow(node, log.Named("api"), apisource.NewMetrics(metrics))
@@ -55,6 +62,18 @@ func (f *apiFlags) source(input *inputFlags, node *nodeFlags, log hclog.Logger, 
 		c.AllowEmpty = true // of the file: it is there for its configuration
 	}})
 	return union.New(files, api), nil
+}
+
+// described names what source reads.
+func (f *apiFlags) described(input *inputFlags, snap *spec.Snapshot) review.Input {
+	in := review.Input{Kind: "files", Name: strings.Join(input.files, ", "), Revision: snap.Revision.String()}
+	switch {
+	case len(input.files) == 0:
+		in.Kind = "api"
+	case f.asked():
+		in.Name += " and the Kubernetes API"
+	}
+	return in
 }
 
 // follow returns what makes the API's source for a configuration, and the same one again while that says the same.
@@ -93,7 +112,7 @@ func (f *apiFlags) follow(node *nodeFlags, log hclog.Logger, metrics *apisource.
 func (f *apiFlags) connection(c *kubeproxyconfig.KubeProxyConfiguration) apisource.Connection {
 	cc := &c.ClientConnection
 	conn := apisource.Connection{
-		Kubeconfig: cc.Kubeconfig, ContentType: cc.ContentType, AcceptContentTypes: cc.AcceptContentTypes,
+		Kubeconfig: cc.Kubeconfig, Server: f.master, ContentType: cc.ContentType, AcceptContentTypes: cc.AcceptContentTypes,
 		QPS: cc.QPS, Burst: int(cc.Burst), UserAgent: "weir/" + thisBuild().Version,
 	}
 	if f.kubeconfig != "" {

@@ -110,7 +110,7 @@ func serviceNames(entries []*backends.Entry) map[backends.ServiceName]bool {
 }
 
 // planInputs prints what changes from one input to another, without looking at this node.
-func (f *planFlags) planInputs(ctx context.Context, cmd *cobra.Command, input *inputFlags, node *nodeFlags, source spec.Source) error {
+func (f *planFlags) planInputs(ctx context.Context, cmd *cobra.Command, input *inputFlags, api *apiFlags, node *nodeFlags, source spec.Source) error {
 	var before *spec.Snapshot
 	var record *review.Record
 	var from review.Input
@@ -153,8 +153,7 @@ func (f *planFlags) planInputs(ctx context.Context, cmd *cobra.Command, input *i
 		maps.Copy(programmed, serviceNames(now.Entries))
 	}
 	warnings := append(review.MergeWarnings(names, each), review.InputWarnings(before, after)...)
-	to := review.Input{Kind: "files", Name: strings.Join(input.files, ", "), Revision: after.Revision.String()}
-	plan := review.New(from, to, len(programmed), groups, review.Silence(warnings, review.SilenceIn(after, before)))
+	plan := review.New(from, api.described(input, after), len(programmed), groups, review.Silence(warnings, review.SilenceIn(after, before)))
 	return f.print(cmd, plan)
 }
 

@@ -6,7 +6,6 @@ import (
 	"io"
 	"io/fs"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -15,13 +14,13 @@ import (
 	"weir/backends"
 	"weir/backends/userspace"
 	"weir/reconcile"
-	"weir/reconcile/review"
 	"weir/spec"
 )
 
 func newReconcile() *cobra.Command {
 	var (
 		input  inputFlags
+		api    apiFlags
 		node   nodeFlags
 		logs   logFlags
 		plan   planFlags
@@ -45,7 +44,8 @@ applied, or --fail-on found something; 2 the command line makes no sense, or --e
   weir reconcile -f ./cluster --dry-run --detail rules
   weir reconcile -f ./cluster --dry-run --against git:origin/main -o markdown
   weir reconcile -f ./cluster --dry-run --against empty --node nodes.yaml
-  weir reconcile -f ./cluster --hostname-override edge-7`,
+  weir reconcile -f ./cluster --hostname-override edge-7
+  weir reconcile --config /var/lib/kube-proxy/config.conf --dry-run   # what would change if weir took over from kube-proxy`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := errors.Join(node.check(), logs.check(), plan.check(cmd, dryRun)); err != nil {
@@ -54,12 +54,12 @@ applied, or --fail-on found something; 2 the command line makes no sense, or --e
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
 			log := logs.logger(cmd.ErrOrStderr())
-			source, err := input.source(log.Named("files"))
+			source, err := api.source(&input, &node, log, nil)
 			if err != nil {
 				return err
 			}
 			if dryRun && !plan.kernel() {
-				return plan.planInputs(ctx, cmd, &input, &node, source)
+				return plan.planInputs(ctx, cmd, &input, &api, &node, source)
 			}
 			if !dryRun {
 				release, err := lockNode(log)
@@ -84,8 +84,7 @@ applied, or --fail-on found something; 2 the command line makes no sense, or --e
 			engine := reconcile.NewEngine(reconcile.Options{Mode: t.Mode, Backend: t.Backend, Node: t.Node, Flows: &w.flows, Log: log.Named("engine")})
 			engine.SetSnapshot(snap, spec.Delta{All: true})
 			if dryRun {
-				to := review.Input{Kind: "files", Name: strings.Join(input.files, ", "), Revision: snap.Revision.String()}
-				return plan.planKernel(ctx, cmd, engine, t, to, snap)
+				return plan.planKernel(ctx, cmd, engine, t, api.described(&input, snap), snap)
 			}
 			newHost(log).apply(t)
 			r := engine.Round(ctx, reconcile.Request{Reason: "weir reconcile", Full: true})
@@ -96,6 +95,7 @@ applied, or --fail-on found something; 2 the command line makes no sense, or --e
 		},
 	}
 	input.add(cmd)
+	api.add(cmd)
 	node.add(cmd)
 	logs.add(cmd, "warn")
 	cmd.Flags().StringVarP(&plan.format, "output", "o", "text", "how to print the plan or the outcome: text or json; a plan also as yaml or markdown")

@@ -29,7 +29,7 @@ type Plan struct {
 
 // Input is one side of a Plan.
 type Input struct {
-	// Kind is files, git, snapshot, empty or kernel.
+	// Kind is files, api, git, snapshot, empty or kernel.
 	Kind     string `json:"kind"`
 	Name     string `json:"name,omitempty"`
 	Revision string `json:"revision,omitempty"`

@@ -51,6 +51,8 @@ func (i Input) String() string {
 	case "files", "":
 	case "git":
 		parts = append(parts, "git")
+	case "api":
+		parts = append(parts, "the Kubernetes API")
 	case "kernel":
 		parts = append(parts, "this node's kernel")
 	case "empty":

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"time"
 
@@ -16,7 +17,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/client-go/util/connrotation"
+	"k8s.io/client-go/util/flowcontrol"
 )
 
 // maxCredentials bounds each file that credentials are read from, in bytes.
@@ -38,33 +41,49 @@ var codecs = func() serializer.CodecFactory {
 	return serializer.NewCodecFactory(scheme)
 }()
 
+// credentials say how to reach an API server, as read from files at one moment.
+type credentials struct {
+	config *rest.Config
+	// cluster tells clusters apart.
+	cluster string
+	// sum is a hash of every file that was read, but for a token's, which client-go reads anew by itself.
+	sum [sha256.Size]byte
+}
+
+func readCredentials(o Connection) (*credentials, error) {
+	cfg, err := restConfig(o)
+	if err != nil {
+		return nil, err
+	}
+	sum, err := fingerprint(o, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &credentials{config: cfg, cluster: clusterOf(cfg), sum: sum}, nil
+}
+
 // client is a connection to one API server with one set of credentials.
 type client struct {
 	core, discovery *rest.RESTClient
 	dialer          *connrotation.Dialer
-	// cluster tells clusters apart.
-	cluster string
-	// credentials is a hash of every file that they were read from.
-	credentials [sha256.Size]byte
+	credentials     *credentials
 }
 
 // close ends all connections, those that a silent peer keeps open too.
 func (c *client) close() { c.dialer.CloseAll() }
 
-// connect reads the credentials. It does not talk to the server.
-func connect(o Connection) (*client, error) {
-	cfg, err := restConfig(o)
-	if err != nil {
-		return nil, err
-	}
-	c := &client{
-		dialer:  connrotation.NewDialer((&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext),
-		cluster: clusterOf(cfg),
-	}
-	if c.credentials, err = fingerprint(o, cfg); err != nil {
-		return nil, err
-	}
+// connect does not talk to the server yet. client-go never forgets the transport that a client is given, so that one is
+// made only when the credentials differ.
+func connect(cr *credentials) (*client, error) {
+	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}
+	c := &client{dialer: connrotation.NewDialer(dialer.DialContext), credentials: cr}
+	cfg := rest.CopyConfig(cr.config)
 	cfg.Dial = c.dialer.DialContext
+	cfg.Wrap(func(rt http.RoundTripper) http.RoundTripper { return overseen{rt} })
+	if cfg.QPS > 0 { // else each group would have a limit of its own
+		cfg.RateLimiter = flowcontrol.NewTokenBucketRateLimiter(cfg.QPS, max(1, cfg.Burst))
+	}
+	var err error
 	if c.core, err = groupClient(cfg, "/api", corev1.SchemeGroupVersion); err != nil {
 		return nil, fmt.Errorf("clientConnection: %w", err)
 	}
@@ -77,13 +96,14 @@ func connect(o Connection) (*client, error) {
 func restConfig(o Connection) (*rest.Config, error) {
 	var cfg *rest.Config
 	var err error
-	if o.Kubeconfig == "" {
+	if o.Kubeconfig == "" && o.Server == "" {
 		if cfg, err = rest.InClusterConfig(); errors.Is(err, rest.ErrNotInCluster) {
 			return nil, errors.New("no kubeconfig is given, and this is not a pod with a service account: give --kubeconfig, or set clientConnection.kubeconfig")
 		}
 	} else {
 		rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: o.Kubeconfig}
-		cfg, err = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{}).ClientConfig()
+		overrides := &clientcmd.ConfigOverrides{ClusterInfo: clientcmdapi.Cluster{Server: o.Server}}
+		cfg, err = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides).ClientConfig()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("credentials for the Kubernetes API: %w", err)
@@ -109,7 +129,7 @@ func groupClient(cfg *rest.Config, path string, gv schema.GroupVersion) (*rest.R
 func clusterOf(cfg *rest.Config) string {
 	ca := cfg.CAData
 	if len(ca) == 0 && cfg.CAFile != "" {
-		ca, _ = readCredentials(cfg.CAFile)
+		ca, _ = readFile(cfg.CAFile)
 	}
 	if len(ca) == 0 {
 		return cfg.Host
@@ -118,14 +138,13 @@ func clusterOf(cfg *rest.Config) string {
 	return "ca:" + hex.EncodeToString(sum[:])
 }
 
-// fingerprint hashes what the credentials were read from. A token file is left out: client-go reads it anew by itself.
 func fingerprint(o Connection, cfg *rest.Config) (sum [sha256.Size]byte, err error) {
 	h := sha256.New()
 	for _, file := range []string{o.Kubeconfig, cfg.CAFile, cfg.CertFile, cfg.KeyFile} {
 		if file == "" {
 			continue
 		}
-		data, err := readCredentials(file)
+		data, err := readFile(file)
 		if err != nil {
 			return sum, fmt.Errorf("credentials for the Kubernetes API: %w", err)
 		}
@@ -136,7 +155,7 @@ func fingerprint(o Connection, cfg *rest.Config) (sum [sha256.Size]byte, err err
 	return sum, nil
 }
 
-func readCredentials(file string) ([]byte, error) {
+func readFile(file string) ([]byte, error) {
 	fi, err := os.Stat(file)
 	switch {
 	case err != nil:

@@ -1,16 +1,17 @@
 package apisource
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/url"
 	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -40,18 +41,21 @@ var resourceNames = [resources]string{"services", "endpointslices", "nodes"}
 
 func (r resource) String() string { return resourceNames[r] }
 
-// proxied selects what a service proxy is for, as kube-proxy does: slices of headless Services carry the label too.
-var proxied = func() string {
-	s := labels.NewSelector()
-	for _, label := range []string{corev1.IsHeadlessService, "service.kubernetes.io/service-proxy-name"} {
-		r, err := labels.NewRequirement(label, selection.DoesNotExist, nil)
-		if err != nil {
-			panic(err) // both are constants
-		}
-		s = s.Add(*r)
+// without selects the objects that have no such label.
+func without(label string) string {
+	r, err := labels.NewRequirement(label, selection.DoesNotExist, nil)
+	if err != nil {
+		panic(err) // the labels are constants
 	}
-	return s.String()
-}()
+	return labels.NewSelector().Add(*r).String()
+}
+
+// The selectors are kube-proxy's: Services that are not for another proxy, and slices that are not of headless Services.
+// What it asks of Services besides, a clusterIP, servers before 1.35 cannot select, so that headless ones are dropped here.
+var (
+	servicesHere = without("service.kubernetes.io/service-proxy-name")
+	slicesHere   = without(corev1.IsHeadlessService)
+)
 
 // object is one trimmed object.
 type object struct {
@@ -120,10 +124,13 @@ func (f *feed) sendChange(c change) error {
 }
 
 func (f *feed) options(o *metav1.ListOptions) *metav1.ListOptions {
-	if f.resource == nodes {
+	switch f.resource {
+	case services:
+		o.LabelSelector = servicesHere
+	case endpointSlices:
+		o.LabelSelector = slicesHere
+	case nodes:
 		o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, f.node).String()
-	} else {
-		o.LabelSelector = proxied
 	}
 	return o
 }
@@ -133,112 +140,92 @@ func (f *feed) request(o *metav1.ListOptions) *rest.Request {
 }
 
 func (f *feed) list(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-	ctx, cancel := context.WithTimeout(ctx, f.stall)
-	defer cancel()
+	ctx, cancel := guarded(ctx, f.stall, f.failed)
+	defer cancel(nil)
 	list, err := f.request(&o).Do(ctx).Get()
 	return list, f.failure(ctx, err)
 }
 
 // watch opens a watch that is given up if it stays silent.
 func (f *feed) watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := guarded(ctx, f.stall, f.failed)
 	o.Watch = true
-	opening := time.AfterFunc(f.stall, func() { cancel(errSilent) })
 	w, err := f.request(&o).Watch(ctx)
-	opening.Stop()
 	if err != nil {
-		err = f.failure(ctx, err)
-		cancel(nil)
-		return nil, err
+		defer cancel(nil)
+		if o.SendInitialEvents != nil && apierrors.IsInvalid(err) {
+			return nil, err // a server that cannot stream a list; the Reflector asks for one as of old
+		}
+		return nil, f.failure(ctx, err)
 	}
-	h := &heard{feed: f, inner: w, out: make(chan watch.Event), stop: cancel, stopped: ctx.Done()}
+	h := &heard{feed: f, inner: w, out: make(chan watch.Event), ctx: ctx, cancel: cancel}
 	go h.run()
 	return h, nil
 }
 
-var (
-	// errSilent says that a peer keeps a connection open and says nothing.
-	errSilent = errors.New("nothing was heard for too long")
-	// errClosed says that a connection was closed at once, which client-go takes for an empty watch.
-	errClosed = errors.New("the connection was closed")
-)
-
 // openFor is how long a watch without an event has to stay open before it counts as one.
 const openFor = 500 * time.Millisecond
 
-// failure tells the loop of an error, and returns it.
+// failure tells the loop why a request ended, unless the loop knows, and returns the error.
 func (f *feed) failure(ctx context.Context, err error) error {
-	if err == nil {
-		return nil
-	}
-	cause := err
-	if c := context.Cause(ctx); c != nil {
-		cause = c
-		if errors.Is(c, context.DeadlineExceeded) {
-			cause = errSilent
-		}
-	}
-	var u *url.Error
-	if errors.As(cause, &u) {
-		cause = u.Err // the URL has numbers that differ each time
-	}
-	if !errors.Is(cause, context.Canceled) {
-		_ = f.send(event{resource: f.resource, failed: cause, stalled: errors.Is(cause, errSilent)})
+	if err != nil && !watchdogOf(ctx).told.Load() {
+		f.failed(cmp.Or(context.Cause(ctx), err))
 	}
 	return err
 }
 
-// heard is a watch that ends when nothing was heard for some time; an API server sends a bookmark each minute.
+// failed tells the loop of an error.
+func (f *feed) failed(err error) {
+	if errors.Is(err, context.Canceled) {
+		return
+	}
+	var u *url.Error
+	if errors.As(err, &u) {
+		err = u.Err // the URL has numbers that differ each time
+	}
+	_ = f.send(event{resource: f.resource, failed: err, stalled: errors.Is(err, errSilent)})
+}
+
+// heard is a watch that tells the loop how it is doing.
 type heard struct {
 	*feed
-	inner   watch.Interface
-	out     chan watch.Event
-	stop    context.CancelCauseFunc
-	stopped <-chan struct{}
+	inner  watch.Interface
+	out    chan watch.Event
+	ctx    context.Context
+	cancel context.CancelCauseFunc
 }
 
 // Stop implements watch.Interface.
-func (h *heard) Stop() { h.stop(nil) }
+func (h *heard) Stop() { h.cancel(nil) }
 
 // ResultChan implements watch.Interface.
 func (h *heard) ResultChan() <-chan watch.Event { return h.out }
 
 func (h *heard) run() {
 	defer close(h.out)
-	defer h.stop(nil)
+	defer h.cancel(nil)
 	defer h.inner.Stop()
-	patience := func() time.Duration { return h.stall + rand.N(h.stall/4+1) }
-	silence := time.NewTimer(patience())
-	defer silence.Stop()
 	open := time.NewTimer(openFor)
 	defer open.Stop()
-	opened := false
 	for {
 		select {
 		case <-open.C:
-			opened = true
 			_ = h.send(event{resource: h.resource, heard: true})
 		case e, ok := <-h.inner.ResultChan():
-			if !ok {
-				if !opened {
-					_ = h.send(event{resource: h.resource, failed: errClosed})
-				}
+			if h.ctx.Err() == nil && !ok {
 				return
 			}
-			opened = true
-			silence.Reset(patience())
-			if e.Type == watch.Bookmark {
+			if h.ctx.Err() == nil && e.Type == watch.Bookmark {
 				_ = h.send(event{resource: h.resource, heard: true})
 			}
 			select {
 			case h.out <- e:
-			case <-h.stopped:
-				return
+			case <-h.ctx.Done():
 			}
-		case <-silence.C:
-			_ = h.send(event{resource: h.resource, failed: errSilent, stalled: true})
-			return
-		case <-h.stopped:
+		case <-h.ctx.Done():
+		}
+		if h.ctx.Err() != nil {
+			_ = h.failure(h.ctx, h.ctx.Err())
 			return
 		}
 	}
@@ -251,6 +238,9 @@ func (f *feed) Add(o any) error { return f.Update(o) }
 
 // Update implements cache.ReflectorStore.
 func (f *feed) Update(o any) error {
+	if headless(o) {
+		return f.Delete(o)
+	}
 	t, err := f.trimmed(o)
 	if err != nil {
 		return err
@@ -271,6 +261,9 @@ func (f *feed) Delete(o any) error {
 func (f *feed) Replace(list []any, version string) error {
 	c := change{version: version, complete: true, objects: make([]object, 0, len(list))}
 	for _, o := range list {
+		if headless(o) {
+			continue
+		}
 		t, err := f.trimmed(o)
 		if err != nil {
 			return err
@@ -278,6 +271,12 @@ func (f *feed) Replace(list []any, version string) error {
 		c.objects = append(c.objects, t)
 	}
 	return f.sendChange(c)
+}
+
+// headless says that nothing is proxied for the object.
+func headless(o any) bool {
+	svc, ok := o.(*corev1.Service)
+	return ok && svc.Spec.ClusterIP == corev1.ClusterIPNone
 }
 
 // Resync implements cache.ReflectorStore.

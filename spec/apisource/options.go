@@ -23,8 +23,8 @@ type Options struct {
 	// ResyncPeriod is configSyncPeriod: how often everything that is known is handed over once more, as an informer does,
 	// without asking the API. 0 is for never.
 	ResyncPeriod time.Duration
-	// StallTimeout is how long a watch may be silent before it is not trusted any more. An API server sends a bookmark
-	// about once a minute. Default: 2 min.
+	// StallTimeout is how long not a byte of an answer may come before the request is given up. An API server sends a
+	// bookmark on each watch about once a minute. Default: 2 min.
 	StallTimeout time.Duration
 	// CheckCredentials is how often the kubeconfig and the files that it names are looked at. Default: 10 s.
 	CheckCredentials time.Duration
@@ -38,6 +38,8 @@ type Options struct {
 type Connection struct {
 	// Kubeconfig is a file; "" for the credentials that a pod is given.
 	Kubeconfig string
+	// Server is the API server's URL, which wins over the kubeconfig's; "" for what that says.
+	Server string
 	// ContentType and AcceptContentTypes are media types; "" for protobuf.
 	ContentType, AcceptContentTypes string
 	// QPS and Burst limit the requests of this process, per second; 0 is for client-go's defaults, and less for no limit.

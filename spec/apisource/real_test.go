@@ -4,12 +4,13 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -134,33 +135,52 @@ func createService(t *testing.T, s *apitest.Server, svc *corev1.Service) {
 	}
 }
 
-// allow gives the user of the test what weir needs, and nothing else.
-func allow(t *testing.T, s *apitest.Server) {
-	t.Helper()
-	read := []string{"list", "watch"}
-	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "weir"}, Rules: []rbacv1.PolicyRule{
-		{APIGroups: []string{""}, Resources: []string{"services", "nodes"}, Verbs: read},
-		{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: read},
-	}}
-	binding := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "weir"},
-		RoleRef:  rbacv1.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "ClusterRole", Name: "weir"},
-		Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: "kube-system", Name: "weir"}}}
-	if _, err := s.Client.RbacV1().ClusterRoles().Create(t.Context(), role, metav1.CreateOptions{}); err != nil {
+// TestLeastPrivilege has a ServiceAccount work with the rights of the example, and not without those to any one resource.
+func TestLeastPrivilege(t *testing.T) {
+	t.Parallel()
+	s := apitest.Start(t, apitest.Options{})
+	s.Create("../../examples/daemonset/rbac.yaml")
+	o := apisource.Options{NodeName: "node"}
+	o.Connection.Kubeconfig = s.Kubeconfig(filepath.Join(t.TempDir(), "kubeconfig"), s.ServiceAccountToken("kube-system", "weir"), s.Address)
+	load := func() error { _, err := apisource.New(o).Load(t.Context()); return err }
+	if err := load(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Client.RbacV1().ClusterRoleBindings().Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
+	roles := s.Client.RbacV1().ClusterRoles()
+	whole, err := roles.Get(t.Context(), "weir", metav1.GetOptions{})
+	if err != nil {
 		t.Fatal(err)
+	}
+	whole.ResourceVersion = ""
+	for i, rule := range whole.Rules {
+		for j, resource := range rule.Resources {
+			less := whole.DeepCopy()
+			less.Rules[i].Resources = slices.Delete(less.Rules[i].Resources, j, j+1)
+			if len(less.Rules[i].Resources) == 0 {
+				less.Rules = slices.Delete(less.Rules, i, i+1)
+			}
+			if _, err := roles.Update(t.Context(), less, metav1.UpdateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			deadline := time.Now().Add(patience) // the server learns of it a moment later
+			for err = load(); err == nil && time.Now().Before(deadline); err = load() {
+			}
+			if err == nil || !strings.Contains(err.Error(), resource) {
+				t.Errorf("without %s: %v", resource, err)
+			}
+		}
 	}
 }
 
 func TestRealServer(t *testing.T) {
+	t.Parallel()
 	s := apitest.Start(t, apitest.Options{})
-	allow(t, s)
+	s.Create("../../examples/daemonset/rbac.yaml")
 	proxy := apitest.NewProxy(t, s.Address)
 	file := filepath.Join(t.TempDir(), "kubeconfig")
 	s.Kubeconfig(file, apitest.Token, proxy.Address())
 	w := watch(t, apisource.Options{Connection: apisource.Connection{Kubeconfig: file}, NodeName: "node", WaitForPodCIDR: true,
-		StallTimeout: 90 * time.Second, CheckCredentials: 50 * time.Millisecond})
+		CheckCredentials: 50 * time.Millisecond})
 
 	w.await("the wait for podCIDRs", func() bool { return w.err != nil })
 	if w.snap != nil {
@@ -180,10 +200,16 @@ func TestRealServer(t *testing.T) {
 	foreign := newService("foreign")
 	foreign.Labels = map[string]string{"service.kubernetes.io/service-proxy-name": "other"}
 	createService(t, s, foreign)
+	headless := newService("headless")
+	headless.Spec.ClusterIP = corev1.ClusterIPNone
+	createService(t, s, headless)
 	createService(t, s, newService("gone"))
 	w.await("a second Service", func() bool { return w.endpoints("gone") == 0 })
 	if w.endpoints("foreign") != -1 {
 		t.Error("a Service of another proxy is in the Snapshot")
+	}
+	if w.endpoints("headless") != -1 {
+		t.Error("a headless Service is in the Snapshot")
 	}
 	if svc := w.snap.Service(spec.Name{Namespace: "default", Name: "web"}); svc.Origin.ResourceVersion == "" || svc.Object.Annotations != nil || svc.Object.UID != "" || svc.Object.Spec.ClusterIP == "" {
 		t.Errorf("not trimmed, or too much: %+v", svc)
@@ -193,6 +219,29 @@ func TestRealServer(t *testing.T) {
 	}
 	w.await("a deletion", func() bool { return w.endpoints("gone") == -1 })
 
+	t.Run("the API is slow", func(t *testing.T) {
+		proxy.Slow(500 * time.Millisecond)
+		defer proxy.Slow(0)
+		setEndpoints(t, s, "web", 2)
+		w.await("a change", func() bool { return w.endpoints("web") == 2 })
+		setEndpoints(t, s, "web", 1000)
+		w.await("a large change", func() bool { return w.endpoints("web") == 1000 })
+		if w.err != nil {
+			t.Errorf("slow is not away: %v", w.err)
+		}
+	})
+	t.Run("the network stalls in silence", func(t *testing.T) {
+		proxy.Stall(true)
+		setEndpoints(t, s, "web", 3)
+		w.await("that it is noticed", func() bool { return w.err != nil })
+		if w.endpoints("web") != 1000 {
+			t.Error("what was known is gone")
+		}
+		proxy.Stall(false)
+		w.await("what happened meanwhile", func() bool { return w.endpoints("web") == 3 && w.err == nil })
+		setEndpoints(t, s, "web", 1000)
+		w.await("a change", func() bool { return w.endpoints("web") == 1000 })
+	})
 	t.Run("the API server is killed", func(t *testing.T) {
 		s.KillAPI()
 		w.await("an error", func() bool { return w.err != nil })

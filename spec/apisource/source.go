@@ -22,7 +22,7 @@ func New(o Options) *Source { return &Source{o.withDefaults()} }
 
 // Cluster returns what tells this API's cluster from others, and "" if the credentials cannot be read.
 func (s *Source) Cluster() string {
-	c, err := connect(s.opts.Connection)
+	c, err := readCredentials(s.opts.Connection)
 	if err != nil {
 		return ""
 	}
@@ -70,19 +70,19 @@ type loop struct {
 	wg      sync.WaitGroup
 
 	started time.Time
-	watches [resources]watched
-	refused error // why the credentials cannot be used; nil if they can
+	watches [resources]state
+	refused error  // why there are no credentials to use; nil if there are
+	unread  string // why new credentials cannot be used, "" if they can
 	// told is the error that the receiver was told last, "" if it was told a Snapshot.
 	told  string
 	first bool // a Snapshot was sent
 }
 
-// watched is what is known of the watch of one resource.
-type watched struct {
+// state is what is known of the watch of one resource.
+type state struct {
 	listed bool // completely, at least once
-	up     bool
 	heard  time.Time
-	err    error // why it is not up
+	err    error // why it is not heard
 }
 
 // run returns ctx's error.
@@ -122,20 +122,25 @@ func (l *loop) run(ctx context.Context) error {
 
 // reconnect starts a session with the credentials of now, unless they are those in use.
 func (l *loop) reconnect(ctx context.Context) {
-	c, err := connect(l.Connection)
+	c, err := l.newClient()
 	l.refused = nil
 	switch {
 	case err != nil && l.client == nil:
 		l.refused = err
 		return
 	case err != nil:
-		l.Log.Warn("the credentials for the Kubernetes API cannot be read; those known stay in use", "error", err)
+		if err.Error() != l.unread {
+			l.Log.Warn("the credentials for the Kubernetes API cannot be used; those known stay in use", "error", err)
+		}
+		l.unread = err.Error()
 		return
-	case l.client != nil && c.credentials == l.client.credentials:
+	case c == nil:
+		l.unread = ""
 		return
 	case l.client != nil:
 		l.Log.Info("the credentials for the Kubernetes API have changed")
 	}
+	l.unread = ""
 	l.disconnect()
 	l.client = c
 	l.session++
@@ -148,6 +153,15 @@ func (l *loop) reconnect(ctx context.Context) {
 		}
 		l.wg.Go(func() { f.run(ctx) })
 	}
+}
+
+// newClient returns nil if the credentials are those in use.
+func (l *loop) newClient() (*client, error) {
+	cr, err := readCredentials(l.Connection)
+	if err != nil || l.client != nil && cr.sum == l.client.credentials.sum {
+		return nil, err
+	}
+	return connect(cr)
 }
 
 func (l *loop) disconnect() {
@@ -179,15 +193,14 @@ func (l *loop) take(e event) {
 	w := &l.watches[e.resource]
 	switch {
 	case e.failed != nil:
-		w.up, w.err = false, e.failed
+		w.err = e.failed
 		l.Metrics.failures.WithLabelValues(e.resource.String()).Inc()
 	case e.heard:
-		w.up, w.err, w.heard = true, nil, time.Now()
+		w.err, w.heard = nil, time.Now()
 		l.Metrics.heard(e.resource, w.heard)
 	}
 	if e.stalled {
 		l.Metrics.stalls.Inc()
-		l.client.close() // the other watches share the connection
 	}
 	if e.change != nil {
 		l.index.apply(*e.change)

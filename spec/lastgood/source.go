@@ -76,8 +76,9 @@ func (s *Source) Watch(ctx context.Context, out chan<- spec.Update) error {
 		if answered || served {
 			return
 		}
-		served = true
-		if snap := s.restore(); snap != nil {
+		cluster := s.o.Cluster()
+		served = cluster != "" // else the next error is another occasion
+		if snap := s.restore(cluster); snap != nil {
 			box.Put(spec.Update{Snapshot: snap, Delta: spec.Delta{All: true}, Revision: snap.Revision})
 		}
 	}
@@ -117,8 +118,11 @@ func (s *Source) Watch(ctx context.Context, out chan<- spec.Update) error {
 }
 
 // restore returns what was kept, or nil.
-func (s *Source) restore() *spec.Snapshot {
-	snap, h, err := load(s.o.File, header{Cluster: s.o.Cluster(), Node: s.o.Node})
+func (s *Source) restore(cluster string) *spec.Snapshot {
+	if cluster == "" {
+		return nil
+	}
+	snap, h, err := load(s.o.File, header{Cluster: cluster, Node: s.o.Node})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil

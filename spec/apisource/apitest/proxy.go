@@ -10,13 +10,12 @@ import (
 )
 
 // Proxy forwards TCP connections until it is told to stall: then it keeps them open, accepts new ones, and forwards
-// nothing.
+// nothing. It can be slow, too.
 type Proxy struct {
-	// Delay is how long each read waits, for a slow network; set it before use.
-	Delay   time.Duration
 	ln      net.Listener
 	to      string
 	stalled atomic.Bool
+	delay   atomic.Int64
 	mu      sync.Mutex
 	conns   []net.Conn
 }
@@ -46,6 +45,9 @@ func (p *Proxy) Address() string { return p.ln.Addr().String() }
 
 // Stall stops or resumes forwarding. What is stalled once stays so: only new connections are forwarded again.
 func (p *Proxy) Stall(yes bool) { p.stalled.Store(yes) }
+
+// Slow holds back each piece of up to 32 KiB for that long.
+func (p *Proxy) Slow(delay time.Duration) { p.delay.Store(int64(delay)) }
 
 func (p *Proxy) accept() {
 	for {
@@ -82,7 +84,7 @@ func (p *Proxy) forward(from, to net.Conn) {
 			_, _ = io.Copy(io.Discard, from) // for as long as the peer keeps it open
 			return
 		}
-		time.Sleep(p.Delay)
+		time.Sleep(time.Duration(p.delay.Load()))
 		if _, e := to.Write(buf[:n]); e != nil || err != nil {
 			from.Close()
 			to.Close()

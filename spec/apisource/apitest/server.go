@@ -2,6 +2,7 @@
 package apitest
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -20,7 +21,15 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 )
 
@@ -250,6 +259,57 @@ func freePorts(t testing.TB, n int) []int {
 	}
 	return ports
 }
+
+// Create creates every object of a YAML file.
+func (s *Server) Create(file string) {
+	s.t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	decoder := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
+	for doc := range bytes.SplitSeq(data, []byte("\n---\n")) {
+		object, _, err := decoder.Decode(doc, nil, nil)
+		if err == nil {
+			err = s.create(object)
+		}
+		if err != nil {
+			s.t.Fatalf("%s: %v", file, err)
+		}
+	}
+}
+
+func (s *Server) create(object runtime.Object) (err error) {
+	ctx, o := s.t.Context(), metav1.CreateOptions{FieldValidation: metav1.FieldValidationStrict}
+	switch x := object.(type) {
+	case *corev1.ServiceAccount:
+		_, err = s.Client.CoreV1().ServiceAccounts(x.Namespace).Create(ctx, x, o)
+	case *corev1.ConfigMap:
+		_, err = s.Client.CoreV1().ConfigMaps(x.Namespace).Create(ctx, x, o)
+	case *rbacv1.ClusterRole:
+		_, err = s.Client.RbacV1().ClusterRoles().Create(ctx, x, o)
+	case *rbacv1.ClusterRoleBinding:
+		_, err = s.Client.RbacV1().ClusterRoleBindings().Create(ctx, x, o)
+	case *appsv1.DaemonSet:
+		_, err = s.Client.AppsV1().DaemonSets(x.Namespace).Create(ctx, x, o)
+	default:
+		err = fmt.Errorf("a %T cannot be created here", object)
+	}
+	return err
+}
+
+// ServiceAccountToken returns a token such as the kubelet gives to a pod.
+func (s *Server) ServiceAccountToken(namespace, name string) string {
+	s.t.Helper()
+	t, err := s.Client.CoreV1().ServiceAccounts(namespace).CreateToken(s.t.Context(), name, &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return t.Status.Token
+}
+
+// CA returns the file with the certificate that the server's is signed by: itself.
+func (s *Server) CA() string { return filepath.Join(s.dir, "certs", "apiserver.crt") }
 
 // Compact makes etcd forget its history, so that watches that lag behind are answered with 410 Gone.
 func (s *Server) Compact() {
