@@ -42,6 +42,9 @@ func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
 			if len(result.Refused) == 0 {
 				b.present = nil
 			}
+			if committed == 0 && unattributed(result) {
+				return b.search(ctx, changes, result)
+			}
 			return result
 		}
 		committed += in.tables

@@ -156,7 +156,7 @@ func sortTable(changes []change) table {
 		if c.Op == backends.Delete || !c.isRule() {
 			continue
 		}
-		if to := jumpTarget(c.place.rule); t.declared[to] && !c.isHook() && !shared(to) {
+		if to, _ := target(c.place.rule); t.declared[to] && !c.isHook() && !shared(to) {
 			t.leading[to] = append(t.leading[to], c)
 		} else {
 			t.rules = append(t.rules, c)
@@ -168,20 +168,11 @@ func sortTable(changes []change) table {
 // needsLater says whether a chain leads to one that is declared below it.
 func (t table) needsLater(c change, ready map[string]bool) bool {
 	for rule := range strings.Lines(c.New.String()) {
-		if to := jumpTarget(strings.TrimSuffix(rule, "\n")); t.declared[to] && !ready[to] {
+		if to, _ := target(strings.TrimSuffix(rule, "\n")); t.declared[to] && !ready[to] {
 			return true
 		}
 	}
 	return false
-}
-
-// jumpTarget returns what a rule ends with: "-j TARGET", if the target has no options.
-func jumpTarget(rule string) string {
-	at := strings.LastIndex(rule, "-j ")
-	if at < 0 {
-		return ""
-	}
-	return rule[at+len("-j "):]
 }
 
 func (in *input) deleteRules(t table, changes []change) {

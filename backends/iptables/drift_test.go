@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -205,6 +206,73 @@ func TestPain14_RefusedChange(t *testing.T) {
 		}
 		converge(t, b, want)
 	})
+}
+
+// TestPain14_RefusedAtCommit has rules among many that only the kernel refuses, with the table as a whole. Their Services
+// are named, and all others are programmed.
+func TestPain14_RefusedAtCommit(t *testing.T) {
+	// Programs take the bytecode, and no kernel does.
+	const bad = ` -m bpf --bytecode "1,255 0 0 0" -j RETURN`
+	for name, kernel := range map[string]func(*testing.T) Kernel{
+		"legacy": func(t *testing.T) Kernel { return realKernel(t, Legacy) },
+		"nft":    func(t *testing.T) Kernel { return realKernel(t, NFT) },
+		"fake": func(*testing.T) Kernel {
+			k := NewFake()
+			k.AtCommit, k.Unsupported = true, []string{"1,255 0 0 0"}
+			return k
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := New(benchConfig(), kernel(t))
+			entries := many(300, true)
+			want := desired(t, b, entries)
+			owners := ownersOf(t, b, entries)
+			guilty := map[backends.PortKey]bool{entries[17].Key: true, entries[200].Key: true}
+			for key := range guilty {
+				chain := "WEIR-SVC-" + hash("SVC", key.String())
+				id := backends.ID("ip4 nat " + chain)
+				want[id] = item(want[id].String() + "\n-A " + chain + bad)
+			}
+			p := diff(nil, want)
+			for i := range p.Changes {
+				p.Changes[i].Owners = owners[p.Changes[i].ID]
+			}
+			r := b.Apply(t.Context(), p)
+			for ; r.Err != nil && len(r.Refused) > 0; r = b.Apply(t.Context(), p) { // as the nf_tables mechanism does, which names one
+				p.Changes = slices.DeleteFunc(p.Changes, func(c backends.Change) bool { return r.Refused[c.ID] != nil })
+			}
+			if r.Err != nil {
+				t.Fatal(r.Err)
+			}
+			got := observed(t, b)
+			for id, i := range want {
+				inForce := got[id] != nil && got[id].String() == i.String()
+				blamed := len(owners[id]) > 0 && guilty[owners[id][0]]
+				if bad := strings.Contains(i.String(), bad); !inForce && !blamed || inForce && bad {
+					t.Errorf("in force %v: %s", inForce, i)
+				}
+			}
+		})
+	}
+}
+
+// ownersOf returns who wants each Item, in order.
+func ownersOf(t *testing.T, b *Backend, entries []*backends.Entry) map[backends.ID][]backends.PortKey {
+	t.Helper()
+	owners := map[backends.ID][]backends.PortKey{}
+	for _, e := range entries {
+		items, err := b.Render(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range items {
+			owners[i.ID()] = append(owners[i.ID()], e.Key)
+		}
+	}
+	for _, keys := range owners {
+		slices.SortFunc(keys, backends.PortKey.Compare)
+	}
+	return owners
 }
 
 // TestGeneration: own transactions do not count, those of others do.

@@ -20,6 +20,8 @@ import (
 type Fake struct {
 	// Unsupported lists words that no rule may contain, as if the kernel lacked them.
 	Unsupported []string
+	// AtCommit has the kernel refuse them as the legacy mechanism does: the table as a whole, without naming the rule.
+	AtCommit bool
 	// SaveErr and RestoreErr, if set, are returned instead of doing anything.
 	SaveErr, RestoreErr error
 	// NoGeneration makes the generation unknown, as with the legacy mechanism.
@@ -121,6 +123,8 @@ func (k *Fake) Restore(_ context.Context, f backends.Family, input []byte) error
 			work = maps.Clone(k.tables[fakeKey{f, name}])
 		case work == nil:
 			problem = "no table"
+		case line == "COMMIT" && k.AtCommit && k.unsupported(work):
+			problem = "failed"
 		case line == "COMMIT":
 			k.tables[fakeKey{f, name}] = work
 			k.generation++
@@ -196,7 +200,7 @@ func (k *Fake) insert(t fakeTable, verb, chain, rule string) string {
 		at, rule = n-1, rest
 	}
 	for _, word := range k.Unsupported {
-		if strings.Contains(rule, word) {
+		if !k.AtCommit && strings.Contains(rule, word) {
 			return "no chain/target/match by that name: " + word
 		}
 	}
@@ -207,6 +211,18 @@ func (k *Fake) insert(t fakeTable, verb, chain, rule string) string {
 	}
 	t[chain] = slices.Insert(slices.Clone(t[chain]), at, rule)
 	return ""
+}
+
+// unsupported says whether a table holds what the kernel lacks.
+func (k *Fake) unsupported(t fakeTable) bool {
+	for _, rules := range t {
+		for _, rule := range rules {
+			if slices.ContainsFunc(k.Unsupported, func(word string) bool { return strings.Contains(rule, word) }) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (t fakeTable) refers(chain string) bool {
