@@ -34,7 +34,7 @@ import (
 )
 
 // Backend is the nftables backend. It owns the tables `ip weir` and `ip6 weir` of the network namespace that it was first
-// used in, and nothing else. Its methods may be called from any goroutine.
+// used in, or those of its other name if it is a layer, and nothing else. Its methods may be called from any goroutine.
 type Backend struct {
 	cfg    backends.Config
 	name   string   // of its tables
@@ -55,6 +55,10 @@ var (
 // New returns a Backend for the configuration. It opens nothing: the kernel is reached at the first use, in the network
 // namespace of the thread that makes it.
 func New(cfg backends.Config) *Backend { return &Backend{cfg: cfg, name: backendTable} }
+
+// NewLayer returns a Backend whose tables are named weir-userspace. Another proxy mode can use it below itself without
+// sharing anything with nftables mode, so that one of the two can be set up before the other is taken down.
+func NewLayer(cfg backends.Config) *Backend { return &Backend{cfg: cfg, name: layerTable} }
 
 // Close gives back the sockets. What the kernel holds stays. The Backend can be used again.
 func (b *Backend) Close() error {

@@ -61,6 +61,8 @@ type daemon struct {
 	dir   string
 	state string
 	flags []string
+	// alone says that weir finds no program to run.
+	alone bool
 
 	cmd  *exec.Cmd
 	log  *os.File
@@ -93,6 +95,16 @@ func (d *daemon) args(sub string, more ...string) []string {
 	return slices.Concat(args, d.mode.flags, d.flags, more)
 }
 
+// line is what is executed to run weir.
+func (d *daemon) line(args ...string) []string {
+	line := append([]string{os.Getenv(binaryEnv)}, args...)
+	if d.alone {
+		const hide = `mount -t tmpfs none /usr/sbin && PATH=/nonexistent exec "$@"`
+		line = append([]string{"unshare", "--mount", "sh", "-c", hide, "sh"}, line...)
+	}
+	return line
+}
+
 // write puts files into the input directory, each atomically; an empty one removes the file.
 func (d *daemon) write(files map[string]string) {
 	d.t.Helper()
@@ -118,7 +130,8 @@ func (d *daemon) write(files map[string]string) {
 // start runs `weir run`.
 func (d *daemon) start() {
 	d.t.Helper()
-	cmd := d.lab.Node().Command(context.Background(), os.Getenv(binaryEnv), d.args("run")...)
+	line := d.line(d.args("run")...)
+	cmd := d.lab.Node().Command(context.Background(), line[0], line[1:]...)
 	cmd.Stdout, cmd.Stderr = d.log, d.log
 	if err := d.lab.Node().Start(cmd); err != nil {
 		d.t.Fatalf("start weir: %v", err)
@@ -179,14 +192,16 @@ func (d *daemon) logs() string {
 func (d *daemon) run(sub string, more ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	return d.lab.Node().Exec(ctx, os.Getenv(binaryEnv), d.args(sub, more...)...)
+	line := d.line(d.args(sub, more...)...)
+	return d.lab.Node().Exec(ctx, line[0], line[1:]...)
 }
 
 // cleanup runs `weir cleanup`, which needs no input and finds out by itself what is there.
 func (d *daemon) cleanup() (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	return d.lab.Node().Exec(ctx, os.Getenv(binaryEnv), "cleanup")
+	line := d.line("cleanup")
+	return d.lab.Node().Exec(ctx, line[0], line[1:]...)
 }
 
 // noChanges is what the summary line of an empty plan says.

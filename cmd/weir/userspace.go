@@ -16,6 +16,7 @@ import (
 	"weir/backends"
 	"weir/backends/conntrack"
 	"weir/backends/iptables"
+	"weir/backends/nftables"
 	"weir/backends/userspace"
 	"weir/spec"
 )
@@ -70,7 +71,9 @@ type proxy struct {
 	publish   sync.Once
 
 	settings userspaceSettings
-	ports    *userspace.Ports
+	// overIPTables says what redirects to the listeners: iptables, rather than nftables.
+	overIPTables bool
+	ports        *userspace.Ports
 
 	mu   sync.Mutex
 	told map[string]struct{} // the warnings given
@@ -80,16 +83,16 @@ func (w *wiring) newUserspace(ctx context.Context, cfg backends.Config, s usersp
 	p := &w.proxy
 	o := userspace.Options{Listeners: p.listeners, UDPIdle: s.udpIdle, BindAddress: w.flags.bind, Warn: w.warnUnserved}
 	if !w.flags.rootless {
-		kernel, err := w.probeIPTables(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("userspace mode redirects by iptables, unless --rootless is given: %w", err)
+		var err error
+		if o.Redirect, err = w.redirection(ctx, cfg); err != nil {
+			return nil, fmt.Errorf("userspace mode needs the kernel to redirect, unless --rootless is given: %w", err)
 		}
 		if p.ports == nil || p.settings.portRange != s.portRange || p.settings.nodePortMin != s.nodePortMin || p.settings.nodePortMax != s.nodePortMax {
 			if p.ports, err = portsOf(s); err != nil {
 				return nil, err
 			}
 		}
-		o.Redirect, o.Ports = iptables.NewLayer(cfg, kernel), p.ports
+		o.Ports = p.ports
 	}
 	p.settings = s
 	if p.listeners != nil {
@@ -102,6 +105,20 @@ func (w *wiring) newUserspace(ctx context.Context, cfg backends.Config, s usersp
 		})
 	}
 	return userspace.New(cfg, o), nil
+}
+
+// redirection is what sends the traffic of Services to the proxy: iptables where the node has it, else nftables.
+func (w *wiring) redirection(ctx context.Context, cfg backends.Config) (backends.Backend, error) {
+	kernel, errIPTables := w.probeIPTables(ctx)
+	w.proxy.overIPTables = errIPTables == nil
+	if w.proxy.overIPTables {
+		return iptables.NewLayer(cfg, kernel), nil
+	}
+	if err := w.probeNFTables(ctx, errIPTables); err != nil {
+		return nil, err
+	}
+	w.warnNFTables(cfg)
+	return nftables.NewLayer(cfg), nil
 }
 
 func portsOf(s userspaceSettings) (*userspace.Ports, error) {

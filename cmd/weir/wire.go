@@ -120,9 +120,7 @@ func (w *wiring) newBackend(ctx context.Context, mode string, cfg backends.Confi
 		}
 		return iptables.New(cfg, kernel), nil
 	case modeNFTables:
-		for _, warning := range nftables.Warnings(cfg) {
-			w.log.Warn(warning)
-		}
+		w.warnNFTables(cfg)
 		return nftables.New(cfg), nil
 	case modeUserspace:
 		return w.newUserspace(ctx, cfg, us)
@@ -175,11 +173,25 @@ func (w *wiring) chooseMode(ctx context.Context, mode string) (string, error) {
 	if errIPTables == nil {
 		return modeIPTables, nil
 	}
+	if err := w.probeNFTables(ctx, errIPTables); err != nil {
+		return "", err
+	}
+	return modeNFTables, nil
+}
+
+// probeNFTables says whether nftables can stand in for iptables, which cannot be used.
+func (w *wiring) probeNFTables(ctx context.Context, errIPTables error) error {
 	if err := nftables.Probe(ctx); err != nil {
-		return "", errors.Join(errIPTables, fmt.Errorf("nftables cannot be used: %w", err))
+		return errors.Join(errIPTables, fmt.Errorf("nftables cannot be used: %w", err))
 	}
 	w.log.Warn("using nftables, since iptables cannot be used", "error", errIPTables)
-	return modeNFTables, nil
+	return nil
+}
+
+func (w *wiring) warnNFTables(cfg backends.Config) {
+	for _, warning := range nftables.Warnings(cfg) {
+		w.log.Warn(warning)
+	}
 }
 
 // leftover takes down what weir left in a mechanism that it does not use now.
@@ -208,8 +220,13 @@ func (w *wiring) others(ctx context.Context, mode string) []leftover {
 			add(modeUserspace, "userspace over iptables-"+string(v), iptables.NewLayer(cfg, kernel))
 		}
 	}
-	if mode != modeNFTables && nftables.Probe(ctx) == nil {
-		add(modeNFTables, modeNFTables, nftables.New(cfg))
+	if nftables.Probe(ctx) == nil {
+		if mode != modeNFTables {
+			add(modeNFTables, modeNFTables, nftables.New(cfg))
+		}
+		if mode != modeUserspace || w.proxy.overIPTables {
+			add(modeUserspace, "userspace over nftables", nftables.NewLayer(cfg))
+		}
 	}
 	return all
 }
