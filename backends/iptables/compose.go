@@ -73,11 +73,26 @@ func (b *Backend) compose(f backends.Family, changes []change) *input {
 		if in.tables++; in.tables == 2 {
 			in.second = in.line + 1
 		}
+		in.reserve(of)
 		in.write("", "*", table)
 		in.compose(of)
 		in.write("", "COMMIT")
 	}
 	return in
+}
+
+// reserve makes room for the text of a table, which may be of many megabytes.
+func (in *input) reserve(changes []change) {
+	const verbs = 48 // what is written besides the Item, and around the table
+	size := verbs
+	for _, c := range changes {
+		if c.New != nil {
+			size += len(c.New.String()) + verbs
+		} else {
+			size += len(c.ID) + verbs
+		}
+	}
+	in.text = slices.Grow(in.text, size)
 }
 
 // needed says whether a Change is still to be made.
@@ -99,7 +114,7 @@ func (b *Backend) needed(c change) bool {
 func (in *input) compose(changes []change) {
 	t := sortTable(changes)
 	in.deleteRules(t, changes)
-	var later []change
+	var later []*change
 	ready := make(map[string]bool, len(t.declared))
 	for _, c := range t.chains {
 		in.write(c.ID, ":", c.place.chain, " - [0:0]")
@@ -129,21 +144,21 @@ func (in *input) compose(changes []change) {
 
 // table is the Changes of one table, sorted out for compose.
 type table struct {
-	chains   []change // the shared chains, then the others, each from the last name to the first
+	chains   []*change // the shared chains, then the others, each from the last name to the first
 	declared map[string]bool
-	leading  map[string][]change // by the chain in chains that the rules lead to
-	rules    []change            // all other rules that are to be there
+	leading  map[string][]*change // by the chain in chains that the rules lead to
+	rules    []*change            // all other rules that are to be there
 }
 
 func sortTable(changes []change) table {
-	t := table{declared: make(map[string]bool), leading: make(map[string][]change)}
-	for _, c := range changes {
-		if !c.isHook() && !c.isRule() {
+	t := table{declared: make(map[string]bool), leading: make(map[string][]*change)}
+	for i := range changes {
+		if c := &changes[i]; !c.isHook() && !c.isRule() {
 			t.chains = append(t.chains, c)
 			t.declared[c.place.chain] = true
 		}
 	}
-	slices.SortStableFunc(t.chains, func(a, b change) int {
+	slices.SortStableFunc(t.chains, func(a, b *change) int {
 		if a.isShared() != b.isShared() {
 			if a.isShared() {
 				return -1
@@ -152,7 +167,8 @@ func sortTable(changes []change) table {
 		}
 		return strings.Compare(b.place.chain, a.place.chain)
 	})
-	for _, c := range changes {
+	for i := range changes {
+		c := &changes[i]
 		if c.Op == backends.Delete || !c.isRule() {
 			continue
 		}
@@ -166,7 +182,7 @@ func sortTable(changes []change) table {
 }
 
 // needsLater says whether a chain leads to one that is declared below it.
-func (t table) needsLater(c change, ready map[string]bool) bool {
+func (t table) needsLater(c *change, ready map[string]bool) bool {
 	for rule := range strings.Lines(c.New.String()) {
 		if to, _ := target(strings.TrimSuffix(rule, "\n")); t.declared[to] && !ready[to] {
 			return true
@@ -184,7 +200,7 @@ func (in *input) deleteRules(t table, changes []change) {
 	}
 }
 
-func (in *input) appendRules(rules []change) {
+func (in *input) appendRules(rules []*change) {
 	for _, c := range rules {
 		if c.isHook() {
 			in.write(c.ID, "-I ", c.place.chain, " 1 ", c.place.rule)
@@ -195,7 +211,7 @@ func (in *input) appendRules(rules []change) {
 }
 
 // body writes the rules of a chain.
-func (in *input) body(c change) {
+func (in *input) body(c *change) {
 	_, rules, ok := strings.Cut(c.New.String(), "\n")
 	if !ok {
 		return
