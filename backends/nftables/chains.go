@@ -67,6 +67,12 @@ func (b builder) base() []chain {
 	front := frontFields(b.fam, addrScope)
 	jumpServices := []rule{newRule("", jumpPart(chainServices))}
 	checkSources := []rule{newRule("", ctNew(), vmap(restricted, front...))}
+	arriving := checkSources
+	if b.localhost() {
+		// Node ports on loopback addresses need route_localnet, which would let neighbours reach what listens there.
+		martian := newRule("not for neighbours", fromInterface("lo", false, false), inPrefix(daddr(b.fam), loopback(b.fam), true), dropPart())
+		arriving = append([]rule{martian}, checkSources...)
+	}
 	unserved := newRule("", ctNew(), jumpPart(chainNewFilter))
 	forward := []rule{unserved}
 	if !b.cfg.TCPBeLiberal {
@@ -79,7 +85,7 @@ func (b builder) base() []chain {
 			newRule("", marked(b.cfg.MasqueradeMark), gotoPart(chainMasquerade)),
 			newRule("hairpin: the endpoint is its own client", ctDNAT(), inSet(hairpin, saddr(b.fam), daddr(b.fam)), gotoPart(chainMasquerade)),
 		}},
-		{name: "filter-prerouting", hook: filterHook(nft.ChainHookPrerouting, beforeDNAT), rules: checkSources},
+		{name: "filter-prerouting", hook: filterHook(nft.ChainHookPrerouting, beforeDNAT), rules: arriving},
 		{name: "filter-output-before-dnat", hook: filterHook(nft.ChainHookOutput, beforeDNAT), rules: checkSources},
 		{name: "filter-input", hook: filterHook(nft.ChainHookInput, filter), rules: []rule{unserved}},
 		{name: "filter-forward", hook: filterHook(nft.ChainHookForward, filter), rules: forward},
@@ -107,15 +113,24 @@ func (b builder) base() []chain {
 
 // toNodePort puts what makes an address of the node one that serves node ports before a lookup of the port.
 func (b builder) toNodePort(lookup part) []part {
-	loopback := netip.MustParsePrefix("127.0.0.0/8")
-	if b.fam == backends.IPv6 {
-		loopback = netip.MustParsePrefix("::1/128")
-	}
 	local := fibLocal(false)
 	if b.cfg.NodePortAddresses != nil {
 		local = inSet(nodePortAddresses, daddr(b.fam))
 	}
-	return []part{inPrefix(daddr(b.fam), loopback, false), local, lookup}
+	if b.localhost() {
+		return []part{local, lookup}
+	}
+	return []part{inPrefix(daddr(b.fam), loopback(b.fam), false), local, lookup}
+}
+
+// localhost says whether loopback addresses serve node ports. The kernel routes those of IPv6 nowhere else.
+func (b builder) localhost() bool { return b.cfg.LocalhostNodePorts && b.fam == backends.IPv4 }
+
+func loopback(f backends.Family) netip.Prefix {
+	if f == backends.IPv6 {
+		return netip.MustParsePrefix("::1/128")
+	}
+	return netip.MustParsePrefix("127.0.0.0/8")
 }
 
 // fromPod returns the match for traffic that starts in a pod of this node, or for all other; false if that is not known.

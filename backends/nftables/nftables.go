@@ -16,7 +16,7 @@
 // Session affinity is a map that the rules themselves write: client and front to the identity of an endpoint, which a
 // second map leads to its address, so that an identity whose endpoint has gone leads nowhere and the client gets another.
 //
-// Limits, all but the second as in kube-proxy's nftables mode: no node ports on loopback addresses; a client's affinity is
+// Limits, all but the second as in kube-proxy's nftables mode: no node ports on the loopback address of IPv6; a client's affinity is
 // kept for each address of a Service by itself; a verdict of weir's cannot overrule a drop in somebody else's table, so that
 // no port is opened in a firewall.
 package nftables
@@ -25,7 +25,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 
 	"weir/backends"
@@ -82,15 +81,6 @@ func (b *Backend) open() (*conn, error) {
 		b.conn = c
 	}
 	return b.conn, nil
-}
-
-// Warnings says in which points this backend cannot do what the configuration asks.
-func Warnings(cfg backends.Config) []string {
-	if cfg.LocalhostNodePorts && slices.Contains(cfg.Families, backends.IPv4) {
-		return []string{"nftables mode serves no node ports on loopback addresses, as kube-proxy's does not: " +
-			"use another address of the node, or set iptables.localhostNodePorts to false to silence this"}
-	}
-	return nil
 }
 
 // Probe says whether this kernel and this process can run the backend, and if not, why. It changes nothing.

@@ -117,7 +117,6 @@ func (w *wiring) redirection(ctx context.Context, cfg backends.Config) (backends
 	if err := w.probeNFTables(ctx, errIPTables); err != nil {
 		return nil, err
 	}
-	w.warnNFTables(cfg)
 	return nftables.NewLayer(cfg), nil
 }
 

@@ -120,7 +120,6 @@ func (w *wiring) newBackend(ctx context.Context, mode string, cfg backends.Confi
 		}
 		return iptables.New(cfg, kernel), nil
 	case modeNFTables:
-		w.warnNFTables(cfg)
 		return nftables.New(cfg), nil
 	case modeUserspace:
 		return w.newUserspace(ctx, cfg, us)
@@ -186,12 +185,6 @@ func (w *wiring) probeNFTables(ctx context.Context, errIPTables error) error {
 	}
 	w.log.Warn("using nftables, since iptables cannot be used", "error", errIPTables)
 	return nil
-}
-
-func (w *wiring) warnNFTables(cfg backends.Config) {
-	for _, warning := range nftables.Warnings(cfg) {
-		w.log.Warn(warning)
-	}
 }
 
 // leftover takes down what weir left in a mechanism that it does not use now.
@@ -287,6 +280,7 @@ func backendConfig(c *kubeproxyconfig.KubeProxyConfiguration, node *corev1.Node)
 	bit := c.IPTables.MasqueradeBit
 	if c.Mode == modeNFTables {
 		bit, cfg.MasqueradeAll = c.NFTables.MasqueradeBit, c.NFTables.MasqueradeAll
+		cfg.LocalhostNodePorts = ports.Localhost && len(c.NodePortAddresses) > 0
 	} else {
 		cfg.MasqueradeAll = c.IPTables.MasqueradeAll
 		cfg.LocalhostNodePorts = ports.Localhost && (c.IPTables.LocalhostNodePorts == nil || *c.IPTables.LocalhostNodePorts)

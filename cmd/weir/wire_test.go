@@ -93,7 +93,7 @@ func TestBackendConfig(t *testing.T) {
 		t.Errorf("iptables: %+v", got)
 	}
 	c.Mode = modeNFTables
-	if got, err = backendConfig(c, nil); err != nil || got.MasqueradeMark != 1<<14 || !got.MasqueradeAll || got.LocalhostNodePorts {
+	if got, err = backendConfig(c, nil); err != nil || got.MasqueradeMark != 1<<14 || !got.MasqueradeAll || !got.LocalhostNodePorts {
 		t.Errorf("nftables: %+v, %v", got, err)
 	}
 	if least, full := syncPeriods(c); least != time.Second || full != 30*time.Second {
