@@ -22,6 +22,10 @@ type Config struct {
 	// NodeAddresses are the addresses that the node has, sorted.
 	NodeAddresses []netip.Addr
 
+	// ServiceCIDRs are the ranges that hold nothing but ClusterIPs, if they are known. Only nftables mode uses them: as in
+	// kube-proxy, it drops what is sent to a ClusterIP that no Service has yet.
+	ServiceCIDRs []netip.Prefix
+
 	// TCPBeLiberal says that conntrack does not take out-of-window packets for invalid, so that they need not be dropped.
 	TCPBeLiberal bool
 }

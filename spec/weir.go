@@ -11,6 +11,8 @@ type WeirConfiguration struct {
 	// ServiceCIDRs are the ranges from which ClusterIPs are allocated to Services that set none, at most one per family.
 	// Defaults: 10.96.0.0/12 and fd00:10:96::/112.
 	ServiceCIDRs []netip.Prefix
+	// ServiceCIDRsGiven says that they are not the defaults, which the node may well use for something else.
+	ServiceCIDRsGiven bool
 	// NodePortMin and NodePortMax bound the node ports that are allocated, both inclusive. Defaults: 30000 and 32767.
 	NodePortMin, NodePortMax uint16
 	// SettleTime is how long a directory must be quiet before it is read. Default: 100 ms.

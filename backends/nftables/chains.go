@@ -94,11 +94,7 @@ func (b builder) base() []chain {
 			newRule("", vmap(services, front...)),
 			newRule("", b.toNodePort(vmap(nodePorts, frontFields(b.fam, nodePortScope)...))...),
 		}},
-		{name: chainNewFilter, comment: "new connections to a Service that no endpoint took", rules: []rule{
-			newRule("", vmap(noEndpoints, front...)),
-			newRule("a ClusterIP, but none of its ports", inSet(clusterIPs, daddr(b.fam)), gotoPart(chainReject)),
-			newRule("", b.toNodePort(vmap(nodePortNoEndpoints, frontFields(b.fam, nodePortScope)...))...),
-		}},
+		{name: chainNewFilter, comment: "new connections to a Service that no endpoint took", rules: b.unservedRules()},
 		{name: chainReject, comment: "tells the client at once", rules: []rule{newRule("", reject(b.fam))}},
 		{name: chainSources, comment: "loadBalancerSourceRanges", rules: []rule{
 			newRule("", inSet(allowedSources, append(front, saddr(b.fam))...), returnPart()),
@@ -109,6 +105,19 @@ func (b builder) base() []chain {
 			newRule("", masquerade()),
 		}},
 	}
+}
+
+func (b builder) unservedRules() []rule {
+	rules := []rule{
+		newRule("", vmap(noEndpoints, frontFields(b.fam, addrScope)...)),
+		newRule("a ClusterIP, but none of its ports", inSet(clusterIPs, daddr(b.fam)), gotoPart(chainReject)),
+	}
+	for _, p := range b.cfg.ServiceCIDRs {
+		if backends.FamilyOf(p.Addr()) == b.fam {
+			rules = append(rules, newRule("a ClusterIP that no Service has yet", inPrefix(daddr(b.fam), p, true), dropPart()))
+		}
+	}
+	return append(rules, newRule("", b.toNodePort(vmap(nodePortNoEndpoints, frontFields(b.fam, nodePortScope)...))...))
 }
 
 // toNodePort puts what makes an address of the node one that serves node ports before a lookup of the port.

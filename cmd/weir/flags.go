@@ -73,7 +73,7 @@ func (f *inputFlags) weir() (func(*spec.WeirConfiguration), error) {
 			doc[field], given[flag] = value, set
 		}
 	}
-	add("service-cidrs", "serviceCIDRs", f.serviceCIDRs, func(d, s *spec.WeirConfiguration) { d.ServiceCIDRs = s.ServiceCIDRs })
+	add("service-cidrs", "serviceCIDRs", f.serviceCIDRs, func(d, s *spec.WeirConfiguration) { d.ServiceCIDRs, d.ServiceCIDRsGiven = s.ServiceCIDRs, true })
 	add("node-port-range", "nodePortRange", f.nodePortRange, func(d, s *spec.WeirConfiguration) { d.NodePortMin, d.NodePortMax = s.NodePortMin, s.NodePortMax })
 	add("settle-time", "settleTime", f.settleTime.String(), func(d, s *spec.WeirConfiguration) { d.SettleTime = s.SettleTime })
 	add("state-dir", "stateDir", f.stateDir, func(d, s *spec.WeirConfiguration) { d.StateDir = s.StateDir })

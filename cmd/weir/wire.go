@@ -81,6 +81,9 @@ func (w *wiring) target(ctx context.Context, snap *spec.Snapshot) (*target, erro
 	if t.BackendConfig, err = backendConfig(c, t.Object); err != nil {
 		return nil, err
 	}
+	if mode == modeNFTables && snap.Weir.ServiceCIDRsGiven {
+		t.BackendConfig.ServiceCIDRs = snap.Weir.ServiceCIDRs
+	}
 	if err := w.build(ctx, mode, t.BackendConfig, userspaceSettingsOf(snap)); err != nil {
 		return nil, err
 	}

@@ -46,7 +46,7 @@ func DecodeWeir(doc Doc) (spec.WeirConfiguration, []spec.Problem) {
 // apply sets in c what the document sets.
 func (in *weirDocument) apply(r *reporter, c *spec.WeirConfiguration) {
 	if in.ServiceCIDRs != nil {
-		c.ServiceCIDRs = in.serviceCIDRs(r)
+		c.ServiceCIDRs, c.ServiceCIDRsGiven = in.serviceCIDRs(r), true
 	}
 	if in.NodePortRange != "" {
 		ports, err := utilnet.ParsePortRange(in.NodePortRange)
