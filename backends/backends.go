@@ -67,6 +67,14 @@ type Rereader interface {
 	Reread(ctx context.Context, held Held) (map[ID]Item, bool, error)
 }
 
+// Drainer is implemented by a Backend that leaves in the kernel what connections still use, though no Item stands for it
+// any more.
+type Drainer interface {
+	// Reap takes down what has lost its last connection or has reached its limit, and returns how much is left for later
+	// calls. It does nothing before the first Observe or Apply.
+	Reap(ctx context.Context) (left int, err error)
+}
+
 // Result is what the kernel confirmed of a Plan. There are three kinds:
 //
 //   - Err == nil: every Change that is not in Refused is in force, and those in Refused are as they were before.

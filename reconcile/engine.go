@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -175,6 +176,23 @@ func (e *Engine) Mode() string {
 // Moved says in O(1) whether somebody else may have written to what the backend in force owns since it was read last. It
 // is false if the backend cannot tell.
 func (e *Engine) Moved(ctx context.Context) bool { return e.active != nil && e.active.moved(ctx) }
+
+// Reap has the backend in force, and the one that is about to be, take down what no connection uses any more. It returns how
+// much is left for later.
+func (e *Engine) Reap(ctx context.Context) (left int, err error) {
+	for _, d := range e.paths() {
+		drainer, ok := d.backend.(backends.Drainer)
+		if !ok {
+			continue
+		}
+		n, reapErr := drainer.Reap(ctx)
+		left += n
+		if reapErr != nil {
+			err = errors.Join(err, fmt.Errorf("%s: take down what was drained: %w", d.mode, reapErr))
+		}
+	}
+	return left, err
+}
 
 // Notices returns what the authors of Services should know, as of the last round or plan, ordered by Service.
 func (e *Engine) Notices() []spec.Problem {

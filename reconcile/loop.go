@@ -17,6 +17,8 @@ import (
 const (
 	// pollPeriod is how often the backend is asked whether somebody else wrote.
 	pollPeriod = 500 * time.Millisecond
+	// reapPeriod is how often the backend is asked to take down what connections still use.
+	reapPeriod = time.Second
 	// readShare bounds the reads that such writes cause: after one that took t, the next waits for readShare times t, so
 	// that reading takes at most a tenth of the time.
 	readShare = 9
@@ -78,8 +80,8 @@ type Loop struct {
 	reason string
 	full   bool
 
-	started, fullAt, retryAt, isolatedAt, pollAt, configureAt time.Time
-	failures, refusals                                        int
+	started, fullAt, retryAt, isolatedAt, pollAt, reapAt, configureAt time.Time
+	failures, refusals                                                int
 }
 
 // NewLoop returns a Loop that does nothing until Run.
@@ -133,6 +135,9 @@ func (l *Loop) step(ctx context.Context) {
 			l.want("the kernel's state was changed by somebody else", true)
 		}
 	}
+	if due(l.reapAt, now) {
+		l.reap(ctx)
+	}
 	switch {
 	case due(l.fullAt, now):
 		l.want("sync period", true)
@@ -173,6 +178,7 @@ func (l *Loop) next() time.Time {
 		return next
 	}
 	sooner(l.pollAt)
+	sooner(l.reapAt)
 	if l.reason != "" {
 		sooner(l.earliest())
 		return next
@@ -181,6 +187,18 @@ func (l *Loop) next() time.Time {
 	sooner(l.retryAt)
 	sooner(l.isolatedAt)
 	return next
+}
+
+// reap has what is drained taken down, and comes back for what is left.
+func (l *Loop) reap(ctx context.Context) {
+	l.reapAt = time.Time{}
+	left, err := l.o.Engine.Reap(ctx)
+	if err != nil && ctx.Err() == nil {
+		l.o.Log.Warn("will be tried again", "error", err)
+	}
+	if left > 0 || err != nil {
+		l.reapAt = time.Now().Add(reapPeriod)
+	}
 }
 
 func (l *Loop) round(ctx context.Context) {
@@ -215,6 +233,9 @@ func (l *Loop) schedule(rep Report) {
 	l.isolatedAt = rep.NextRetry()
 	if l.isolatedAt.Before(l.retryAt) {
 		l.isolatedAt = time.Time{} // a failed round tries them too
+	}
+	if l.reapAt.IsZero() {
+		l.reapAt = now.Add(reapPeriod)
 	}
 	if rep.Observed {
 		l.pollAt = now.Add(max(pollPeriod, readShare*rep.Stages.Observe))

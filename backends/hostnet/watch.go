@@ -3,8 +3,11 @@ package hostnet
 import (
 	"context"
 	"errors"
+	"slices"
+	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -13,7 +16,7 @@ import (
 const resubscribeDelay = time.Second
 
 // Watch calls changed whenever the addresses of the network namespace that it is called in may have changed, until ctx is
-// done, and returns ctx's error. It calls it once at first, when it will no longer miss anything, and again when
+// done, and returns ctx's error. Those of Services do not count. It calls it once at first, when it will no longer miss anything, and again when
 // notifications were lost. There can be many calls for one change, and calls for none: the kernel also reports a lifetime
 // that was renewed. The caller settles and compares; changed should return soon.
 //
@@ -40,11 +43,34 @@ func follow(ctx context.Context, buffer int, changed func()) {
 	if buffer > 0 && s.SetReceiveBufferSize(buffer, false) != nil {
 		return
 	}
-	for err == nil || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EINTR) {
-		if ctx.Err() != nil {
+	changed()
+	services := map[uint32]bool{} // by index of the interface
+	for {
+		messages, _, err := s.Receive()
+		switch {
+		case ctx.Err() != nil:
 			return
+		case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EINTR):
+			changed()
+		case err != nil:
+			return
+		case slices.ContainsFunc(messages, func(m syscall.NetlinkMessage) bool { return !ofServices(m, services) }):
+			changed()
 		}
-		changed()
-		_, _, err = s.Receive()
 	}
+}
+
+// ofServices says whether a notification is of an address on an interface that holds those of Services.
+func ofServices(m syscall.NetlinkMessage, known map[uint32]bool) bool {
+	if len(m.Data) < unix.SizeofIfAddrmsg {
+		return false
+	}
+	index := nl.DeserializeIfAddrmsg(m.Data).Index
+	is, ok := known[index]
+	if !ok {
+		link, err := netlink.LinkByIndex(int(index))
+		is = err == nil && slices.Contains(serviceInterfaces, link.Attrs().Name)
+		known[index] = is
+	}
+	return is
 }

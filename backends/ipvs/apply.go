@@ -19,8 +19,6 @@ import (
 // address that lets packets in; and what goes, goes in the opposite order after all that is new. Each change succeeds or is
 // refused by itself, but for the rules of iptables.
 func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	a := &applying{b: b, ctx: ctx, refused: map[backends.ID]error{}}
 	if err := a.run(p); err != nil {
 		return backends.Result{Err: fmt.Errorf("ipvs: %w", err)}

@@ -40,8 +40,10 @@ func (b *Backend) deleteDestination(d Destination) error {
 	return nil
 }
 
-// drains says whether connections of the virtual server are waited for. A mark stands for any protocol.
-func (b *Backend) drains(k ServerKey) bool { return b.set.DrainLimit > 0 && k.Protocol != backends.UDP }
+// drains says whether connections of the virtual server are waited for.
+func (b *Backend) drains(k ServerKey) bool {
+	return b.set.DrainLimit > 0 && k.Protocol != backends.UDP && k.Mark&b.datagrams == 0
+}
 
 func (b *Backend) find(d Destination) (*Destination, error) {
 	list, err := b.kernel.Destinations(d.Server)
@@ -93,8 +95,6 @@ func (b *Backend) drainsThrough(a netip.Addr) bool {
 // Reap deletes the leaving destinations that have no connections any more or have reached their limit, and what left with
 // them. It returns how many are still leaving, and does nothing before the first Observe. It may be called at any time.
 func (b *Backend) Reap(ctx context.Context) (left int, err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	now := uint32(b.now().Unix())
 	for key := range b.draining {
 		if err := ctx.Err(); err != nil {

@@ -57,6 +57,12 @@ func (s *ipsets) do(cmd int, flags netlink.HeaderFlags, set string, attrs func(*
 	return replies, err
 }
 
+// probe says whether the kernel has ipsets.
+func (s *ipsets) probe() error {
+	_, err := s.do(nl.IPSET_CMD_PROTOCOL, 0, "", nil)
+	return err
+}
+
 // revisions are the oldest that have what is used of each type.
 var revisions = map[string]uint8{typePort: 1, typePortIP: 1, typePortNet: 2, typeAddr: 0, typePortOnly: 0}
 

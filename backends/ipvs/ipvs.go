@@ -39,7 +39,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"weir/backends"
@@ -62,14 +61,22 @@ type Settings struct {
 	Kernel [2]int
 }
 
+// Warnings says in which points this backend cannot do what the configuration asks.
+func Warnings(cfg backends.Config) []string {
+	if cfg.LocalhostNodePorts && slices.Contains(cfg.Families, backends.IPv4) {
+		return []string{"ipvs mode serves no node ports on loopback addresses, as kube-proxy's does not: " +
+			"use another address of the node, or set iptables.localhostNodePorts to false to silence this"}
+	}
+	return nil
+}
+
 // Tables is what the backend needs of iptables: iptables-save and iptables-restore --noflush.
 type Tables interface {
 	Save(ctx context.Context, f backends.Family, table string) (io.ReadCloser, error)
 	Restore(ctx context.Context, f backends.Family, input []byte) error
 }
 
-// Backend implements backends.Backend. Base and Render are pure; everything else locks out each other, so that Reap may be
-// called from another goroutine.
+// Backend implements backends.Backend and backends.Drainer.
 type Backend struct {
 	cfg    backends.Config
 	set    Settings
@@ -77,9 +84,10 @@ type Backend struct {
 	kernel Kernel
 	sysctl hostnet.Sysctl
 	pods   map[backends.Family]source
-	inside uint32 // the bit of the packet mark that all marks of virtual servers have
+	// inside is the bit of the packet mark that all marks of virtual servers have, and datagrams the one that those for UDP
+	// have besides.
+	inside, datagrams uint32
 
-	mu sync.Mutex
 	// draining holds the virtual servers that have leaving destinations, and leaving the addresses that go when theirs are
 	// gone. Both are nil until they are read.
 	draining map[ServerKey]struct{}
@@ -92,9 +100,12 @@ func New(cfg backends.Config, set Settings, tables Tables, kernel Kernel) *Backe
 	if set.Scheduler == "" {
 		set.Scheduler = "rr"
 	}
-	b := &Backend{cfg: cfg, set: set, tables: tables, kernel: kernel, pods: map[backends.Family]source{}, inside: 1 << 31, now: time.Now}
-	if cfg.MasqueradeMark == b.inside {
+	b := &Backend{cfg: cfg, set: set, tables: tables, kernel: kernel, pods: map[backends.Family]source{}, inside: 1 << 31, datagrams: 1, now: time.Now}
+	switch cfg.MasqueradeMark {
+	case b.inside:
 		b.inside = 1 << 30
+	case b.datagrams:
+		b.datagrams = 1 << 1
 	}
 	for _, f := range cfg.Families {
 		b.pods[f] = podSource(cfg.LocalDetector, f)

@@ -1,11 +1,13 @@
 package ipvs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
@@ -31,8 +33,12 @@ type Linux struct {
 	link  netlink.Link // weir-ipvs0 as it was last seen
 }
 
-// Open opens the kernel of this network namespace. IPVS has to be available: Probe says so.
+// Open opens the kernel of this network namespace. The error says what it lacks; Probe would try to load it first.
 func Open() (*Linux, error) {
+	// The library asks for the number of IPVS once in a process, so it must not ask too early.
+	if missing, err := lacking(); err != nil || len(missing) > 0 {
+		return nil, cmp.Or(err, fmt.Errorf("the kernel lacks %s", strings.Join(missing, ", ")))
+	}
 	handle, err := ipvs.New("")
 	if err != nil {
 		return nil, fmt.Errorf("open IPVS: %w", err)

@@ -27,8 +27,6 @@ func (b *Backend) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 
 // read returns the items in the kernel that are not leaving, and notes those that are.
 func (b *Backend) read(ctx context.Context) ([]backends.Item, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	state, err := b.kernel.Read(ctx)
 	if err != nil {
 		return nil, err

@@ -8,7 +8,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,35 +20,110 @@ var Modules = []string{"ip_vs", "nf_conntrack", "dummy", "ip_set", "xt_set"}
 // Probe says whether this node has IPVS and weir may use it, having asked for its modules to be loaded if need be. The error
 // names the reason and the remedy.
 func Probe(ctx context.Context) error {
-	err := available()
-	if !errors.Is(err, unix.ENOENT) {
+	missing, err := lacking()
+	if err != nil || len(missing) == 0 {
 		return err
 	}
 	// In a container there may be no modprobe, or no modules.
 	said, loadErr := modprobe(ctx, Modules...)
-	if err = available(); errors.Is(err, unix.ENOENT) {
-		reason := "it was loaded and there is still none"
-		if loadErr != nil {
-			reason = loadErr.Error()
-			if said != "" {
-				reason = said
-			}
+	if missing, err = lacking(); err != nil || len(missing) == 0 {
+		return err
+	}
+	reason := "modprobe succeeded, and it is not there"
+	if loadErr != nil {
+		reason = loadErr.Error()
+		if said != "" {
+			reason = said
 		}
-		return fmt.Errorf("the kernel has no IPVS (module ip_vs: %s); run `modprobe -a %s` on the node, or install a kernel that has it",
-			reason, strings.Join(Modules, " "))
+	}
+	return fmt.Errorf("the kernel lacks %s (%s); run `modprobe -a %s` on the node, or install a kernel that has it",
+		strings.Join(missing, ", "), reason, strings.Join(Modules, " "))
+}
+
+// Present says whether the kernel has what is needed now. No program is run.
+func Present() bool {
+	missing, err := lacking()
+	return err == nil && len(missing) == 0
+}
+
+// lacking names the modules whose work the kernel cannot do. It asks for the work itself: a module may be built in, and a
+// container may see neither /proc/modules nor the files of modules. The kernel loads by itself what it can.
+func lacking() (modules []string, err error) {
+	for _, part := range []struct {
+		module string
+		probe  func() error
+	}{{"ip_vs", probeIPVS}, {"dummy", probeDummy}, {"ip_set", probeIPSet}, {"xt_set", probeSetMatch}} {
+		switch err := part.probe(); {
+		case errors.Is(err, unix.EPERM):
+			return nil, fmt.Errorf("the kernel does not let this process use IPVS: %w; it takes CAP_NET_ADMIN outside of any user namespace", err)
+		case err != nil:
+			modules = append(modules, part.module)
+		}
+	}
+	return modules, nil
+}
+
+func probeIPVS() error {
+	if _, err := netlink.GenlFamilyGet("IPVS"); err != nil {
+		return err
+	}
+	h, err := ipvs.New("")
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	_, err = h.GetConfig()
+	return err
+}
+
+// probeDummy asks for an interface that cannot be: it has a hardware address of one byte. Where there are dummy interfaces,
+// that is what the kernel complains of.
+func probeDummy() error {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(LinkName)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, []byte{2}))
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("dummy"))
+	req.AddData(info)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EEXIST) {
+		return nil
 	}
 	return err
 }
 
-// Present says whether the kernel has IPVS now, without loading anything.
-func Present() bool { return available() == nil }
-
-// available asks the kernel for IPVS itself: it may be built in, and /proc shows another namespace's in some containers.
-func available() error {
-	if _, err := netlink.GenlFamilyGet("IPVS"); err != nil {
-		return fmt.Errorf("ask for IPVS: %w", err)
+func probeIPSet() error {
+	s, err := openIPSets()
+	if err != nil {
+		return err
 	}
-	return nil
+	defer s.close()
+	return s.probe()
+}
+
+// What iptables-nft asks the kernel for a match by (linux/netfilter/nf_tables_compat.h).
+const (
+	compatGet         = 0
+	compatName        = 1
+	compatRevision    = 2
+	compatType        = 3
+	compatTypeOfMatch = 0
+	setMatchRevision  = 4
+)
+
+// probeSetMatch says whether rules can match by sets. A kernel without nf_tables is not asked: iptables itself will tell.
+func probeSetMatch() error {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFT_COMPAT<<8|compatGet, unix.NLM_F_ACK)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_INET, Version: nl.NFNETLINK_V0})
+	req.AddData(nl.NewRtAttr(compatName, nl.ZeroTerminated("set")))
+	req.AddData(nl.NewRtAttr(compatRevision, nl.BEUint32Attr(setMatchRevision)))
+	req.AddData(nl.NewRtAttr(compatType, nl.BEUint32Attr(compatTypeOfMatch)))
+	_, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return err
 }
 
 // modprobeTimeout bounds how long modules may take to load.

@@ -169,7 +169,11 @@ func (r *rendering) external() {
 // serverMark is the packet mark that a Service port's traffic from inside gets.
 func (b *Backend) serverMark(k backends.PortKey) uint32 {
 	sum := sha256.Sum256([]byte(k.String()))
-	return binary.BigEndian.Uint32(sum[:])&^b.cfg.MasqueradeMark | b.inside
+	mark := binary.BigEndian.Uint32(sum[:])&^(b.cfg.MasqueradeMark|b.datagrams) | b.inside
+	if k.Protocol == backends.UDP {
+		mark |= b.datagrams
+	}
+	return mark
 }
 
 // sourceRanges renders who may use the load balancer's addresses.

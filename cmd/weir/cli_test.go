@@ -80,7 +80,7 @@ func TestUsageErrors(t *testing.T) {
 		{"bad range", "validate -f . --node-port-range 5-x", "--node-port-range: "},
 		{"bad settle time", "validate -f . --settle-time 1h", "--settle-time: "},
 		{"relative state directory", "run -f . --state-dir x", "--state-dir: "},
-		{"mode that is not built", "run -f . --proxy-mode ipvs", `mode "ipvs" is not available in this build; use iptables, nftables or userspace`},
+		{"mode that is not known", "run -f . --proxy-mode ipvz", `mode "ipvz" is not known; use iptables, ipvs, nftables or userspace`},
 		{"unknown mode", "reconcile -f . --proxy-mode x", `mode "x" is not available in this build; use iptables, nftables or userspace`},
 		{"unknown variant", "cleanup --iptables-variant x", "must be one of auto, nft, legacy"},
 		{"unknown log format", "run -f . --log-format xml", "must be one of text, json"},
@@ -133,8 +133,8 @@ func TestValidate(t *testing.T) {
 		{"not YAML", "a: [", "", 1, "", "invalid: 1 problem"},
 		{"empty", "", "", 1, "", "--allow-empty"},
 		{"empty is meant", "", "--allow-empty", 0, "ok: 0 Services, 0 EndpointSlices\n", ""},
-		{"mode that is not built", webService + "---\napiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: ipvs\n", "", 1, "",
-			`KubeProxyConfiguration: mode: mode "ipvs" is not available in this build; use iptables, nftables or userspace`},
+		{"mode that is not known", webService + "---\napiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: ipvz\n", "", 1, "",
+			`mode: "ipvz" is not one of iptables, ipvs, nftables, userspace`},
 	} {
 		for _, from := range []string{"stdin", "file", "directory"} {
 			t.Run(tc.name+"/"+from, func(t *testing.T) {

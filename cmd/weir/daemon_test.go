@@ -29,6 +29,8 @@ type mode struct {
 	// proxies says that a process is between client and endpoint: the endpoint sees the node's address, whatever a scenario
 	// says of it, and nobody is served without the process.
 	proxies bool
+	// unavailable says why the mode cannot be tested in this kernel, or ""; nil stands for "".
+	unavailable func() string
 }
 
 var modes = []mode{
@@ -38,6 +40,7 @@ var modes = []mode{
 		name: "nftables", plans: "nftables", flags: []string{"--proxy-mode", "nftables"},
 		saves: [][]string{{"iptables-nft-save"}, {"ip6tables-nft-save"}},
 	},
+	ipvsMode,
 	{
 		name: "userspace", plans: "userspace", flags: []string{"--proxy-mode", "userspace", "--iptables-variant", "nft"},
 		saves: [][]string{{"iptables-nft-save"}, {"ip6tables-nft-save"}}, proxies: true,

@@ -20,6 +20,7 @@ import (
 // The proxy modes, in the order in which they are offered.
 const (
 	modeIPTables  = "iptables"
+	modeIPVS      = "ipvs"
 	modeNFTables  = "nftables"
 	modeUserspace = "userspace"
 )
@@ -127,13 +128,15 @@ type nodeFlags struct {
 	hostname string
 	mode     string
 	variant  string
+	ipvsFlags
 	userspaceFlags
 }
 
 func (f *nodeFlags) add(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.StringVar(&f.hostname, "hostname-override", "", "name of this node, as endpoints give it in nodeName (default: the configuration's hostnameOverride, else the host name)")
-	fs.StringVar(&f.mode, "proxy-mode", "", "iptables, nftables or userspace (default: the configuration's mode, else iptables if the node has it)")
+	fs.StringVar(&f.mode, "proxy-mode", "", "iptables, ipvs, nftables or userspace (default: the configuration's mode, else iptables if the node has it)")
+	f.ipvsFlags.add(fs)
 	f.userspaceFlags.add(fs)
 	f.addVariant(fs)
 }
@@ -155,13 +158,13 @@ func (f *nodeFlags) check() error {
 	return nil
 }
 
-// checkMode says what is available if the mode is not.
+// checkMode says what there is if the mode is not.
 func checkMode(mode string) error {
 	switch mode {
-	case "", modeIPTables, modeNFTables, modeUserspace:
+	case "", modeIPTables, modeIPVS, modeNFTables, modeUserspace:
 		return nil
 	}
-	return fmt.Errorf("mode %q is not available in this build; use %s, %s or %s", mode, modeIPTables, modeNFTables, modeUserspace)
+	return fmt.Errorf("mode %q is not known; use %s, %s, %s or %s", mode, modeIPTables, modeIPVS, modeNFTables, modeUserspace)
 }
 
 // logFlags say what to log and how.

@@ -146,6 +146,7 @@ func (d *daemon) run(ctx context.Context, source spec.Source, cleanup bool) erro
 	var wg sync.WaitGroup
 	wg.Go(func() { d.must(source.Watch(d.ctx, updates)) })
 	wg.Go(func() { d.host.watch(d.ctx, nodeChanges) })
+	wg.Go(func() { d.wiring.awaitIPVS(d.ctx, nodeChanges) })
 	wg.Go(func() { d.notify.watchdog(d.ctx) })
 	d.must(loop.Run(d.ctx))
 	d.notify.stopping()
@@ -198,6 +199,7 @@ func (d *daemon) configure(snap *spec.Snapshot) (reconcile.Settings, error) {
 		BindAddressHardFail: t.Config.BindAddressHardFail,
 		EnableProfiling:     t.Config.EnableProfiling,
 		Mode:                t.Mode,
+		Fallback:            t.Fallback,
 	}
 	node := health.Node{Name: t.Node.Name, Object: t.Object, NodePortAddresses: t.BackendConfig.NodePortAddresses}
 	if err := d.health.Configure(cfg, node, t.SyncPeriod); err != nil {
@@ -217,7 +219,7 @@ func (d *daemon) configure(snap *spec.Snapshot) (reconcile.Settings, error) {
 		d.log.Info("configured", "node", t.Node.Name, "zone", t.Node.Zone, "mode", t.Mode, "config", originOr(snap.ConfigOrigin, "defaults"),
 			"sync_period", t.SyncPeriod, "min_sync_period", t.MinSyncPeriod)
 	}
-	d.board.Configured(t.Node, modeReason(d.wiring.flags.mode, snap))
+	d.board.Configured(t.Node, modeReason(d.wiring.flags.mode, snap, t.Fallback))
 	if err := d.socket.Listen(snap.Weir.StateDir); err != nil {
 		d.log.Warn("weir status will not work", "error", err)
 	}
@@ -302,8 +304,10 @@ func setMemoryLimit(bytes int64) {
 }
 
 // modeReason says why this mode is in force.
-func modeReason(flag string, snap *spec.Snapshot) string {
+func modeReason(flag string, snap *spec.Snapshot, fallback string) string {
 	switch {
+	case fallback != "":
+		return fallback
 	case flag != "":
 		return "--proxy-mode"
 	case snap.Config.Mode != "":

@@ -82,8 +82,8 @@ func TestRunServesHealthAndMetrics(t *testing.T) {
 	if !strings.Contains(d.logs(), "config.yaml:8") {
 		t.Error("the log does not say where the configuration is wrong")
 	}
-	d.write(map[string]string{"config.yaml": strings.ReplaceAll(config, "mode: iptables", "mode: ipvs")})
-	d.expectHTTP("http://127.0.0.1:10256/healthz", 200, "not available in this build")
+	d.write(map[string]string{"config.yaml": strings.ReplaceAll(config, "mode: iptables", "mode: ipvz")})
+	d.expectHTTP("http://127.0.0.1:10256/healthz", 200, "is not one of iptables, ipvs, nftables, userspace")
 	d.write(map[string]string{"config.yaml": config})
 	d.expectHTTP("http://127.0.0.1:11249/metrics", 200, "weir_config_last_reload_successful 1")
 	d.expectHTTP("http://127.0.0.1:11249/metrics", 200, "weir_invalid_documents 0")

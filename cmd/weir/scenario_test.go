@@ -37,6 +37,11 @@ func TestScenario(t *testing.T) {
 }
 
 func (s scenario) skipReason(m mode) string {
+	if m.unavailable != nil {
+		if r := m.unavailable(); r != "" {
+			return r
+		}
+	}
 	if r := s.opts.SkipModes[m.name]; r != "" {
 		return r
 	}

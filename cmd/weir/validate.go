@@ -75,9 +75,6 @@ line makes no sense.`,
 
 func validate(ctx context.Context, source spec.Source) findings.Report {
 	snap, err := source.Load(ctx)
-	if err == nil {
-		err = checkConfigured(snap)
-	}
 	if err != nil {
 		return findings.Refused(err)
 	}
@@ -103,14 +100,6 @@ func printFindings(cmd *cobra.Command, r findings.Report) error {
 	}
 	_, err := fmt.Fprintf(out, "%s %s\n", paint(out, green, "ok:"), r.Summary)
 	return err
-}
-
-// checkConfigured finds fault with a configuration that is valid, but that this build cannot serve.
-func checkConfigured(snap *spec.Snapshot) error {
-	if err := checkMode(string(snap.Config.Mode)); err != nil {
-		return spec.Problems{{Origin: snap.ConfigOrigin, Object: "KubeProxyConfiguration", Field: "mode", Detail: err.Error()}}
-	}
-	return nil
 }
 
 // printProblems prints each problem of an input that cannot be used on a line of its own, and a count.

@@ -20,6 +20,7 @@ import (
 	"weir/backends/conntrack"
 	"weir/backends/hostnet"
 	"weir/backends/iptables"
+	"weir/backends/ipvs"
 	"weir/backends/nftables"
 	"weir/backends/userspace"
 	"weir/reconcile"
@@ -45,6 +46,8 @@ type wiring struct {
 
 	kernel iptables.Kernel // found once; a node does not change its iptables under a running process
 	proxy  proxy
+
+	virtual virtual
 }
 
 // target is what a Snapshot comes down to on this node.
@@ -56,6 +59,8 @@ type target struct {
 	Object *corev1.Node
 	// Backend's Config.
 	BackendConfig backends.Config
+	// Fallback is why this mode is in force although another one was asked for, or "".
+	Fallback string
 	// Rootless says that the kernel is left alone.
 	Rootless bool
 }
@@ -65,26 +70,24 @@ func (w *wiring) target(ctx context.Context, snap *spec.Snapshot) (*target, erro
 	c := snap.Config.DeepCopy()
 	if w.flags.mode != "" {
 		c.Mode = kubeproxyconfig.ProxyMode(w.flags.mode)
-	} else if err := checkConfigured(snap); err != nil {
-		return nil, err
 	}
 	name, err := nodeName(w.flags.hostname, c.HostnameOverride)
 	if err != nil {
 		return nil, err
 	}
-	mode, err := w.chooseMode(ctx, string(c.Mode))
+	mode, fallback, err := w.chooseMode(ctx, string(c.Mode))
 	if err != nil {
 		return nil, err
 	}
 	c.Mode = kubeproxyconfig.ProxyMode(mode)
-	t := &target{Config: c, Object: snap.Nodes[name], Rootless: w.flags.rootless}
+	t := &target{Config: c, Object: snap.Nodes[name], Fallback: fallback, Rootless: w.flags.rootless}
 	if t.BackendConfig, err = backendConfig(c, t.Object); err != nil {
 		return nil, err
 	}
 	if mode == modeNFTables && snap.Weir.ServiceCIDRsGiven {
 		t.BackendConfig.ServiceCIDRs = snap.Weir.ServiceCIDRs
 	}
-	if err := w.build(ctx, mode, t.BackendConfig, userspaceSettingsOf(snap)); err != nil {
+	if err := w.build(ctx, mode, t.BackendConfig, userspaceSettingsOf(snap), ipvsSettingsOf(c)); err != nil {
 		return nil, err
 	}
 	t.Settings = reconcile.Settings{
@@ -100,21 +103,22 @@ func (w *wiring) target(ctx context.Context, snap *spec.Snapshot) (*target, erro
 }
 
 // build makes the backend anew if anything it is built from differs.
-func (w *wiring) build(ctx context.Context, mode string, cfg backends.Config, us userspaceSettings) error {
-	if w.backend != nil && w.mode == mode && reflect.DeepEqual(w.config, cfg) && (mode != modeUserspace || w.proxy.settings == us) {
+func (w *wiring) build(ctx context.Context, mode string, cfg backends.Config, us userspaceSettings, vs ipvs.Settings) error {
+	own := mode == modeUserspace && w.proxy.settings != us || mode == modeIPVS && w.virtual.settings != vs
+	if w.backend != nil && w.mode == mode && reflect.DeepEqual(w.config, cfg) && !own {
 		return nil
 	}
-	b, err := w.newBackend(ctx, mode, cfg, us)
+	b, err := w.newBackend(ctx, mode, cfg, us, vs)
 	if err != nil {
 		return err
 	}
-	w.mode, w.config, w.backend = mode, cfg, b
+	w.mode, w.config, w.backend, w.virtual.settings = mode, cfg, b, vs
 	w.flows.Cleaner = conntrack.New(cfg)
 	w.flows.proxy, _ = b.(*userspace.Backend)
 	return nil
 }
 
-func (w *wiring) newBackend(ctx context.Context, mode string, cfg backends.Config, us userspaceSettings) (backends.Backend, error) {
+func (w *wiring) newBackend(ctx context.Context, mode string, cfg backends.Config, us userspaceSettings, vs ipvs.Settings) (backends.Backend, error) {
 	switch mode {
 	case modeIPTables:
 		kernel, err := w.probeIPTables(ctx)
@@ -122,6 +126,8 @@ func (w *wiring) newBackend(ctx context.Context, mode string, cfg backends.Confi
 			return nil, err
 		}
 		return iptables.New(cfg, kernel), nil
+	case modeIPVS:
+		return w.newIPVS(ctx, cfg, vs)
 	case modeNFTables:
 		return nftables.New(cfg), nil
 	case modeUserspace:
@@ -159,26 +165,31 @@ func privileged() bool {
 	return unix.Capget(&header, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_NET_ADMIN) != 0
 }
 
-// chooseMode returns the mode asked for. If nobody asked for one, it is iptables where the node has it, else nftables, and
-// it does not change while the process lives.
-func (w *wiring) chooseMode(ctx context.Context, mode string) (string, error) {
-	if err := checkMode(mode); err != nil {
-		return "", err
+// chooseMode returns the mode asked for, or iptables and the reason where the node has no IPVS. If nobody asked for one, it
+// is iptables where the node has it, else nftables, and it does not change while the process lives.
+func (w *wiring) chooseMode(ctx context.Context, asked string) (mode, fallback string, err error) {
+	if err := checkMode(asked); err != nil {
+		return "", "", err
 	}
-	if mode != "" {
-		return mode, nil
+	if asked == modeIPVS {
+		return w.ipvsOrFallback(ctx)
+	}
+	w.virtual.missing.Store(false)
+	w.virtual.told = ""
+	if asked != "" {
+		return asked, "", nil
 	}
 	if w.mode != "" {
-		return w.mode, nil
+		return w.mode, "", nil
 	}
 	_, errIPTables := w.probeIPTables(ctx)
 	if errIPTables == nil {
-		return modeIPTables, nil
+		return modeIPTables, "", nil
 	}
 	if err := w.probeNFTables(ctx, errIPTables); err != nil {
-		return "", err
+		return "", "", err
 	}
-	return modeNFTables, nil
+	return modeNFTables, "", nil
 }
 
 // probeNFTables says whether nftables can stand in for iptables, which cannot be used.
@@ -204,6 +215,7 @@ func (w *wiring) others(ctx context.Context, mode string) []leftover {
 		node := reconcile.Node{Families: cfg.Families}
 		all = append(all, leftover{name, reconcile.NewEngine(reconcile.Options{Mode: mode, Backend: b, Node: node, Log: w.log})})
 	}
+	vs, _ := ipvs.Open() // where there is no IPVS, there is nothing of it
 	for _, v := range w.variants() {
 		kernel, err := iptables.Probe(ctx, w.log.Named("iptables"), cfg.Families, v)
 		if err != nil {
@@ -211,6 +223,11 @@ func (w *wiring) others(ctx context.Context, mode string) []leftover {
 		}
 		if mode != modeIPTables {
 			add(modeIPTables, "iptables-"+string(v), iptables.New(cfg, kernel))
+		}
+		if mode != modeIPVS && vs != nil {
+			if b, err := ipvsBackend(cfg, ipvs.Settings{}, kernel, vs); err == nil {
+				add(modeIPVS, "ipvs with iptables-"+string(v), b)
+			}
 		}
 		if mode != modeUserspace {
 			add(modeUserspace, "userspace over iptables-"+string(v), iptables.NewLayer(cfg, kernel))
@@ -261,7 +278,10 @@ func nodeName(flag, fromConfig string) (string, error) {
 }
 
 func syncPeriods(c *kubeproxyconfig.KubeProxyConfiguration) (least, full time.Duration) {
-	if c.Mode == modeNFTables {
+	switch c.Mode {
+	case modeIPVS:
+		return c.IPVS.MinSyncPeriod.Duration, c.IPVS.SyncPeriod.Duration
+	case modeNFTables:
 		return c.NFTables.MinSyncPeriod.Duration, c.NFTables.SyncPeriod.Duration
 	}
 	return c.IPTables.MinSyncPeriod.Duration, c.IPTables.SyncPeriod.Duration

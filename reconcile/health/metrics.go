@@ -47,6 +47,7 @@ type Metrics struct {
 	rounds           *prometheus.CounterVec
 	stages           *prometheus.HistogramVec
 	mode             *prometheus.GaugeVec
+	fallback         *prometheus.GaugeVec
 	flows            prometheus.Counter
 
 	mu sync.Mutex
@@ -101,6 +102,7 @@ func NewMetrics(version, commit, goVersion string) *Metrics {
 		rounds:           f.counters("weir_rounds_total", "Rounds of the reconciler.", "result"),
 		stages:           f.histograms("weir_stage_duration_seconds", "How long each stage of a round took.", buckets, "stage"),
 		mode:             f.gauges("weir_proxy_mode_info", "The proxy mode in use.", "mode"),
+		fallback:         f.gauges("weir_proxy_mode_fallback_info", "Why the proxy mode in use is not the one that was asked for.", "reason"),
 	}
 	m.flows = f.counter("weir_conntrack_flows_removed_total", "Stale conntrack entries that were removed.")
 	f.gauges("weir_build_info", "The build of weir that runs.", "version", "commit", "go_version").WithLabelValues(version, commit, goVersion).Set(1)
@@ -132,10 +134,14 @@ func (m *Metrics) Handler() http.Handler {
 // Registry is for further collectors and for tests.
 func (m *Metrics) Registry() *prometheus.Registry { return m.registry }
 
-// SetMode says which proxy mode is in use.
-func (m *Metrics) SetMode(mode string) {
+// SetMode says which proxy mode is in use, and why, if another one was asked for.
+func (m *Metrics) SetMode(mode, fallback string) {
 	m.mode.Reset()
 	m.mode.WithLabelValues(mode).Set(1)
+	m.fallback.Reset()
+	if fallback != "" {
+		m.fallback.WithLabelValues(fallback).Set(1)
+	}
 }
 
 // Input records what a source said at that time.

@@ -49,7 +49,7 @@ func (h *Health) Registry() prometheus.Registerer { return h.metrics.registry }
 func (h *Health) Configure(cfg Config, node Node, syncPeriod time.Duration) error {
 	h.proxy.SetTimeout(2 * syncPeriod)
 	h.proxy.SetNode(node.Object)
-	h.metrics.SetMode(cfg.Mode)
+	h.metrics.SetMode(cfg.Mode, cfg.Fallback)
 	h.services.SetNode(node.Name, node.NodePortAddresses)
 	h.delta.All = true
 	return h.server.Configure(cfg)

@@ -108,7 +108,7 @@ func TestNoLocalEndpoints(t *testing.T) {
 // TestLint holds weir's own names to Prometheus's rules. kube-proxy's names are what they are.
 func TestLint(t *testing.T) {
 	m := NewMetrics("v1", "abc", "go1")
-	m.SetMode("iptables")
+	m.SetMode("iptables", "the kernel lacks ip_vs")
 	m.Input(spec.Update{Snapshot: snapshot(), Revision: spec.Revision{ID: "r1"}}, time.Now())
 	m.Round(reconcile.Report{Stages: reconcile.Stages{Apply: 1}})
 	problems, err := testutil.GatherAndLint(m.registry)

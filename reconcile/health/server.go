@@ -26,6 +26,8 @@ type Config struct {
 	EnableProfiling     bool
 	// Mode is the proxy mode in use, never "".
 	Mode string
+	// Fallback is why Mode is in use although another one was asked for, or "".
+	Fallback string
 }
 
 // Server serves Config's addresses. Configure may be called at any time, from one goroutine.
