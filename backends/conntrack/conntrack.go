@@ -24,6 +24,8 @@ type Flow struct {
 	// Dst is where the first packet was sent, ReplySrc where answers are expected from. They differ if the flow was given
 	// to an endpoint.
 	Dst, ReplySrc netip.AddrPort
+	// ByIPVS says that no NAT rule gave the flow to its endpoint: IPVS did.
+	ByIPVS bool
 }
 
 // table is the kernel's connection tracking table.
@@ -40,6 +42,7 @@ type table interface {
 type Cleaner struct {
 	open     func() (table, error)
 	anyAddr  bool
+	ipvs     bool
 	nodeAddr map[netip.Addr]bool
 }
 
@@ -54,6 +57,14 @@ func New(c backends.Config) *Cleaner {
 	for _, a := range addrs {
 		cl.nodeAddr[a] = true
 	}
+	return cl
+}
+
+// ForIPVS returns a Cleaner to which flows are as good that IPVS gave to their endpoints. To others these are stale: nobody
+// carries them on.
+func ForIPVS(c backends.Config) *Cleaner {
+	cl := New(c)
+	cl.ipvs = true
 	return cl
 }
 
@@ -190,6 +201,8 @@ func (w wanted) stale(flow Flow) bool {
 	switch {
 	case !ok:
 		return false
+	case flow.ByIPVS && !w.cleaner.ipvs:
+		return true
 	case len(s) == 0:
 		// With no endpoint to go to, a flow that was never given to one is as good as a new one would be.
 		return flow.ReplySrc != flow.Dst

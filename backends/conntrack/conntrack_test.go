@@ -44,7 +44,7 @@ func dns(eps ...string) *backends.Entry {
 }
 
 func flow(dst, replySrc string) Flow {
-	return Flow{backends.UDP, netip.MustParseAddrPort(dst), netip.MustParseAddrPort(replySrc)}
+	return Flow{Protocol: backends.UDP, Dst: netip.MustParseAddrPort(dst), ReplySrc: netip.MustParseAddrPort(replySrc)}
 }
 
 func TestStale(t *testing.T) {
@@ -80,7 +80,7 @@ func TestStale(t *testing.T) {
 		{"node's addresses unknown", backends.Config{}, dns(b), nil, flow("192.0.2.9:30053", a), true},
 		{"another port of the ClusterIP", config, dns(b), nil, flow("10.96.0.10:54", a), false},
 		{"another Service", config, dns(b), nil, flow("10.96.0.11:53", a), false},
-		{"TCP flow", config, dns(b), nil, Flow{backends.TCP, netip.MustParseAddrPort("10.96.0.10:53"), netip.MustParseAddrPort(a)}, false},
+		{"TCP flow", config, dns(b), nil, Flow{Protocol: backends.TCP, Dst: netip.MustParseAddrPort("10.96.0.10:53"), ReplySrc: netip.MustParseAddrPort(a)}, false},
 		{"no endpoint is left", config, dns(), nil, flow("10.96.0.10:53", a), true},
 		{"no endpoint yet", config, dns(), nil, flow("10.96.0.10:53", "10.96.0.10:53"), false},
 		{"Service gone", config, nil, dns(a), flow("10.96.0.10:53", a), true},
@@ -102,6 +102,20 @@ func TestStale(t *testing.T) {
 				t.Errorf("stale: %v", got)
 			}
 		})
+	}
+}
+
+// TestStaleAfterIPVS: what IPVS gave to an endpoint is nobody's once another mode is in force.
+func TestStaleAfterIPVS(t *testing.T) {
+	const a = "10.244.0.1:5353"
+	f := flow("10.96.0.10:53", a)
+	f.ByIPVS = true
+	entries := []*backends.Entry{dns(a)}
+	if !New(backends.Config{}).wanted(backends.IPv4, entries, nil).stale(f) {
+		t.Error("not stale to another mode")
+	}
+	if ForIPVS(backends.Config{}).wanted(backends.IPv4, entries, nil).stale(f) {
+		t.Error("stale to ipvs mode")
 	}
 }
 

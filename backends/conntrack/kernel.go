@@ -93,6 +93,9 @@ func (k *kernel) remove(f backends.Family, handle []byte) (bool, error) {
 	return err == nil, err
 }
 
+// dstNAT is IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h.
+const dstNAT = 1 << 5
+
 // parse reads a dumped flow. The attributes are its handle: they include the flow's id, so that a later flow with the same
 // addresses is not mistaken for it.
 func parse(msg []byte) (handle []byte, flow Flow, err error) {
@@ -105,8 +108,11 @@ func parse(msg []byte) (handle []byte, flow Flow, err error) {
 		return nil, Flow{}, fmt.Errorf("flow: %w", err)
 	}
 	var orig, reply tuple
+	var status uint32
 	for ad.Next() {
 		switch ad.Type() {
+		case nl.CTA_STATUS:
+			status = ad.Uint32()
 		case nl.CTA_TUPLE_ORIG:
 			ad.Nested(orig.decode)
 		case nl.CTA_TUPLE_REPLY:
@@ -116,11 +122,13 @@ func parse(msg []byte) (handle []byte, flow Flow, err error) {
 	if err := ad.Err(); err != nil {
 		return nil, Flow{}, fmt.Errorf("flow: %w", err)
 	}
-	return handle, Flow{
+	flow = Flow{
 		Protocol: orig.protocol,
 		Dst:      netip.AddrPortFrom(orig.dst, orig.dstPort),
 		ReplySrc: netip.AddrPortFrom(reply.src, reply.srcPort),
-	}, nil
+	}
+	flow.ByIPVS = flow.Dst != flow.ReplySrc && status&dstNAT == 0
+	return handle, flow, nil
 }
 
 func decoder(b []byte) (*mdnetlink.AttributeDecoder, error) {

@@ -39,7 +39,7 @@ func inNamespace(t *testing.T) {
 	}
 }
 
-// create puts a flow into the kernel's table: client to dst, answered by replySrc.
+// create puts a flow into the kernel's table: client to dst, answered by replySrc. As with IPVS's, no NAT is on record.
 func create(t *testing.T, protocol uint8, client, dst, replySrc string) {
 	t.Helper()
 	c, d, r := netip.MustParseAddrPort(client), netip.MustParseAddrPort(dst), netip.MustParseAddrPort(replySrc)
@@ -104,7 +104,7 @@ func TestClean(t *testing.T) {
 	}
 	gone := dns(a)
 	gone.ClusterIP, gone.NodePort = netip.MustParseAddr("10.96.0.20"), 0
-	cleaner := New(backends.Config{NodeAddresses: addrs("192.0.2.9")})
+	cleaner := ForIPVS(backends.Config{NodeAddresses: addrs("192.0.2.9")})
 	n, err := cleaner.Clean(t.Context(), []*backends.Entry{dns(b), six}, []*backends.Entry{gone})
 	if err != nil {
 		t.Fatal(err)
@@ -132,6 +132,7 @@ func TestDumpHasOneProtocolOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Flow{flow("10.96.0.10:53", "10.244.0.1:5353")}
+	want[0].ByIPVS = true
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
@@ -143,11 +144,11 @@ func TestPain11_RestartKeepsHealthyFlows(t *testing.T) {
 	for i := range flows {
 		create(t, unix.IPPROTO_UDP, fmt.Sprintf("192.0.2.1:%d", i+1), "10.96.0.10:53", fmt.Sprintf("10.244.0.%d:53", i%2+1))
 	}
-	n, err := New(backends.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53", "10.244.0.2:53")), nil)
+	n, err := ForIPVS(backends.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53", "10.244.0.2:53")), nil)
 	if n != 0 || err != nil || len(clients(t)) != flows {
 		t.Errorf("%d deleted, %d left, error %v", n, len(clients(t)), err)
 	}
-	n, err = New(backends.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53")), nil)
+	n, err = ForIPVS(backends.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53")), nil)
 	if n != flows/2 || err != nil || len(clients(t)) != flows/2 {
 		t.Errorf("one endpoint gone: %d deleted, %d left, error %v", n, len(clients(t)), err)
 	}
@@ -160,7 +161,7 @@ func TestCleanWithoutPrivileges(t *testing.T) {
 	if err := unix.Capset(&header, &none[0]); err != nil {
 		t.Fatal(err)
 	}
-	_, err := New(backends.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53")), nil)
+	_, err := ForIPVS(backends.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53")), nil)
 	if err == nil || !strings.Contains(err.Error(), "needs CAP_NET_ADMIN") {
 		t.Errorf("error %v", err)
 	}
@@ -218,7 +219,7 @@ func TestPain10_StaleFlowFollowsTheEndpoint(t *testing.T) {
 		if s.endpoint != "" {
 			e = dns(s.endpoint)
 		}
-		if _, err := New(backends.Config{}).Clean(t.Context(), list(e), nil); err != nil {
+		if _, err := ForIPVS(backends.Config{}).Clean(t.Context(), list(e), nil); err != nil {
 			t.Fatal(err)
 		}
 		if got := ask(client, s.want != ""); got != s.want {

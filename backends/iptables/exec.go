@@ -61,12 +61,15 @@ func (k *programs) command(ctx context.Context, f backends.Family, verb string, 
 
 // Save implements Kernel.
 func (k *programs) Save(ctx context.Context, f backends.Family, table string) (io.ReadCloser, error) {
-	if k.mode == Legacy && !legacyTable(f, table) {
+	if k.mode == Legacy && table != "" && !legacyTable(f, table) {
 		// The legacy program would create the table in order to show it.
 		return io.NopCloser(strings.NewReader("")), nil
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	cmd := k.command(ctx, f, "save", "-t", table)
+	cmd := k.command(ctx, f, "save")
+	if table != "" {
+		cmd.Args = append(cmd.Args, "-t", table)
+	}
 	s := &saving{cmd: cmd, cancel: cancel}
 	cmd.Stderr = &s.said
 	out, err := cmd.StdoutPipe()

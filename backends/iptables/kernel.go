@@ -33,7 +33,7 @@ type Kernel interface {
 	// Features says what the rules may use. The answer never changes.
 	Features() Features
 
-	// Save returns a table as iptables-save prints it. Close says whether all of it was read; if Close returns an error,
+	// Save returns a table as iptables-save prints it, or all of them if table is "". Close says whether all of it was read; if Close returns an error,
 	// what was read must not be relied upon.
 	Save(ctx context.Context, f backends.Family, table string) (io.ReadCloser, error)
 

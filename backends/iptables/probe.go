@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	coreiptables "github.com/coreos/go-iptables/iptables"
@@ -130,6 +132,12 @@ var (
 
 // probe finds out what the kernel and the programs can do.
 func (k *programs) probe(ctx context.Context, f backends.Family, first bool) error {
+	all := append(slices.Collect(maps.Values(needs)), probeBPF, probeRandomFully)
+	if k.accepts(ctx, f, all...) == nil {
+		k.features.BPF = first || k.features.BPF
+		k.features.RandomFully = first || k.features.RandomFully
+		return nil
+	}
 	var missing []error
 	for what, rule := range needs {
 		if err := k.accepts(ctx, f, rule); err != nil {
@@ -146,7 +154,11 @@ func (k *programs) probe(ctx context.Context, f backends.Family, first bool) err
 	return nil
 }
 
-// accepts tries a rule without making it.
-func (k *programs) accepts(ctx context.Context, f backends.Family, rule string) error {
-	return k.restore(ctx, f, []byte("*nat\n:WEIR-PROBE - [0:0]\n-A WEIR-PROBE "+rule+"\nCOMMIT\n"), "--noflush", "--test")
+// accepts tries rules without making them.
+func (k *programs) accepts(ctx context.Context, f backends.Family, rules ...string) error {
+	input := "*nat\n:WEIR-PROBE - [0:0]\n"
+	for _, r := range rules {
+		input += "-A WEIR-PROBE " + r + "\n"
+	}
+	return k.restore(ctx, f, []byte(input+"COMMIT\n"), "--noflush", "--test")
 }

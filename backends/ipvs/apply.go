@@ -16,7 +16,7 @@ import (
 
 // Apply implements backends.Backend. There are no transactions, so that the changes are made in an order in which every
 // moment is safe: what guards comes before what is guarded, a virtual server before its destinations, all of it before the
-// address that lets packets in; and what goes, goes in the opposite order after all that is new. Each change succeeds or is
+// address that lets packets in; and what goes, goes after all that is new, what guards last. Each change succeeds or is
 // refused by itself, but for the rules of iptables.
 func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
 	a := &applying{b: b, ctx: ctx, refused: map[backends.ID]error{}}
@@ -37,7 +37,7 @@ type applying struct {
 	teardown bool
 }
 
-// step is when an item is made, among others; it is taken away in the opposite order.
+// step is when an item is made, among others.
 func step(i backends.Item) int {
 	switch i := i.(type) {
 	case Link, Sysctl, Timeouts:
@@ -66,6 +66,32 @@ func step(i backends.Item) int {
 
 const rulesStep = 2
 
+// stepBack is when an item is taken away, among others. An address comes after what is behind it: by then it is known
+// whether there are connections to wait for.
+func stepBack(i backends.Item) int {
+	switch i := i.(type) {
+	case Destination:
+		return 1
+	case Server:
+		return 2
+	case Address:
+		return 3
+	case Member:
+		switch {
+		case strings.HasPrefix(i.Set, insideSet):
+			return 0
+		case strings.HasPrefix(i.Set, allowSet):
+			return 5
+		}
+		return 4
+	case Rules:
+		return 6
+	case Set:
+		return 7
+	}
+	return 8
+}
+
 func (a *applying) run(p backends.Plan) error {
 	var puts, deletes []backends.Change
 	for _, c := range p.Changes {
@@ -85,7 +111,7 @@ func (a *applying) run(p backends.Plan) error {
 		}
 	}
 	slices.SortStableFunc(puts, func(x, y backends.Change) int { return cmp.Compare(step(x.New), step(y.New)) })
-	slices.SortStableFunc(deletes, func(x, y backends.Change) int { return cmp.Compare(step(y.Old), step(x.Old)) })
+	slices.SortStableFunc(deletes, func(x, y backends.Change) int { return cmp.Compare(stepBack(x.Old), stepBack(y.Old)) })
 	if a.b.draining == nil && len(deletes) > 0 {
 		state, err := a.b.kernel.Read(a.ctx)
 		if err != nil {
@@ -138,6 +164,10 @@ func (a *applying) put(item backends.Item) error {
 	case Sysctl:
 		_, err := a.b.sysctl.Ensure(i.Name, i.Value)
 		return err
+	case Server:
+		if delete(a.b.insisting, i.ServerKey); i.insists() && a.b.insisting != nil {
+			a.b.insisting[i.ServerKey] = struct{}{}
+		}
 	case Address:
 		delete(a.b.leaving, i.Addr)
 	case Destination:

@@ -42,7 +42,8 @@ func (b *Backend) deleteDestination(d Destination) error {
 
 // drains says whether connections of the virtual server are waited for.
 func (b *Backend) drains(k ServerKey) bool {
-	return b.set.DrainLimit > 0 && k.Protocol != backends.UDP && k.Mark&b.datagrams == 0
+	_, insists := b.insisting[k]
+	return !insists && b.set.DrainLimit > 0 && k.Protocol != backends.UDP && k.Mark&b.datagrams == 0
 }
 
 func (b *Backend) find(d Destination) (*Destination, error) {

@@ -70,7 +70,7 @@ func Warnings(cfg backends.Config) []string {
 	return nil
 }
 
-// Tables is what the backend needs of iptables: iptables-save and iptables-restore --noflush.
+// Tables is what the backend needs of iptables: iptables-save, of all tables if none is named, and iptables-restore --noflush.
 type Tables interface {
 	Save(ctx context.Context, f backends.Family, table string) (io.ReadCloser, error)
 	Restore(ctx context.Context, f backends.Family, input []byte) error
@@ -92,7 +92,9 @@ type Backend struct {
 	// gone. Both are nil until they are read.
 	draining map[ServerKey]struct{}
 	leaving  map[netip.Addr]struct{}
-	now      func() time.Time
+	// insisting holds the virtual servers that insist.
+	insisting map[ServerKey]struct{}
+	now       func() time.Time
 }
 
 // New returns a Backend that programs the families of cfg.

@@ -53,6 +53,9 @@ type Server struct {
 	Scheduler string
 	// Affinity is for how many seconds a client stays with its destination; 0 means that it does not.
 	Affinity uint32
+	// Fallback has a scheduler that hashes clients (sh, mh) find another destination for those that belong to one with
+	// weight 0, as one that leaves has. Else they are refused.
+	Fallback bool
 }
 
 // ID and String implement backends.Item.
@@ -61,6 +64,9 @@ func (s Server) String() string {
 	text := s.ServerKey.String() + " " + s.Scheduler
 	if s.Affinity > 0 {
 		text += " persistent " + strconv.FormatUint(uint64(s.Affinity), 10)
+	}
+	if s.Fallback {
+		text += " fallback"
 	}
 	return text
 }

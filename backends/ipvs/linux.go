@@ -19,6 +19,7 @@ import (
 // Flags of virtual servers, and what a destination's lower threshold is while it leaves.
 const (
 	flagPersistent = 0x1
+	flagFallback   = 0x8
 	leavingMark    = 1
 )
 
@@ -311,6 +312,9 @@ func service(s Server) *ipvs.Service {
 	if s.Affinity > 0 {
 		svc.Flags |= flagPersistent
 	}
+	if s.Fallback {
+		svc.Flags |= flagFallback
+	}
 	if s.Mark == 0 {
 		svc.Address, svc.Port = s.Addr.Addr().AsSlice(), s.Addr.Port()
 	}
@@ -318,7 +322,7 @@ func service(s Server) *ipvs.Service {
 }
 
 func serverOf(svc *ipvs.Service) Server {
-	s := Server{Scheduler: svc.SchedName}
+	s := Server{Scheduler: svc.SchedName, Fallback: svc.Flags&flagFallback != 0}
 	s.Family = backends.IPv4
 	if svc.AddressFamily == unix.AF_INET6 {
 		s.Family = backends.IPv6

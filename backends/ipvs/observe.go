@@ -63,7 +63,7 @@ func (b *Backend) read(ctx context.Context) ([]backends.Item, error) {
 
 // note tells what is leaving from what is not, and returns the latter.
 func (b *Backend) note(state *State) []backends.Item {
-	b.draining, b.leaving = map[ServerKey]struct{}{}, map[netip.Addr]struct{}{}
+	b.draining, b.leaving, b.insisting = map[ServerKey]struct{}{}, map[netip.Addr]struct{}{}, map[ServerKey]struct{}{}
 	var items []backends.Item
 	staying, leaving := map[ServerKey]bool{}, map[ServerKey]bool{}
 	for _, d := range state.Destinations {
@@ -76,6 +76,9 @@ func (b *Backend) note(state *State) []backends.Item {
 		items = append(items, d)
 	}
 	for _, s := range state.Servers {
+		if s.insists() {
+			b.insisting[s.ServerKey] = struct{}{}
+		}
 		if staying[s.ServerKey] || !leaving[s.ServerKey] {
 			items = append(items, s)
 		}

@@ -102,14 +102,22 @@ func (r *rendering) member(set string, at netip.AddrPort) Member {
 
 func (r *rendering) server(key ServerKey, endpoints []backends.Endpoint) {
 	s := Server{ServerKey: key, Scheduler: r.b.scheduler(r.e)}
+	s.Fallback = s.Scheduler == "sh" || s.Scheduler == "mh"
 	if r.e.Affinity > 0 {
 		s.Affinity = uint32(max(1, r.e.Affinity/time.Second))
 	}
 	r.add(s)
 	for _, ep := range endpoints {
+		if ep.Weight == 0 && s.insists() {
+			continue
+		}
 		r.add(Destination{Server: key, Addr: ep.Addr, Weight: ep.Weight})
 	}
 }
+
+// insists says whether the scheduler sends its share of connections to a destination with weight 0 too, where they are
+// refused. So it cannot have any, and none can leave gracefully.
+func (s Server) insists() bool { return s.Scheduler == "dh" }
 
 // scheduler is the one that the Service asks for, or the node's. Of those that know no weights, the next of kin that does is
 // taken for a Service with unequal ones.

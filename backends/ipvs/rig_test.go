@@ -186,7 +186,11 @@ func (x execTables) program(f backends.Family, verb string) string {
 }
 
 func (x execTables) Save(ctx context.Context, f backends.Family, table string) (io.ReadCloser, error) {
-	out, err := x.host.Exec(ctx, x.program(f, "save"), "-t", table)
+	var args []string
+	if table != "" {
+		args = []string{"-t", table}
+	}
+	out, err := x.host.Exec(ctx, x.program(f, "save"), args...)
 	return io.NopCloser(strings.NewReader(out)), err
 }
 
@@ -210,13 +214,20 @@ func (m fakeTables) table(f backends.Family, name string) map[string][]string {
 
 func (m fakeTables) Save(_ context.Context, f backends.Family, table string) (io.ReadCloser, error) {
 	var out bytes.Buffer
-	t := m.table(f, table)
-	for _, c := range slices.Sorted(maps.Keys(t)) {
-		out.WriteString(":" + c + " - [0:0]\n")
+	names := tables
+	if table != "" {
+		names = []string{table}
 	}
-	for _, c := range slices.Sorted(maps.Keys(t)) {
-		for _, r := range t[c] {
-			out.WriteString("-A " + c + " " + r + "\n")
+	for _, name := range names {
+		t := m.table(f, name)
+		out.WriteString("*" + name + "\n")
+		for _, c := range slices.Sorted(maps.Keys(t)) {
+			out.WriteString(":" + c + " - [0:0]\n")
+		}
+		for _, c := range slices.Sorted(maps.Keys(t)) {
+			for _, r := range t[c] {
+				out.WriteString("-A " + c + " " + r + "\n")
+			}
 		}
 	}
 	return io.NopCloser(&out), nil

@@ -23,71 +23,99 @@ const misplaced = "\n(behind rules that end the walk)"
 func (b *Backend) readTables(ctx context.Context) ([]Rules, error) {
 	var all []Rules
 	for _, f := range b.cfg.Families {
-		for _, table := range tables {
-			found, err := b.readTable(ctx, f, table)
-			if err != nil {
-				return nil, fmt.Errorf("read the %s table of %s: %w", table, f, err)
-			}
-			all = append(all, found...)
+		found, err := b.readFamily(ctx, f)
+		if err != nil {
+			return nil, err
 		}
+		all = append(all, found...)
 	}
 	return all, nil
 }
 
-func (b *Backend) readTable(ctx context.Context, f backends.Family, table string) ([]Rules, error) {
-	saved, err := b.tables.Save(ctx, f, table)
+func (b *Backend) readFamily(ctx context.Context, f backends.Family) ([]Rules, error) {
+	saved, err := b.tables.Save(ctx, f, "")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read the tables of %s: %w", f, err)
 	}
-	found, err := parseSave(saved, tag(f)+" "+table+" ")
-	return found, errors.Join(err, saved.Close())
+	found, err := parseSave(saved, tag(f)+" ")
+	if err = errors.Join(err, saved.Close()); err != nil {
+		return nil, fmt.Errorf("read the tables of %s: %w", f, err)
+	}
+	return found, nil
 }
 
-// parseSave reads what iptables-save printed of one table. at is what IDs in it begin with.
-func parseSave(r io.Reader, at string) ([]Rules, error) {
-	chains := map[string]*strings.Builder{}
-	var order []string
-	var hooks []Rules
-	walled, copies := map[string]bool{}, map[string]int{}
+// parseSave reads what iptables-save printed. family is what IDs in it begin with.
+func parseSave(r io.Reader, family string) (all []Rules, err error) {
+	var t *tableReader
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxLine)
 	for lines.Scan() {
 		line := lines.Text()
-		if name, ok := strings.CutPrefix(line, ":"+prefix); ok {
-			name, _, _ = strings.Cut(prefix+name, " ")
-			chains[name] = &strings.Builder{}
-			chains[name].WriteString(at + name)
-			order = append(order, name)
+		if name, ok := strings.CutPrefix(line, "*"); ok {
+			all = append(all, t.rules()...)
+			t = &tableReader{at: family + name + " ", chains: map[string]*strings.Builder{}, walled: map[string]bool{}, copies: map[string]int{}}
 			continue
 		}
-		rest, ok := strings.CutPrefix(line, "-A ")
-		if !ok {
-			continue
-		}
-		name, rule, _ := strings.Cut(rest, " ")
-		switch target := jumpTarget(rule); {
-		case chains[name] != nil:
-			chains[name].WriteString("\n" + line)
-		case strings.ToUpper(name) == name && strings.HasPrefix(target, prefix):
-			id := at + name + " " + rule
-			if copies[id]++; copies[id] > 1 {
-				hooks = append(hooks, Rules(id+" ("+strconv.Itoa(copies[id])+")"))
-			} else if walled[name] {
-				hooks = append(hooks, Rules(id+misplaced))
-			} else {
-				hooks = append(hooks, Rules(id))
-			}
-		default:
-			walled[name] = walled[name] || endsWalk(rule, target)
+		if t != nil {
+			t.read(line)
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return nil, err
+	return append(all, t.rules()...), lines.Err()
+}
+
+// tableReader gathers what is weir's in one table.
+type tableReader struct {
+	at     string // what IDs in it begin with
+	chains map[string]*strings.Builder
+	order  []string // of the chains
+	hooks  []Rules
+	walled map[string]bool // built-in chains in which no packet may come any further
+	copies map[string]int  // of hooks
+}
+
+func (t *tableReader) read(line string) {
+	if name, ok := strings.CutPrefix(line, ":"+prefix); ok {
+		name, _, _ = strings.Cut(prefix+name, " ")
+		t.chains[name] = &strings.Builder{}
+		t.chains[name].WriteString(t.at + name)
+		t.order = append(t.order, name)
+		return
 	}
-	for _, name := range order {
-		hooks = append(hooks, Rules(chains[name].String()))
+	rest, ok := strings.CutPrefix(line, "-A ")
+	if !ok {
+		return
 	}
-	return hooks, nil
+	name, rule, _ := strings.Cut(rest, " ")
+	switch target := jumpTarget(rule); {
+	case t.chains[name] != nil:
+		t.chains[name].WriteString("\n" + line)
+	case strings.ToUpper(name) == name && strings.HasPrefix(target, prefix):
+		t.hook(name, rule)
+	default:
+		t.walled[name] = t.walled[name] || endsWalk(rule, target)
+	}
+}
+
+func (t *tableReader) hook(chain, rule string) {
+	id := t.at + chain + " " + rule
+	switch t.copies[id]++; {
+	case t.copies[id] > 1:
+		id += " (" + strconv.Itoa(t.copies[id]) + ")"
+	case t.walled[chain]:
+		id += misplaced
+	}
+	t.hooks = append(t.hooks, Rules(id))
+}
+
+func (t *tableReader) rules() []Rules {
+	if t == nil {
+		return nil
+	}
+	all := t.hooks
+	for _, name := range t.order {
+		all = append(all, Rules(t.chains[name].String()))
+	}
+	return all
 }
 
 // jumpTarget returns what a rule jumps or goes to. Text in quotation marks, such as a comment, counts for nothing.
@@ -144,19 +172,19 @@ func (b *Backend) restore(ctx context.Context, changes []backends.Change) error 
 		return nil
 	}
 	for _, f := range b.cfg.Families {
+		if !slices.ContainsFunc(changes, func(c backends.Change) bool { return placeOf(c.ID).family == f }) {
+			continue
+		}
+		there, err := b.readFamily(ctx, f)
+		if err != nil {
+			return err
+		}
 		var input strings.Builder
 		for _, table := range tables {
 			ours := slices.DeleteFunc(slices.Clone(changes), func(c backends.Change) bool {
 				p := placeOf(c.ID)
 				return p.family != f || p.table != table
 			})
-			if len(ours) == 0 {
-				continue
-			}
-			there, err := b.readTable(ctx, f, table)
-			if err != nil {
-				return fmt.Errorf("read the %s table of %s: %w", table, f, err)
-			}
 			if lines := compose(ours, there); lines != "" {
 				input.WriteString("*" + table + "\n" + lines + "COMMIT\n")
 			}
@@ -171,7 +199,7 @@ func (b *Backend) restore(ctx context.Context, changes []backends.Change) error 
 	return nil
 }
 
-// compose writes the changes of one table in which so much is there.
+// compose writes the changes of one table. there is what the family has.
 func compose(changes []backends.Change, there []Rules) string {
 	have := map[backends.ID]bool{}
 	for _, r := range there {

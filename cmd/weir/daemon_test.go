@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,6 +30,10 @@ type mode struct {
 	// proxies says that a process is between client and endpoint: the endpoint sees the node's address, whatever a scenario
 	// says of it, and nobody is served without the process.
 	proxies bool
+	// more returns what there is besides rules: of others, and of weir. It and addMore, which adds something of others, may
+	// be nil.
+	more    func(d *daemon) (foreign, own string)
+	addMore func(d *daemon)
 	// unavailable says why the mode cannot be tested in this kernel, or ""; nil stands for "".
 	unavailable func() string
 }
@@ -287,6 +292,9 @@ func (d *daemon) addForeign() {
 			d.t.Fatal(err)
 		}
 	}
+	if d.mode.addMore != nil {
+		d.mode.addMore(d)
+	}
 	const table = "table inet other { chain c { type filter hook prerouting priority -150; tcp dport 9 counter drop; }; }"
 	_, err := d.lab.Node().ExecInput(d.t.Context(), table, "nft", "-f", "-")
 	if err != nil && !errors.Is(err, exec.ErrNotFound) {
@@ -312,7 +320,7 @@ func (d *daemon) ownRules() string {
 	return own
 }
 
-// rules returns the lines that the mode's tools print, those of others and those of weir, without the counters.
+// rules returns the lines that the mode's tools print, and what there is more, those of others and those of weir, without the counters.
 func (d *daemon) rules() (foreign, own string) {
 	d.t.Helper()
 	var ours, theirs strings.Builder
@@ -321,18 +329,29 @@ func (d *daemon) rules() (foreign, own string) {
 		if err != nil {
 			d.t.Fatal(err)
 		}
+		// A table that is empty may be listed or not, and before others or after them.
+		tables, table := map[string]string{}, ""
 		for line := range strings.Lines(out) {
-			if line[0] == '#' {
-				continue
-			}
 			// The counters of chains move with the traffic.
 			line, _, _ = strings.Cut(strings.TrimSpace(line), " [")
-			to := &theirs
-			if strings.HasPrefix(line, ":WEIR-") || strings.HasPrefix(line, "-A WEIR-") || strings.Contains(line, "-j WEIR-") {
-				to = &ours
+			switch {
+			case line[0] == '*':
+				table = line
+			case line[0] == '#', line == "COMMIT", strings.HasPrefix(line, ":") && strings.HasSuffix(line, " ACCEPT"):
+			case strings.HasPrefix(line, ":WEIR-"), strings.HasPrefix(line, "-A WEIR-"), strings.Contains(line, "-j WEIR-"):
+				ours.WriteString(table + " " + line + "\n")
+			default:
+				tables[table] += table + " " + line + "\n"
 			}
-			to.WriteString(line + "\n")
 		}
+		for _, name := range slices.Sorted(maps.Keys(tables)) {
+			theirs.WriteString(tables[name])
+		}
+	}
+	if d.mode.more != nil {
+		f, o := d.mode.more(d)
+		theirs.WriteString(f)
+		ours.WriteString(o)
 	}
 	return theirs.String(), ours.String()
 }

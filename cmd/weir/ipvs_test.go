@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"context"
 	"encoding/json"
 	"net/netip"
 	"os"
@@ -14,8 +15,43 @@ import (
 // ipvsMode needs a kernel with IPVS: tests in it are skipped where there is none, and are run in a virtual machine there.
 var ipvsMode = mode{
 	name: "ipvs", plans: "ipvs", flags: []string{"--proxy-mode", "ipvs", "--no-fallback", "--iptables-variant", "nft"},
-	saves:       [][]string{{"iptables-nft-save"}, {"ip6tables-nft-save"}, {"ipvsadm-save", "-n"}, {"ipset", "save"}, {"ip", "-o", "address", "show", "dev", ipvs.LinkName}},
+	saves: [][]string{{"iptables-nft-save"}, {"ip6tables-nft-save"}}, more: virtualServers, addMore: addVirtualServer,
 	unavailable: noIPVS,
+}
+
+// foreignServer is what another program has in IPVS and in ipsets, on an address between those of Services.
+const foreignServer = "10.96.250.9:9"
+
+func addVirtualServer(d *daemon) {
+	for _, cmd := range [][]string{
+		{"ipvsadm", "-A", "-t", foreignServer, "-s", "wlc"},
+		{"ipvsadm", "-a", "-t", foreignServer, "-r", "192.0.2.9:9", "-m", "-w", "0"},
+		{"ipset", "create", "OTHER", "hash:ip"},
+	} {
+		if _, err := d.lab.Node().Exec(d.t.Context(), cmd[0], cmd[1:]...); err != nil {
+			d.t.Fatal(err)
+		}
+	}
+}
+
+// virtualServers tells the virtual servers, sets and addresses of others from those of weir.
+func virtualServers(d *daemon) (foreign, own string) {
+	ctx := context.Background()
+	for _, cmd := range [][]string{{"ipvsadm", "-S", "-n"}, {"ipset", "save"}, {"ip", "-o", "address"}} {
+		out, err := d.lab.Node().Exec(ctx, cmd[0], cmd[1:]...)
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		for line := range strings.Lines(out) {
+			switch {
+			case strings.Contains(line, foreignServer), strings.Contains(line, "OTHER"):
+				foreign += line
+			case cmd[0] != "ip", strings.Contains(line, ipvs.LinkName):
+				own += line
+			}
+		}
+	}
+	return foreign, own
 }
 
 // noIPVS says why IPVS cannot be tested here, or "".

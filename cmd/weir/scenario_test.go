@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"flag"
+	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
 	"os"
@@ -164,6 +165,7 @@ func checkGolden(t *testing.T, d *daemon, name string) {
 	}
 	file := filepath.Join("../../testdata/golden", d.mode.plans, name+".plan")
 	if *update {
+		fmt.Printf("GOLDEN %s\n%sENDGOLDEN\n", name, plan)
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -114,6 +114,9 @@ func (w *wiring) build(ctx context.Context, mode string, cfg backends.Config, us
 	}
 	w.mode, w.config, w.backend, w.virtual.settings = mode, cfg, b, vs
 	w.flows.Cleaner = conntrack.New(cfg)
+	if mode == modeIPVS {
+		w.flows.Cleaner = conntrack.ForIPVS(cfg)
+	}
 	w.flows.proxy, _ = b.(*userspace.Backend)
 	return nil
 }
