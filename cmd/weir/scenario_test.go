@@ -2,7 +2,6 @@ package main_test
 
 import (
 	"flag"
-	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
 	"os"
@@ -165,7 +164,6 @@ func checkGolden(t *testing.T, d *daemon, name string) {
 	}
 	file := filepath.Join("../../testdata/golden", d.mode.plans, name+".plan")
 	if *update {
-		fmt.Printf("GOLDEN %s\n%sENDGOLDEN\n", name, plan)
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)
 		}
