@@ -39,11 +39,11 @@ func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
 		}
 		if err != nil {
 			result := refused(in, committed > 0, err)
-			if len(result.Refused) == 0 {
-				b.present = nil
-			}
-			if committed == 0 && unattributed(result) {
+			switch {
+			case divisible(result):
 				return b.search(ctx, changes, result)
+			case len(result.Refused) == 0:
+				b.present = nil
 			}
 			return result
 		}
@@ -111,7 +111,7 @@ func (b *Backend) confirm(in *input) {
 func refused(in *input, committed bool, err error) backends.Result {
 	err = fmt.Errorf("iptables: %w", err)
 	failed := (*RestoreError)(nil)
-	if !errors.As(err, &failed) || failed.Retry || committed {
+	if !errors.As(err, &failed) || failed.Retry || failed.TooLong || committed {
 		return backends.Result{Err: err}
 	}
 	id, first := in.at(failed.Line)

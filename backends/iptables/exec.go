@@ -161,6 +161,7 @@ func restoreError(code int, said string) *RestoreError {
 	if m := lineAtFault.FindAllStringSubmatch(said, -1); m != nil {
 		e.Line, _ = strconv.Atoi(m[len(m)-1][1])
 	}
+	e.TooLong = strings.Contains(said, "Message too long")
 	e.Retry = code == 4 && e.Line == 0 || strings.Contains(said, "xtables lock") || strings.Contains(said, "Resource temporarily unavailable")
 	return e
 }

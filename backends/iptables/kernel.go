@@ -52,6 +52,8 @@ type RestoreError struct {
 	Line int
 	// Retry says that the input itself may be right: somebody else held the lock, or a resource was short.
 	Retry bool
+	// TooLong says that the input did not fit into one message to the kernel, whose size only root can choose.
+	TooLong bool
 	// Message is what iptables-restore said.
 	Message string
 }

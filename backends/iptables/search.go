@@ -8,49 +8,63 @@ import (
 	"weir/backends"
 )
 
-// maxTries bounds the search for what the kernel refuses: enough to find three Services among 10,000.
-const maxTries = 64
+// maxRefusals bounds the search for what the kernel refuses: enough to find three Services among 10,000.
+const maxRefusals = 64
 
-// search finds the Changes that the kernel refuses without saying which they are, as the legacy mechanism does: it takes
-// or leaves a table as a whole. It applies one half of the Services after the other, and takes apart the halves that are
-// refused. In the end all but the refused is in force. why is the Result that led here; it stands if too much is refused.
+// search applies Changes that could not be applied at once: because the kernel refuses some without saying which they are,
+// as the legacy mechanism does, which takes or leaves a table as a whole; or because they do not fit into one message,
+// whose size an ordinary user cannot choose. It applies one half after the other, and takes apart the halves that fail. In the
+// end all but the refused is in force. why is the Result that led here; it stands if there is no use in going on.
 func (b *Backend) search(ctx context.Context, changes []change, why backends.Result) backends.Result {
-	base, parts := byOwner(changes)
-	s := &searching{b: b, refused: make(map[backends.ID]error), tries: maxTries}
-	if s.restore(ctx, base) != nil || s.try(ctx, parts) != nil {
+	s := &searching{b: b, refused: make(map[backends.ID]error), refusals: maxRefusals}
+	if b.reread(ctx) != nil || s.try(ctx, split(changes)) != nil {
 		b.present = nil
 		return why
 	}
 	return backends.Result{Refused: s.refused}
 }
 
-// byOwner returns the Changes that belong to nobody or to several, which are chains and ways to them, and those of each
-// Service.
-func byOwner(changes []change) (base []change, parts [][]change) {
-	of := make(map[backends.ServiceName][]change)
-	var names []backends.ServiceName
+// split returns the parts that can be applied one after the other: the shared chains, what belongs to nobody, the ways to
+// the shared chains, and what is of one Service each.
+func split(changes []change) [][]change {
+	var chains, rules, services [][]change
+	var base []change
+	at := make(map[backends.ServiceName]int)
 	for _, c := range changes {
-		if len(c.Owners) != 1 {
+		switch name := owner(c); {
+		case name != backends.ServiceName{}:
+			i, ok := at[name]
+			if !ok {
+				i = len(services)
+				at[name], services = i, append(services, nil)
+			}
+			services[i] = append(services[i], c)
+		case !c.isShared():
 			base = append(base, c)
-			continue
+		case c.isRule():
+			rules = append(rules, []change{c})
+		default:
+			chains = append(chains, []change{c})
 		}
-		name := c.Owners[0].Service
-		if _, ok := of[name]; !ok {
-			names = append(names, name)
-		}
-		of[name] = append(of[name], c)
 	}
-	slices.SortFunc(names, backends.ServiceName.Compare)
-	for _, name := range names {
-		parts = append(parts, of[name])
+	if base != nil {
+		chains = append(chains, base)
 	}
-	return base, parts
+	return slices.Concat(chains, rules, services)
+}
+
+// owner returns the Service that a Change belongs to alone, or none.
+func owner(c change) backends.ServiceName {
+	if len(c.Owners) == 1 {
+		return c.Owners[0].Service
+	}
+	return backends.ServiceName{}
 }
 
 type searching struct {
-	b       *Backend
-	refused map[backends.ID]error
-	tries   int
+	b        *Backend
+	refused  map[backends.ID]error
+	refusals int
 }
 
 // try applies all parts but those that are refused. An error means that it gave up.
@@ -59,25 +73,33 @@ func (s *searching) try(ctx context.Context, parts [][]change) error {
 		return nil
 	}
 	err := s.restore(ctx, slices.Concat(parts...))
-	if failed := (*RestoreError)(nil); err == nil || !errors.As(err, &failed) || failed.Retry || s.tries == 0 {
+	failed := (*RestoreError)(nil)
+	if err == nil || !errors.As(err, &failed) || failed.Retry {
 		return err
 	}
-	if len(parts) == 1 {
-		for _, c := range parts[0] {
-			s.refused[c.ID] = err
+	if !failed.TooLong {
+		if s.refusals--; s.refusals < 0 {
+			return err
 		}
-		return nil
 	}
-	half := len(parts) / 2
-	if err := s.try(ctx, parts[:half]); err != nil {
+	if len(parts) > 1 {
+		half := len(parts) / 2
+		if err := s.try(ctx, parts[:half]); err != nil {
+			return err
+		}
+		return s.try(ctx, parts[half:])
+	}
+	if failed.TooLong || owner(parts[0][0]) == (backends.ServiceName{}) {
 		return err
 	}
-	return s.try(ctx, parts[half:])
+	for _, c := range parts[0] {
+		s.refused[c.ID] = err
+	}
+	return nil
 }
 
 // restore applies Changes of all families. After a failure, what is present is read again: a table may be in force.
 func (s *searching) restore(ctx context.Context, changes []change) error {
-	s.tries--
 	for _, f := range s.b.cfg.Families {
 		in := s.b.compose(f, changes)
 		if err := s.b.restore(ctx, f, in); err != nil {
@@ -88,8 +110,8 @@ func (s *searching) restore(ctx context.Context, changes []change) error {
 	return nil
 }
 
-// unattributed says whether a transaction was refused, for good and without a word on what is wrong with it.
-func unattributed(r backends.Result) bool {
+// divisible says whether a transaction failed so that a part of it may succeed.
+func divisible(r backends.Result) bool {
 	failed := (*RestoreError)(nil)
 	return len(r.Refused) == 0 && errors.As(r.Err, &failed) && !failed.Retry
 }
