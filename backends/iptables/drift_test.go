@@ -226,7 +226,6 @@ func TestPain14_RefusedAtCommit(t *testing.T) {
 			b := New(benchConfig(), kernel(t))
 			entries := many(300, true)
 			want := desired(t, b, entries)
-			owners := ownersOf(t, b, entries)
 			guilty := map[backends.PortKey]bool{entries[17].Key: true, entries[200].Key: true}
 			for key := range guilty {
 				chain := "WEIR-SVC-" + hash("SVC", key.String())
@@ -234,9 +233,7 @@ func TestPain14_RefusedAtCommit(t *testing.T) {
 				want[id] = item(want[id].String() + "\n-A " + chain + bad)
 			}
 			p := diff(nil, want)
-			for i := range p.Changes {
-				p.Changes[i].Owners = owners[p.Changes[i].ID]
-			}
+			owners := setOwners(t, b, entries, p)
 			r := b.Apply(t.Context(), p)
 			for ; r.Err != nil && len(r.Refused) > 0; r = b.Apply(t.Context(), p) { // as the nf_tables mechanism does, which names one
 				p.Changes = slices.DeleteFunc(p.Changes, func(c backends.Change) bool { return r.Refused[c.ID] != nil })
@@ -254,25 +251,6 @@ func TestPain14_RefusedAtCommit(t *testing.T) {
 			}
 		})
 	}
-}
-
-// ownersOf returns who wants each Item, in order.
-func ownersOf(t *testing.T, b *Backend, entries []*backends.Entry) map[backends.ID][]backends.PortKey {
-	t.Helper()
-	owners := map[backends.ID][]backends.PortKey{}
-	for _, e := range entries {
-		items, err := b.Render(e)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, i := range items {
-			owners[i.ID()] = append(owners[i.ID()], e.Key)
-		}
-	}
-	for _, keys := range owners {
-		slices.SortFunc(keys, backends.PortKey.Compare)
-	}
-	return owners
 }
 
 // TestGeneration: own transactions do not count, those of others do.

@@ -222,13 +222,40 @@ func diff(from, to map[backends.ID]backends.Item) backends.Plan {
 // converge applies what differs, and demands that nothing differs then.
 func converge(t testing.TB, b *Backend, want map[backends.ID]backends.Item) {
 	t.Helper()
-	p := diff(observed(t, b), want)
+	convergeBy(t, b, diff(observed(t, b), want), want)
+}
+
+// convergeBy applies a plan, and demands that what is wanted is there then.
+func convergeBy(t testing.TB, b *Backend, p backends.Plan, want map[backends.ID]backends.Item) {
+	t.Helper()
 	if r := b.Apply(context.Background(), p); r.Err != nil || len(r.Refused) > 0 {
 		t.Fatalf("Apply: %+v", r)
 	}
 	if d := cmp.Diff(texts(want), texts(observed(t, b))); d != "" {
 		t.Fatalf("what was applied (-) is not what is read back (+):\n%s", d)
 	}
+}
+
+// setOwners has each Change of the plan say who wants the Item, and returns that for all Items.
+func setOwners(t testing.TB, b *Backend, entries []*backends.Entry, p backends.Plan) map[backends.ID][]backends.PortKey {
+	t.Helper()
+	owners := map[backends.ID][]backends.PortKey{}
+	for _, e := range entries {
+		items, err := b.Render(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range items {
+			owners[i.ID()] = append(owners[i.ID()], e.Key)
+		}
+	}
+	for _, keys := range owners {
+		slices.SortFunc(keys, backends.PortKey.Compare)
+	}
+	for i := range p.Changes {
+		p.Changes[i].Owners = owners[p.Changes[i].ID]
+	}
+	return owners
 }
 
 func texts(items map[backends.ID]backends.Item) map[string]string {
@@ -250,7 +277,10 @@ func TestRoundTrip(t *testing.T) {
 			if name != "default" {
 				some = some[:len(some)/6]
 			}
-			converge(t, b, desired(t, b, some))
+			want := desired(t, b, some)
+			p := diff(observed(t, b), want)
+			setOwners(t, b, some, p)
+			convergeBy(t, b, p, want)
 		}
 		b := New(testConfig(), k)
 		converge(t, b, nil)

@@ -25,12 +25,12 @@ func (b *Backend) search(ctx context.Context, changes []change, why backends.Res
 }
 
 // split returns the parts that can be applied one after the other: the shared chains, what belongs to nobody, the ways to
-// the shared chains, and what is of one Service each.
+// the shared chains, what is of one Service each, and what nobody wants any more, rules before chains.
 func split(changes []change) [][]change {
-	var chains, rules, services [][]change
-	var base []change
+	var chains, base, ways, services, rules, stale [][]change
 	at := make(map[backends.ServiceName]int)
 	for _, c := range changes {
+		one := []change{c}
 		switch name := owner(c); {
 		case name != backends.ServiceName{}:
 			i, ok := at[name]
@@ -39,18 +39,22 @@ func split(changes []change) [][]change {
 				at[name], services = i, append(services, nil)
 			}
 			services[i] = append(services[i], c)
+		case c.Op == backends.Delete && c.isRule():
+			rules = append(rules, one)
+		case c.Op == backends.Delete:
+			stale = append(stale, one)
+		case !c.isShared() && base == nil:
+			base = append(base, one)
 		case !c.isShared():
-			base = append(base, c)
+			base[0] = append(base[0], c)
 		case c.isRule():
-			rules = append(rules, []change{c})
+			ways = append(ways, one)
 		default:
-			chains = append(chains, []change{c})
+			chains = append(chains, one)
 		}
 	}
-	if base != nil {
-		chains = append(chains, base)
-	}
-	return slices.Concat(chains, rules, services)
+	slices.Reverse(stale)
+	return slices.Concat(chains, base, ways, services, rules, stale)
 }
 
 // owner returns the Service that a Change belongs to alone, or none.
@@ -89,8 +93,8 @@ func (s *searching) try(ctx context.Context, parts [][]change) error {
 		}
 		return s.try(ctx, parts[half:])
 	}
-	if failed.TooLong || owner(parts[0][0]) == (backends.ServiceName{}) {
-		return err
+	if failed.TooLong || owner(parts[0][0]) == (backends.ServiceName{}) && len(parts[0]) > 1 {
+		return err // without what belongs to nobody, the rest is of no use
 	}
 	for _, c := range parts[0] {
 		s.refused[c.ID] = err
