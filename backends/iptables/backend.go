@@ -17,6 +17,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"weir/backends"
@@ -44,7 +45,11 @@ type Backend struct {
 
 // New returns a Backend that programs the families of cfg through kernel.
 func New(cfg backends.Config, kernel Kernel) *Backend {
-	b := &Backend{cfg: cfg, kernel: kernel, features: kernel.Features(), trees: make(map[backends.Family]*trees), pods: make(map[backends.Family]source)}
+	features := kernel.Features()
+	if features.Families != nil {
+		cfg.Families = slices.DeleteFunc(slices.Clone(cfg.Families), func(f backends.Family) bool { return !slices.Contains(features.Families, f) })
+	}
+	b := &Backend{cfg: cfg, kernel: kernel, features: features, trees: make(map[backends.Family]*trees), pods: make(map[backends.Family]source)}
 	b.setMark = "-j MARK --set-xmark " + b.mark()
 	if name := cfg.LocalDetector.Interface; name != "" && (len(name) > 15 || strings.ContainsAny(name, " \t\r\n\"'\\/+!")) {
 		b.interfaceErr = fmt.Errorf("detectLocal: %q cannot be the name of an interface", name)

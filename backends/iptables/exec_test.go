@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -96,6 +97,36 @@ func TestPain15_BothMechanisms(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestFamilyLeftOut has a node whose ip6tables cannot do what is needed: IPv4 is programmed all the same.
+func TestFamilyLeftOut(t *testing.T) {
+	realKernel(t, NFT)
+	dir := t.TempDir()
+	for _, name := range []string{"iptables-nft-save", "iptables-nft-restore", "ip6tables-nft-save"} {
+		path, err := find(name)
+		if err == nil {
+			err = os.Symlink(path, filepath.Join(dir, name))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "ip6tables-nft-restore"), []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer func(dirs []string) { searched = dirs }(searched)
+	searched = []string{dir}
+	var out bytes.Buffer
+	k, err := Probe(t.Context(), hclog.New(&hclog.LoggerOptions{Output: &out}), both, NFT)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := k.Features().Families; !slices.Equal(got, []backends.Family{backends.IPv4}) || !strings.Contains(out.String(), "a family is left out") {
+		t.Fatalf("uses %v and says %s", got, &out)
+	}
+	b := New(testConfig(), k)
+	converge(t, b, desired(t, b, slices.DeleteFunc(driftServices(), func(e *backends.Entry) bool { return e.Key.Family == backends.IPv6 })))
 }
 
 // TestConflicts finds a kube-proxy.

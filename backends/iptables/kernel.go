@@ -20,6 +20,8 @@ const (
 
 // Features are what differs between nodes and changes what is rendered.
 type Features struct {
+	// Families are those that can be programmed; nil stands for all.
+	Families []backends.Family
 	// RandomFully says that MASQUERADE can choose source ports at random (--random-fully), which avoids a race between
 	// connections that are opened at the same moment.
 	RandomFully bool

@@ -17,7 +17,8 @@ import (
 )
 
 // Probe finds the iptables of this node. force chooses the mechanism; "" finds out which one the node uses: the one that
-// holds the rules of others, else the one that the iptables command stands for. The error says what is missing.
+// holds the rules of others, else the one that the iptables command stands for. A family for which iptables cannot be used
+// is left out, unless it is the only one. The error says what is missing.
 func Probe(ctx context.Context, log hclog.Logger, families []backends.Family, force Mode) (Kernel, error) {
 	mode := force
 	if mode == "" {
@@ -27,28 +28,30 @@ func Probe(ctx context.Context, log hclog.Logger, families []backends.Family, fo
 		}
 	}
 	k := &programs{mode: mode, paths: make(map[string]string)}
+	var unusable []error
 	for _, f := range families {
-		for _, verb := range []string{"save", "restore"} {
-			name := program(f, mode, verb)
-			path, err := find(name)
-			if err != nil {
-				return nil, fmt.Errorf("%s was not found: install the iptables package (1.8 or later): %w", name, err)
-			}
-			k.paths[name] = path
+		if err := k.probe(ctx, f); err != nil {
+			unusable = append(unusable, err)
+			continue
 		}
+		k.features.Families = append(k.features.Families, f)
 	}
-	for _, f := range families {
-		if err := k.probe(ctx, f, f == families[0]); err != nil {
-			return nil, err
-		}
+	if len(k.features.Families) == 0 {
+		return nil, errors.Join(unusable...)
+	}
+	for _, err := range unusable {
+		log.Warn("a family is left out, since iptables cannot be used for it", "error", err)
 	}
 	log.Info("found iptables", "mechanism", string(mode), "random-fully", k.features.RandomFully, "bpf", k.features.BPF)
 	return k, nil
 }
 
+// searched are the directories in which programs are looked for before PATH.
+var searched = []string{"/usr/sbin", "/sbin", "/usr/local/sbin"}
+
 // find returns the absolute path of a program, looking also where a user's PATH does not.
 func find(name string) (string, error) {
-	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/local/sbin"} {
+	for _, dir := range searched {
 		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
 			return path, nil
 		}
@@ -130,8 +133,17 @@ var (
 	probeBPF         = "-m bpf --bytecode " + hairpinProgram4
 )
 
-// probe finds out what the kernel and the programs can do.
-func (k *programs) probe(ctx context.Context, f backends.Family, first bool) error {
+// probe finds out what the kernel and the programs can do for a family.
+func (k *programs) probe(ctx context.Context, f backends.Family) error {
+	for _, verb := range []string{"save", "restore"} {
+		name := program(f, k.mode, verb)
+		path, err := find(name)
+		if err != nil {
+			return fmt.Errorf("%s was not found: install the iptables package (1.8 or later): %w", name, err)
+		}
+		k.paths[name] = path
+	}
+	first := len(k.features.Families) == 0
 	all := append(slices.Collect(maps.Values(needs)), probeBPF, probeRandomFully)
 	if k.accepts(ctx, f, all...) == nil {
 		k.features.BPF = first || k.features.BPF

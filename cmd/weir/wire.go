@@ -84,6 +84,13 @@ func (w *wiring) target(ctx context.Context, snap *spec.Snapshot) (*target, erro
 	if t.BackendConfig, err = backendConfig(c, t.Object); err != nil {
 		return nil, err
 	}
+	if mode == modeIPTables || mode == modeIPVS {
+		kernel, err := w.probeIPTables(ctx)
+		if err != nil {
+			return nil, err
+		}
+		t.BackendConfig.Families = kernel.Features().Families
+	}
 	if mode == modeNFTables && snap.Weir.ServiceCIDRsGiven {
 		t.BackendConfig.ServiceCIDRs = snap.Weir.ServiceCIDRs
 	}
