@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 
@@ -23,17 +24,18 @@ type Limits struct {
 	PerListener int64
 	// Grace is how long a connection may go on after its endpoint or its Service went; the default is 30 s.
 	Grace time.Duration
+
+	// pipes bounds the pipes that are lent to connections whose receiver is slow.
+	pipes int64
 }
 
 const descriptorsKept = 256
 
 func (l Limits) withDefaults() Limits {
+	files := descriptors()
+	l.pipes = min(max(files/32, 32), 512)
 	if l.Connections == 0 {
-		var files unix.Rlimit
-		l.Connections = 4096
-		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
-			l.Connections = max(64, (int64(min(files.Cur, 1<<24))-descriptorsKept)/2)
-		}
+		l.Connections = max(64, (files-descriptorsKept-2*l.pipes)/2)
 	}
 	if l.PerListener == 0 {
 		l.PerListener = max(1, l.Connections/2)
@@ -42,6 +44,15 @@ func (l Limits) withDefaults() Limits {
 		l.Grace = 30 * time.Second
 	}
 	return l
+}
+
+// descriptors returns how many this process may have.
+func descriptors() int64 {
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return 8192
+	}
+	return int64(min(files.Cur, 1<<24))
 }
 
 // Listeners are the sockets of this process that serve Service ports: what the kernel's tables are to the other backends.
@@ -54,8 +65,9 @@ type Listeners struct {
 	// ending counts the closed listeners whose connections have not ended.
 	ending sync.WaitGroup
 
-	mu   sync.Mutex
-	open map[netip.AddrPort]map[backends.Protocol]*listener
+	mu    sync.Mutex
+	open  map[netip.AddrPort]map[backends.Protocol]*listener
+	loops []*loop // begun with the first listener
 }
 
 // listener is one open socket and the proxy behind it.
@@ -156,6 +168,9 @@ func (l *Listeners) Drain(ctx context.Context) int {
 	}()
 	select {
 	case <-ended:
+		for _, loop := range l.loops {
+			loop.stop()
+		}
 	case <-ctx.Done():
 	}
 	return int(l.all.open.Load())
@@ -167,12 +182,13 @@ func (l *Listeners) Open() int { return int(l.all.open.Load()) }
 func (l *Listeners) listen(o *listener) error {
 	switch o.item.protocol {
 	case backends.TCP:
-		lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAlive}}
-		sock, err := lc.Listen(context.Background(), "tcp", o.item.bind.String())
+		if err := l.begin(); err != nil {
+			return err
+		}
+		t, err := newTCPProxy(l.loops, o.pool, o.admit, l.limits.Grace, o.item)
 		if err != nil {
 			return explain(err, o.item.bind)
 		}
-		t := newTCPProxy([]*net.TCPListener{sock.(*net.TCPListener)}, o.pool, o.admit, l.limits.Grace, o.item)
 		o.proxy, o.current = t, t.item.Store
 	case backends.UDP:
 		var lc net.ListenConfig
@@ -184,6 +200,22 @@ func (l *Listeners) listen(o *listener) error {
 		o.proxy, o.current = u, u.item.Store
 	default:
 		return fmt.Errorf("%s cannot be proxied in userspace mode; use mode iptables, ipvs or nftables for this Service", o.item.protocol)
+	}
+	return nil
+}
+
+// begin starts a loop for each core, unless that has been done.
+func (l *Listeners) begin() error {
+	if len(l.loops) > 0 {
+		return nil
+	}
+	n := runtime.GOMAXPROCS(0)
+	for range n {
+		loop, err := newLoop(int(l.limits.pipes) / n)
+		if err != nil {
+			return err
+		}
+		l.loops = append(l.loops, loop)
 	}
 	return nil
 }

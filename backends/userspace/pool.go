@@ -126,7 +126,8 @@ func gcd(a, b int) int {
 }
 
 // pick returns the endpoint that a connection of the client should try next, passing over those it has tried. It returns
-// false if all have been tried. The caller must report the outcome of every pick with succeeded or failed.
+// false if all have been tried. The caller must report the outcome of every pick with succeeded,
+// failed or leave.
 func (p *pool) pick(client netip.Addr, tried []netip.AddrPort) (netip.AddrPort, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -208,6 +209,15 @@ func (p *pool) remember(client netip.Addr, s sticky) {
 		delete(p.sticky, victim)
 	}
 	p.sticky[client] = s
+}
+
+// leave reports that the client did not wait to see whether the endpoint answers.
+func (p *pool) leave(addr netip.AddrPort) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if m := p.known[addr]; m != nil {
+		m.probing = false
+	}
 }
 
 // failed reports that the endpoint did not answer.

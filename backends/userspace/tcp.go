@@ -1,32 +1,23 @@
 package userspace
 
 import (
-	"errors"
-	"io"
-	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
-	proxyproto "github.com/pires/go-proxyproto"
 	"golang.org/x/sys/unix"
 )
 
-// dialTimeouts bound the attempts of one connection to reach an endpoint; the last one holds for all further endpoints.
-// kube-proxy's userspace mode used the same steps.
-var dialTimeouts = []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second}
-
-const keepAlive = 15 * time.Second
-
-// tcpProxy serves the TCP connections of one Service port. Its listeners outlive changes of the endpoints.
+// tcpProxy serves the TCP connections of one Service port. Its listener outlives changes of the endpoints.
 type tcpProxy struct {
-	pool      *pool
-	item      atomic.Pointer[listen]
-	admit     *admission
-	grace     time.Duration
-	listeners []*net.TCPListener
+	pool  *pool
+	item  atomic.Pointer[listen]
+	admit *admission
+	grace time.Duration
+
+	accepting sync.Mutex // so that the descriptor is not closed while a loop uses it
+	fd        int        // -1 if it is closed
 
 	mu     sync.Mutex
 	conns  map[*pair]struct{}
@@ -34,120 +25,117 @@ type tcpProxy struct {
 	wg     sync.WaitGroup
 }
 
-// pair is a client's connection and the endpoint's that it was joined to.
-type pair struct {
-	client, server *net.TCPConn
-	endpoint       netip.AddrPort
-	drain          *time.Timer
-}
-
-func newTCPProxy(listeners []*net.TCPListener, p *pool, admit *admission, grace time.Duration, item *listen) *tcpProxy {
-	t := &tcpProxy{pool: p, admit: admit, grace: grace, listeners: listeners, conns: map[*pair]struct{}{}}
-	t.item.Store(item)
-	for _, l := range listeners {
-		t.wg.Add(1)
-		go t.accept(l)
-	}
-	return t
-}
-
-func (t *tcpProxy) accept(l *net.TCPListener) {
-	defer t.wg.Done()
-	var pause time.Duration
-	for {
-		c, err := l.AcceptTCP()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			// Out of descriptors or memory: connections end in a while, so accepting again at once would only spin.
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			time.Sleep(pause)
-			continue
-		}
-		pause = 0
-		if !t.item.Load().allows(addrPort(c.RemoteAddr()).Addr()) || !t.admit.enter() {
-			reset(c)
-			continue
-		}
-		t.wg.Add(1)
-		go func() {
-			defer t.wg.Done()
-			defer t.admit.leave()
-			t.serve(c)
-		}()
-	}
-}
-
-func (t *tcpProxy) serve(client *net.TCPConn) {
-	front := addrPort(client.LocalAddr())
-	if item := t.item.Load(); item.redirected {
-		original, ok := originalDst(client)
-		if !ok || original == item.bind {
-			reset(client)
-			return
-		}
-		front = original
-	}
-	server, endpoint := t.connect(client, front)
-	if server == nil {
-		t.admit.failed.Add(1)
-		reset(client)
-		return
-	}
-	p := &pair{client: client, server: server, endpoint: endpoint}
-	t.add(p)
-	defer t.remove(p)
-	p.join()
-}
-
-// connect tries one endpoint after the other until one answers.
-func (t *tcpProxy) connect(client *net.TCPConn, front netip.AddrPort) (*net.TCPConn, netip.AddrPort) {
-	from := addrPort(client.RemoteAddr())
-	var tried []netip.AddrPort
-	for {
-		endpoint, ok := t.pool.pick(from.Addr(), tried)
-		if !ok {
-			return nil, netip.AddrPort{}
-		}
-		timeout := dialTimeouts[min(len(tried), len(dialTimeouts)-1)]
-		server, err := t.dial(from, front, endpoint, timeout)
-		if err == nil {
-			t.pool.succeeded(from.Addr(), endpoint)
-			return server, endpoint
-		}
-		t.pool.failed(endpoint)
-		tried = append(tried, endpoint)
-	}
-}
-
-func (t *tcpProxy) dial(client, front, endpoint netip.AddrPort, timeout time.Duration) (*net.TCPConn, error) {
-	dialer := net.Dialer{Timeout: timeout, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAlive}}
-	c, err := dialer.Dial("tcp", endpoint.String())
+// newTCPProxy listens, and has all of the loops accept.
+func newTCPProxy(loops []*loop, p *pool, admit *admission, grace time.Duration, item *listen) (*tcpProxy, error) {
+	fd, err := listenTCP(item.bind)
 	if err != nil {
 		return nil, err
 	}
-	server := c.(*net.TCPConn)
-	if t.item.Load().proxyProtocol {
-		header := proxyproto.HeaderProxyFromAddrs(2, net.TCPAddrFromAddrPort(client), net.TCPAddrFromAddrPort(front))
-		if _, err := header.WriteTo(server); err != nil {
-			server.Close()
-			return nil, err
-		}
+	t := &tcpProxy{pool: p, admit: admit, grace: grace, fd: fd, conns: map[*pair]struct{}{}}
+	t.item.Store(item)
+	for _, l := range loops {
+		a := &acceptor{t, l}
+		l.post(a.resume)
 	}
-	return server, nil
+	return t, nil
 }
 
+// acceptor is how one loop takes part in accepting connections.
+type acceptor struct {
+	proxy *tcpProxy
+	loop  *loop
+}
+
+// resume has the acceptor told of connections.
+func (a *acceptor) resume() {
+	t := a.proxy
+	t.accepting.Lock()
+	defer t.accepting.Unlock()
+	if t.fd >= 0 && a.loop.serve(t.fd, unix.EPOLLIN|unix.EPOLLEXCLUSIVE, a) != nil {
+		a.loop.after(acceptPause, a.resume)
+	}
+}
+
+// pause stops accepting for a while.
+func (a *acceptor) pause() {
+	t := a.proxy
+	t.accepting.Lock()
+	defer t.accepting.Unlock()
+	if t.fd >= 0 {
+		unix.EpollCtl(a.loop.epoll, unix.EPOLL_CTL_DEL, t.fd, nil)
+		a.loop.after(acceptPause, a.resume)
+	}
+}
+
+const (
+	// acceptPause follows an error that only time mends, such as to be out of descriptors.
+	acceptPause = 20 * time.Millisecond
+	// maxAccepts is how many connections a loop accepts before the others have their turn.
+	maxAccepts = 16
+)
+
+// ready implements handler.
+func (a *acceptor) ready(uint32) {
+	for range maxAccepts {
+		fd, from, err := a.proxy.accept()
+		switch err {
+		case nil:
+			a.proxy.serve(a.loop, fd, from)
+		case unix.EAGAIN, unix.EBADF:
+			return
+		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
+			a.pause()
+			return
+		}
+	}
+}
+
+func (t *tcpProxy) accept() (int, netip.AddrPort, error) {
+	t.accepting.Lock()
+	defer t.accepting.Unlock()
+	if t.fd < 0 {
+		return -1, netip.AddrPort{}, unix.EBADF
+	}
+	fd, from, err := unix.Accept4(t.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+	return fd, addrPortOf(from), err
+}
+
+// serve takes a connection, or resets it.
+func (t *tcpProxy) serve(l *loop, fd int, from netip.AddrPort) {
+	item := t.item.Load()
+	front, ok := t.front(fd, item)
+	if !ok || !item.allows(from.Addr()) || !t.admit.enter() {
+		resetOnClose(fd)
+		unix.Close(fd)
+		return
+	}
+	t.wg.Add(1)
+	newPair(t, l, fd, from, front).start()
+}
+
+// front returns the address that the client connected to, if anybody wants to know it. It returns false for a connection
+// that should have been redirected and was not.
+func (t *tcpProxy) front(fd int, item *listen) (netip.AddrPort, bool) {
+	switch {
+	case item.redirected:
+		original, ok := originalDst(fd, item.bind.Addr().Is4())
+		return original, ok && original != item.bind
+	case item.proxyProtocol:
+		name, err := unix.Getsockname(fd)
+		return addrPortOf(name), err == nil
+	}
+	return netip.AddrPort{}, true
+}
+
+// add counts a pair that has found its endpoint.
 func (t *tcpProxy) add(p *pair) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.conns[p] = struct{}{}
-	// The endpoint may have gone while it was dialled.
-	if t.closed || !t.pool.has(p.endpoint) {
-		p.drain = time.AfterFunc(t.grace, p.abort)
-	}
+	t.drain(p) // the endpoint may have gone while it was dialled
 }
 
+// remove is called once when a pair ends, whether it has found an endpoint or not.
 func (t *tcpProxy) remove(p *pair) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -155,30 +143,37 @@ func (t *tcpProxy) remove(p *pair) {
 		p.drain.Stop()
 	}
 	delete(t.conns, p)
+	t.admit.leave()
+	t.wg.Done()
 }
 
-// endpointsChanged gives the connections to endpoints that are gone their time to end, and takes it back from those whose
-// endpoint is there again.
+// drain gives a connection to an endpoint that is gone its time to end, and takes that back if the endpoint is there again.
+// The lock is held.
+func (t *tcpProxy) drain(p *pair) {
+	gone := t.closed || !t.pool.has(p.endpoint)
+	switch {
+	case gone && p.drain == nil:
+		p.drain = p.loop.after(t.grace, p.abort)
+	case !gone && p.drain != nil:
+		p.drain.Stop()
+		p.drain = nil
+	}
+}
+
 func (t *tcpProxy) endpointsChanged() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for p := range t.conns {
-		gone := t.closed || !t.pool.has(p.endpoint)
-		switch {
-		case gone && p.drain == nil:
-			p.drain = time.AfterFunc(t.grace, p.abort)
-		case !gone && p.drain != nil:
-			p.drain.Stop()
-			p.drain = nil
-		}
+		t.drain(p)
 	}
 }
 
 // close ends listening at once and lets the open connections drain.
 func (t *tcpProxy) close() {
-	for _, l := range t.listeners {
-		l.Close()
-	}
+	t.accepting.Lock()
+	unix.Close(t.fd)
+	t.fd = -1
+	t.accepting.Unlock()
 	t.mu.Lock()
 	t.closed = true
 	t.mu.Unlock()
@@ -191,98 +186,4 @@ func (t *tcpProxy) open() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.conns)
-}
-
-// join carries bytes both ways until both directions have ended. A side that ends its sending is passed on as such
-// (half-close), and a reset as a reset.
-func (p *pair) join() {
-	done := make(chan error, 1)
-	go func() { done <- carry(p.server, p.client) }()
-	err := carry(p.client, p.server)
-	if err != nil {
-		p.abort()
-	}
-	if otherErr := <-done; otherErr != nil {
-		p.abort()
-		return
-	}
-	p.client.Close()
-	p.server.Close()
-}
-
-func (p *pair) abort() {
-	reset(p.client)
-	reset(p.server)
-}
-
-// reset closes a connection with RST, so that the peer does not take an abnormal end for a complete answer.
-func reset(c *net.TCPConn) {
-	c.SetLinger(0)
-	c.Close()
-}
-
-// carry moves bytes from src to dst until src ends, and then ends dst's sending side. The bytes go through a pipe in the
-// kernel (splice(2)). The pipe is only taken for bytes that have arrived: a connection that is idle holds none.
-func carry(dst, src *net.TCPConn) error {
-	raw, err := src.SyscallConn()
-	if err != nil {
-		return err
-	}
-	for {
-		n, err := arrived(raw)
-		if err != nil {
-			reset(dst)
-			reset(src)
-			return err
-		}
-		if n == 0 {
-			return dst.CloseWrite()
-		}
-		if _, err := io.CopyN(dst, src, int64(n)); err != nil {
-			reset(dst)
-			reset(src)
-			return err
-		}
-	}
-}
-
-// arrived waits until there is something to read and returns how much, or 0 at the end of the stream.
-func arrived(raw syscall.RawConn) (n int, err error) {
-	var sockErr error
-	err = raw.Read(func(fd uintptr) bool {
-		if n, sockErr = unix.IoctlGetInt(int(fd), unix.SIOCINQ); sockErr != nil || n > 0 {
-			return true
-		}
-		// Nothing has arrived, or the stream has ended: only a read tells one from the other.
-		ready, err := peek(int(fd))
-		if ready && err == nil {
-			n, err = unix.IoctlGetInt(int(fd), unix.SIOCINQ)
-		}
-		sockErr = err
-		return ready
-	})
-	if err == nil {
-		err = sockErr
-	}
-	return n, err
-}
-
-// peek says whether a read of the socket would return at once.
-func peek(fd int) (ready bool, err error) {
-	var probe [1]byte
-	for {
-		_, _, err := unix.Recvfrom(fd, probe[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		switch err {
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			return false, nil
-		}
-		return true, err
-	}
-}
-
-func addrPort(a net.Addr) netip.AddrPort {
-	ap := a.(*net.TCPAddr).AddrPort()
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }

@@ -304,3 +304,18 @@ func waitReadable(c *net.UDPConn) error {
 	})
 	return errors.Join(err, sockErr)
 }
+
+// peek says whether a read of the socket would return at once.
+func peek(fd int) (ready bool, err error) {
+	var probe [1]byte
+	for {
+		_, _, err := unix.Recvfrom(fd, probe[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		switch err {
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			return false, nil
+		}
+		return true, err
+	}
+}
