@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
@@ -33,6 +34,13 @@ kind: KubeProxyConfiguration
 clusterCIDR: 10.244.0.0/16
 iptables: {minSyncPeriod: 50ms}
 nftables: {minSyncPeriod: 50ms}
+`
+	// painNoFullSync leaves no full sync to repair what a notification of the kernel's should have.
+	painNoFullSync = `apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+clusterCIDR: 10.244.0.0/16
+iptables: {minSyncPeriod: 50ms, syncPeriod: 1h}
+nftables: {minSyncPeriod: 50ms, syncPeriod: 1h}
 `
 )
 
@@ -103,6 +111,7 @@ func (d *daemon) nodeExec(name string, args ...string) string {
 
 func TestPain01_FlushedNatTableIsRepaired(t *testing.T) {
 	d := painDaemon(t, iptablesMode("nft"))
+	d.write(map[string]string{"config.yaml": painNoFullSync})
 	d.start()
 	d.awaitSync()
 	d.nodeExec("iptables-nft", "-t", "nat", "-F")
@@ -114,8 +123,11 @@ func TestPain02_FirewallReloadIsRepaired(t *testing.T) {
 	for _, variant := range []string{"nft", "legacy"} {
 		t.Run(variant, func(t *testing.T) {
 			d := painDaemon(t, iptablesMode(variant))
-			// Only nf_tables notifies; with legacy it takes a full sync.
-			d.write(map[string]string{"config.yaml": strings.Replace(painConfig, "minSyncPeriod: 50ms", "minSyncPeriod: 50ms, syncPeriod: 2s", 1)})
+			config := painNoFullSync
+			if variant == "legacy" { // which does not notify
+				config = strings.Replace(config, "syncPeriod: 1h", "syncPeriod: 2s", 1)
+			}
+			d.write(map[string]string{"config.yaml": config})
 			d.start()
 			d.awaitSync()
 			for _, family := range []string{"iptables-", "ip6tables-"} {
@@ -234,6 +246,96 @@ func TestPain20_RebootWithoutNetwork(t *testing.T) {
 	d.nodeExec("iptables-nft", "-t", "filter", "-F")
 	d.start()
 	d.awaitAnswer("pod1")
+}
+
+// TestPain24_WhatIsProgrammedAndWhy asks each of the places that tell what is in the kernel and why.
+func TestPain24_WhatIsProgrammedAndWhy(t *testing.T) {
+	d := painDaemon(t, iptablesMode("nft"))
+	out, err := d.run("reconcile", "--dry-run", "--detail", "kernel", "-o", "json")
+	var plan struct {
+		Changes []struct {
+			ID     string
+			Owners []json.RawMessage
+		}
+	}
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &plan)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	owned := 0
+	for _, c := range plan.Changes {
+		if strings.Contains(c.ID, "WEIR-SVC-") && len(c.Owners) == 0 {
+			t.Errorf("%s does not say whose it is", c.ID)
+		}
+		owned += len(c.Owners)
+	}
+	if owned == 0 {
+		t.Errorf("no change says which Service it is for:\n%s", out)
+	}
+	d.start()
+	d.awaitSync()
+	d.awaitLog(`synced: reason=start .*created=\d+ .*total=`)
+	expectStatus := func(lines ...string) {
+		t.Helper()
+		d.await("the status", func() error {
+			out, err := d.lab.Node().Exec(context.Background(), os.Getenv(binaryEnv), "status", "--state-dir", d.state)
+			for _, line := range lines {
+				if err == nil && !regexp.MustCompile(line).MatchString(out) {
+					err = fmt.Errorf("no line matches %s:\n%s", line, out)
+				}
+			}
+			return err
+		})
+	}
+	expectStatus(`mode +iptables`, `default/web +\S+web\.yaml:1`, `TCP 10\.96\.0\.10:80`, `10\.244\.1\.1:80`, `drift +0 repaired`)
+	d.nodeExec("iptables-nft", "-t", "nat", "-D", "PREROUTING", "-j", "WEIR-SERVICES")
+	expectStatus(`drift +1 repaired`, `last sync .*changed by somebody else`)
+	d.write(map[string]string{"slice.yaml": painSlice(2)})
+	expectStatus(`last sync .*Service default/web changed.* 1 updated`, `10\.244\.1\.2:80`)
+	// The rules themselves name the Service.
+	if rules := d.nodeExec("iptables-nft-save", "-t", "nat"); !strings.Contains(rules, "default/web") {
+		t.Errorf("no rule names the Service:\n%s", rules)
+	}
+}
+
+// TestPain25_ReloadsDropNoRequest changes everything that can be changed while a client asks without pause, and then starts
+// on a kernel that somebody else has changed in the meantime.
+func TestPain25_ReloadsDropNoRequest(t *testing.T) {
+	d := painDaemon(t, mode{name: "from config", saves: iptablesMode("nft").saves})
+	d.write(map[string]string{"config.yaml": painConfig + "mode: iptables\n"})
+	d.start()
+	d.awaitSync()
+	asking := d.keepAsking()
+	for _, pods := range [][]int{{2, 3}, {1, 2, 3}, {3}, {1}} {
+		d.write(map[string]string{"slice.yaml": painSlice(pods...)})
+		d.awaitSync()
+	}
+	for _, config := range []string{
+		"mode: iptables\niptables: {masqueradeAll: true, masqueradeBit: 5}\n",
+		"mode: nftables\nnftables: {minSyncPeriod: 50ms}\n",
+		"mode: nftables\nnftables: {masqueradeAll: true, masqueradeBit: 7}\n",
+		"mode: iptables\niptables: {minSyncPeriod: 50ms}\n",
+	} {
+		head, _, _ := strings.Cut(painConfig, "iptables:")
+		d.write(map[string]string{"config.yaml": head + config})
+		d.awaitSync()
+	}
+	d.kill()
+	d.write(map[string]string{"slice.yaml": painSlice(2)})
+	d.start()
+	d.awaitAnswer("pod2")
+	asking.stop(t)
+
+	d.kill()
+	rules := d.nodeExec("iptables-nft-save", "-t", "nat")
+	if _, err := d.lab.Node().ExecInput(t.Context(), strings.ReplaceAll(rules, "10.244.1.2:80", "10.244.1.3:80"), "iptables-nft-restore"); err != nil {
+		t.Fatal(err)
+	}
+	d.awaitAnswer("pod3")
+	d.start()
+	d.awaitAnswer("pod2")
 }
 
 func TestPain26_TypoInConfigIsReported(t *testing.T) {
