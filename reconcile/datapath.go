@@ -433,9 +433,9 @@ var errNoProgress = errors.New("the same changes were refused again")
 func (d *dataPath) blame(c culprit, err error, now time.Time) bool {
 	news := d.isolated.blame(c, err, now)
 	if news && c.item != "" {
-		d.log.Warn("held back: nobody's item", "item", c.item, "error", err, "retry", d.isolated[c].delay)
+		d.log.Warn("held back: nobody's item", "item", c.item, "error", err, "retry", d.isolated[c].delay.String())
 	} else if news {
-		d.log.Warn("held back; other Services are not affected", "service", c.service.String(), "error", err, "retry", d.isolated[c].delay)
+		d.log.Warn("held back; other Services are not affected", "service", c.service.String(), "error", err, "retry", d.isolated[c].delay.String())
 	}
 	return news
 }

@@ -359,16 +359,21 @@ func (l *Loop) reconfigure() {
 	l.update(u)
 }
 
+// took writes a duration with its unit, which a JSON log would leave out.
+func took(d time.Duration) string { return d.Round(time.Microsecond).String() }
+
 // logReport writes the one line of a sync: at info level if anything changed, at debug level if nothing did.
 func logReport(log hclog.Logger, rep Report) {
 	args := []any{
 		"reason", rep.Reason, "mode", rep.Mode, "revision", rep.Revision, "services", rep.Services, "resolved", rep.Resolved,
-		"created", rep.Created, "updated", rep.Updated, "deleted", rep.Deleted, "total", rep.Stages.Total.Round(time.Microsecond),
-		"resolve", rep.Stages.Resolve.Round(time.Microsecond), "plan", rep.Stages.Plan.Round(time.Microsecond),
-		"apply", rep.Stages.Apply.Round(time.Microsecond),
+		"created", rep.Created, "updated", rep.Updated, "deleted", rep.Deleted, "total", took(rep.Stages.Total),
+		"resolve", took(rep.Stages.Resolve), "plan", took(rep.Stages.Plan), "apply", took(rep.Stages.Apply),
 	}
 	if rep.Observed {
-		args = append(args, "observe", rep.Stages.Observe.Round(time.Microsecond))
+		args = append(args, "observe", took(rep.Stages.Observe))
+	}
+	if d := rep.Stages.Flows.Round(time.Microsecond); d > 0 {
+		args = append(args, "conntrack", took(d))
 	}
 	if rep.Drifted > 0 {
 		args = append(args, "drifted", rep.Drifted, "repaired", rep.Repaired)

@@ -48,8 +48,8 @@ The KubeProxyConfiguration is read live too: a change to any field, the mode inc
 SIGTERM and SIGINT end it and leave the kernel forwarding, unless --cleanup-on-exit is given. Only one weir can run in a
 network namespace.
 
-Served, on healthzBindAddress: /healthz, /livez. On metricsBindAddress: /metrics, /proxyMode, /healthz, and
-/debug/pprof/ if enableProfiling is set. A service manager is notified (systemd: Type=notify or notify-reload).
+Served, on healthzBindAddress: /healthz, /livez. On metricsBindAddress: /metrics, /proxyMode, /configz, /healthz,
+and /debug/pprof/ if enableProfiling is set. A service manager is notified (systemd: Type=notify or notify-reload).
 
 Exit codes: 0 ended by a signal; 1 could not start; 2 the command line makes no sense.`,
 		Example: `  weir run -f /etc/weir
@@ -183,7 +183,7 @@ func (d *daemon) cleanup(ctx context.Context) error {
 	if r.Err != nil {
 		return fmt.Errorf("cleanup: %w", r.Err)
 	}
-	d.log.Info("stopped; everything that was programmed is removed", "deleted", r.Deleted, "took", r.Stages.Total)
+	d.log.Info("stopped; everything that was programmed is removed", "deleted", r.Deleted, "took", r.Stages.Total.String())
 	return nil
 }
 
@@ -200,6 +200,7 @@ func (d *daemon) configure(snap *spec.Snapshot) (reconcile.Settings, error) {
 		EnableProfiling:     t.Config.EnableProfiling,
 		Mode:                t.Mode,
 		Fallback:            t.Fallback,
+		InForce:             t.Config,
 	}
 	node := health.Node{Name: t.Node.Name, Object: t.Object, NodePortAddresses: t.BackendConfig.NodePortAddresses}
 	if err := d.health.Configure(cfg, node, t.SyncPeriod); err != nil {
@@ -217,7 +218,7 @@ func (d *daemon) configure(snap *spec.Snapshot) (reconcile.Settings, error) {
 		d.notify.reloading()
 	case !d.configured:
 		d.log.Info("configured", "node", t.Node.Name, "zone", t.Node.Zone, "mode", t.Mode, "config", originOr(snap.ConfigOrigin, "defaults"),
-			"sync_period", t.SyncPeriod, "min_sync_period", t.MinSyncPeriod)
+			"sync_period", t.SyncPeriod.String(), "min_sync_period", t.MinSyncPeriod.String())
 	}
 	d.board.Configured(t.Node, modeReason(d.wiring.flags.mode, snap, t.Fallback))
 	if err := d.socket.Listen(snap.Weir.StateDir); err != nil {

@@ -63,6 +63,8 @@ func TestRunServesHealthAndMetrics(t *testing.T) {
 	d.expectHTTP("http://127.0.0.1:10256/livez", 200, `"lastUpdated"`)
 	d.expectHTTP("http://127.0.0.1:10249/proxyMode", 200, "iptables")
 	d.expectHTTP("http://127.0.0.1:10249/healthz", 200, "ok")
+	d.expectHTTP("http://127.0.0.1:10249/configz", 200, `{"kubeproxy.config.k8s.io":{"kind":"KubeProxyConfiguration"`)
+	d.expectHTTP("http://127.0.0.1:10249/configz", 200, `"masqueradeBit":14`) // a default
 	d.expectHTTP("http://127.0.0.1:10249/metrics", 200, "kubeproxy_sync_full_proxy_rules_duration_seconds_count 1")
 	d.expectHTTP("http://127.0.0.1:10249/metrics", 200, "weir_services 1")
 	d.expectHTTP("http://127.0.0.1:10249/debug/pprof/cmdline", 404, "")

@@ -31,6 +31,8 @@ type Metrics struct {
 	restoreFailures                prometheus.Counter
 	nftFailures                    prometheus.Counter
 	noLocal                        *prometheus.GaugeVec
+	flowSync                       prometheus.Histogram
+	flows                          prometheus.Counter
 	healthz, livez                 *prometheus.CounterVec
 
 	revision         *prometheus.GaugeVec
@@ -48,7 +50,6 @@ type Metrics struct {
 	stages           *prometheus.HistogramVec
 	mode             *prometheus.GaugeVec
 	fallback         *prometheus.GaugeVec
-	flows            prometheus.Counter
 
 	mu sync.Mutex
 	// The Service ports that kubeproxy_sync_proxy_rules_no_local_endpoints_total counts.
@@ -85,6 +86,8 @@ func NewMetrics(version, commit, goVersion string) *Metrics {
 		restoreFailures: f.counter("kubeproxy_sync_proxy_rules_iptables_restore_failures_total", "Times that iptables refused what it was given."),
 		nftFailures:     f.counter("kubeproxy_sync_proxy_rules_nftables_sync_failures_total", "Times that nftables refused what it was given."),
 		noLocal:         f.gauges("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "Service ports with a Local traffic policy that have endpoints, but none on this node.", "traffic_policy"),
+		flowSync:        f.histogram("kubeproxy_conntrack_reconciler_sync_duration_seconds", "How long it took to look for stale conntrack entries and to remove them.", buckets),
+		flows:           f.counter("kubeproxy_conntrack_reconciler_deleted_entries_total", "Stale conntrack entries that were removed."),
 		healthz:         f.counters("kubeproxy_proxy_healthz_total", "Answers of /healthz.", "code"),
 		livez:           f.counters("kubeproxy_proxy_livez_total", "Answers of /livez.", "code"),
 
@@ -104,7 +107,6 @@ func NewMetrics(version, commit, goVersion string) *Metrics {
 		mode:             f.gauges("weir_proxy_mode_info", "The proxy mode in use.", "mode"),
 		fallback:         f.gauges("weir_proxy_mode_fallback_info", "Why the proxy mode in use is not the one that was asked for.", "reason"),
 	}
-	m.flows = f.counter("weir_conntrack_flows_removed_total", "Stale conntrack entries that were removed.")
 	f.gauges("weir_build_info", "The build of weir that runs.", "version", "commit", "go_version").WithLabelValues(version, commit, goVersion).Set(1)
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 

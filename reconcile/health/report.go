@@ -108,6 +108,9 @@ func (m *Metrics) Round(r reconcile.Report) {
 	m.applied.WithLabelValues(backends.Delete.String()).Add(float64(r.Deleted))
 	m.drift.Add(float64(r.Repaired))
 	m.flows.Add(float64(r.Flows))
+	if r.Stages.Flows > 0 {
+		m.flowSync.Observe(r.Stages.Flows.Seconds())
+	}
 	m.items.Reset()
 	m.items.WithLabelValues(r.Mode).Set(float64(r.Items))
 	m.isolated.Set(float64(len(r.Isolated)))

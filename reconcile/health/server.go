@@ -2,6 +2,7 @@ package health
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
 )
 
 // bindRetry is how long to wait before an address that could not be bound is tried again; kube-proxy waits as long.
@@ -28,6 +30,8 @@ type Config struct {
 	Mode string
 	// Fallback is why Mode is in use although another one was asked for, or "".
 	Fallback string
+	// InForce is the configuration that /configz shows.
+	InForce *kubeproxyconfig.KubeProxyConfiguration
 }
 
 // Server serves Config's addresses. Configure may be called at any time, from one goroutine.
@@ -52,6 +56,7 @@ func NewServer(p *Proxy, m *Metrics, log hclog.Logger) *Server {
 	mux = http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, "ok") })
 	mux.HandleFunc("/proxyMode", func(w http.ResponseWriter, _ *http.Request) { plain(w, s.cfg.Load().Mode) })
+	mux.HandleFunc("/configz", func(w http.ResponseWriter, _ *http.Request) { configz(w, s.cfg.Load().InForce) })
 	mux.Handle("/metrics", m.Handler())
 	mux.Handle("/debug/pprof/", s.profiling(pprof.Index))
 	mux.Handle("/debug/pprof/cmdline", s.profiling(pprof.Cmdline))
@@ -93,6 +98,14 @@ func (s *Server) profiling(h http.HandlerFunc) http.Handler {
 		}
 		h(w, r)
 	})
+}
+
+// configz shows the configuration under the name that kube-proxy gives it.
+func configz(w http.ResponseWriter, c *kubeproxyconfig.KubeProxyConfiguration) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	// The client may be gone; there is nobody left to tell.
+	_ = json.NewEncoder(w).Encode(map[string]any{kubeproxyconfig.GroupName: c})
 }
 
 func plain(w http.ResponseWriter, text string) {
@@ -147,7 +160,7 @@ func (b *binding) set(addr string, hardFail bool) error {
 	if hardFail {
 		return err
 	}
-	b.log.Warn("address cannot be bound; trying again", "server", b.name, "address", addr, "every", bindRetry, "error", err)
+	b.log.Warn("address cannot be bound; trying again", "server", b.name, "address", addr, "every", bindRetry.String(), "error", err)
 	ctx, cancel := context.WithCancel(context.Background())
 	b.cancel = cancel
 	go b.retry(ctx)
