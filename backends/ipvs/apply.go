@@ -191,6 +191,10 @@ func (a *applying) delete(item backends.Item) error {
 		return a.b.deleteServer(i)
 	case Address:
 		return a.b.deleteAddress(i.Addr, a.teardown)
+	case Member:
+		if a.b.guardsLeaving(i) && !a.teardown {
+			return nil
+		}
 	}
 	return a.b.kernel.Delete(item)
 }

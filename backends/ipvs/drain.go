@@ -2,9 +2,11 @@ package ipvs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"weir/backends"
@@ -82,6 +84,13 @@ func (b *Backend) deleteAddress(a netip.Addr, teardown bool) error {
 	return b.kernel.Delete(Address{Addr: a})
 }
 
+// guardsLeaving says whether a member keeps what listens on all addresses of the node from being reached at one that is
+// leaving. It goes with that.
+func (b *Backend) guardsLeaving(m Member) bool {
+	_, leaving := b.leaving[m.Addr]
+	return leaving && strings.HasPrefix(m.Set, addrSet)
+}
+
 // drainsThrough says whether packets for the address may belong to a leaving destination. Those of a virtual server that is
 // found by a mark may have any address.
 func (b *Backend) drainsThrough(a netip.Addr) bool {
@@ -109,7 +118,8 @@ func (b *Backend) Reap(ctx context.Context) (left int, err error) {
 	}
 	for a := range b.leaving {
 		if !b.drainsThrough(a) {
-			if err := b.kernel.Delete(Address{Addr: a}); err != nil {
+			guard := Member{Set: named(addrSet, backends.FamilyOf(a)), Addr: a}
+			if err := errors.Join(b.kernel.Delete(Address{Addr: a}), b.kernel.Delete(guard)); err != nil {
 				return left, err
 			}
 			delete(b.leaving, a)

@@ -43,7 +43,9 @@ func (b *Backend) read(ctx context.Context) ([]backends.Item, error) {
 		items = append(items, s)
 	}
 	for _, m := range state.Members {
-		items = append(items, m)
+		if !b.guardsLeaving(m) {
+			items = append(items, m)
+		}
 	}
 	if !state.Link {
 		return items, nil

@@ -26,6 +26,8 @@ const (
 	// RequireIPVSEnv does the same for "no IPVS here". Where it is not set, somebody else runs these tests in a virtual
 	// machine: see vmexec.
 	RequireIPVSEnv = "WEIR_TEST_REQUIRE_IPVS"
+	// VMEnv is set where the whole machine is the test's, so that it may load and unload modules.
+	VMEnv = "WEIR_TEST_VM"
 )
 
 // errSetup says why the lab cannot be used in this process; Enter sets it.

@@ -40,6 +40,9 @@ func BenchmarkNode(b *testing.B) {
 		}
 		for _, n := range []int{1000, 10000} {
 			b.Run(fmt.Sprintf("%s/%d", m.name, n), func(b *testing.B) {
+				if m.needs != nil {
+					m.needs(b)
+				}
 				for b.Loop() {
 					benchmarkNode(b, m, n)
 				}

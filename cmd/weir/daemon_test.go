@@ -30,12 +30,15 @@ type mode struct {
 	// proxies says that a process is between client and endpoint: the endpoint sees the node's address, whatever a scenario
 	// says of it, and nobody is served without the process.
 	proxies bool
+	// inTurn says that endpoints are taken in turn rather than by chance, and that addresses stay while connections to them
+	// are drained.
+	inTurn bool
 	// more returns what there is besides rules: of others, and of weir. It and addMore, which adds something of others, may
 	// be nil.
 	more    func(d *daemon) (foreign, own string)
 	addMore func(d *daemon)
-	// unavailable says why the mode cannot be tested in this kernel, or ""; nil stands for "".
-	unavailable func() string
+	// needs skips the test if this kernel cannot run the mode. It may be nil.
+	needs func(t testing.TB)
 }
 
 var modes = []mode{

@@ -3,20 +3,25 @@ package main_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"weir/backends/ipvs"
 	"weir/backends/netlab"
 )
 
-// ipvsMode needs a kernel with IPVS: tests in it are skipped where there is none, and are run in a virtual machine there.
+// ipvsMode needs a kernel with IPVS.
 var ipvsMode = mode{
 	name: "ipvs", plans: "ipvs", flags: []string{"--proxy-mode", "ipvs", "--no-fallback", "--iptables-variant", "nft"},
-	saves: [][]string{{"iptables-nft-save"}, {"ip6tables-nft-save"}}, more: virtualServers, addMore: addVirtualServer,
-	unavailable: noIPVS,
+	saves: [][]string{{"iptables-nft-save"}, {"ip6tables-nft-save"}}, inTurn: true, more: virtualServers, addMore: addVirtualServer,
+	needs: needIPVS,
 }
 
 // foreignServer is what another program has in IPVS and in ipsets, on an address between those of Services.
@@ -54,13 +59,7 @@ func virtualServers(d *daemon) (foreign, own string) {
 	return foreign, own
 }
 
-// noIPVS says why IPVS cannot be tested here, or "".
-func noIPVS() string {
-	if !ipvs.Present() {
-		return "there is no IPVS in this kernel; go test -exec vmexec runs this in one that has it"
-	}
-	return ""
-}
+func needIPVS(t testing.TB) { netlab.RequireIPVS(t, ipvs.Probe(t.Context())) }
 
 const ipvsConfig = `apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
@@ -107,4 +106,206 @@ func TestFallbackWithoutIPVS(t *testing.T) {
 	if out, err := d.run("reconcile", "--no-fallback"); err == nil || !strings.Contains(err.Error(), remedy) {
 		t.Errorf("with --no-fallback weir reconcile gets %v\n%s", err, out)
 	}
+}
+
+// TestPain09_SwitchesAroundIPVS goes through the modes under load: no new connection fails at any time, those of
+// iptables mode go on in ipvs mode, and a mode that was left leaves nothing.
+func TestPain09_SwitchesAroundIPVS(t *testing.T) {
+	needIPVS(t)
+	m := ipvsMode
+	m.flags = []string{"--iptables-variant", "nft"}
+	d := painDaemon(t, m)
+	d.addForeign()
+	before := d.foreignRules()
+	config := func(mode string) {
+		d.write(map[string]string{"config.yaml": painConfig + "mode: " + mode + "\n"})
+	}
+	config("iptables")
+	d.write(map[string]string{"slice.yaml": painSlice(1, 2, 3)})
+	d.start()
+	d.awaitSync()
+	kept, err := d.lab.Host(netlab.Client).Open(netlab.TCP, webFront, answerWait)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
+	first := kept.Ask(answerWait)
+
+	l := startNewConnections(d.lab, webFront)
+	for _, mode := range []string{"ipvs", "iptables", "userspace", "ipvs"} {
+		l.more(d, 20)
+		config(mode)
+		d.awaitLog("proxy mode changed: .*to=" + mode)
+		d.awaitSync()
+		l.more(d, 20)
+		own := d.ownRules()
+		for trace, of := range map[string]string{"WEIR-IPVS-": "ipvs", ipvs.LinkName: "ipvs", "10.96.0.10:80": "ipvs", "WEIR-SERVICES": "iptables", "WEIR-U-": "userspace"} {
+			if has, want := strings.Contains(own, trace), mode == of; has != want {
+				t.Errorf("in mode %s the kernel holds %q: %v\n%s", mode, trace, has, own)
+			}
+		}
+		if mode == "ipvs" || mode == "iptables" {
+			if r := kept.Ask(answerWait); r.Outcome != netlab.Answered || r.Server != first.Server {
+				t.Errorf("a connection of iptables mode met %v, and %v in mode %s", first, r, mode)
+			}
+		}
+	}
+	l.end(t)
+	d.checkLeavesNothing(before)
+}
+
+// startNewConnections keeps asking, with a connection for each question.
+func startNewConnections(lab *netlab.Lab, to netip.AddrPort) *load {
+	l := &load{}
+	l.wg.Go(func() {
+		for !l.stopping.Load() {
+			l.note("new connection", lab.Host(netlab.Client).Probe(netlab.TCP, to, answerWait))
+		}
+	})
+	return l
+}
+
+// TestIPVSComesWhereItWasMissing: ipvs mode takes the place of its stand-in when its modules appear.
+func TestIPVSComesWhereItWasMissing(t *testing.T) {
+	needIPVS(t)
+	if os.Getenv(netlab.VMEnv) == "" {
+		t.Skip("it unloads modules, which is for a virtual machine: make vm-test")
+	}
+	d := painDaemon(t, ipvsMode)
+	d.mode.flags = []string{"--iptables-variant", "nft"}
+	d.write(map[string]string{"config.yaml": painConfig + "mode: ipvs\n"})
+	restore := hideIPVS(t)
+	d.start()
+	d.awaitLog("IPVS CANNOT BE USED")
+	d.awaitAnswer("pod1")
+	d.expectHTTP("http://127.0.0.1:10249/proxyMode", 200, "iptables")
+	restore()
+	d.awaitLog("IPVS can be used now")
+	d.awaitSync()
+	d.awaitAnswer("pod1")
+	d.expectHTTP("http://127.0.0.1:10249/proxyMode", 200, "ipvs")
+	if own := d.ownRules(); !strings.Contains(own, "10.96.0.10:80") || strings.Contains(own, "WEIR-SERVICES") {
+		t.Errorf("the kernel holds:\n%s", own)
+	}
+}
+
+// TestIPVSSurvivesKills kills weir at random moments of one change after the other. What the kernel then holds serves, what
+// is somebody else's is untouched, and the next start finds its own and leaves nothing behind.
+func TestIPVSSurvivesKills(t *testing.T) {
+	needIPVS(t)
+	d := painDaemon(t, ipvsMode)
+	d.addForeign()
+	before := d.foreignRules()
+	d.write(map[string]string{"slice.yaml": painSlice(1, 2, 3)})
+	d.start()
+	d.awaitSync()
+	random := rand.New(rand.NewPCG(4, uint64(time.Now().UnixNano())))
+	l := startNewConnections(d.lab, webFront)
+	for i := range 8 {
+		more := map[string]string{}
+		for j := range 40 {
+			name := fmt.Sprintf("extra-%d", j)
+			more[name+".yaml"] = ""
+			if i%2 == 0 {
+				more[name+".yaml"] = strings.NewReplacer("name: web", "name: "+name, "10.96.0.10", fmt.Sprintf("10.96.1.%d", j+1)).Replace(painService)
+			}
+		}
+		d.write(more)
+		d.write(map[string]string{"slice.yaml": painSlice(1+i%3, 1+(i+1)%3)})
+		time.Sleep(time.Duration(random.IntN(1000)) * time.Millisecond) // the moment is what is tried, not waited for
+		d.kill()
+		d.start()
+	}
+	d.awaitSync()
+	l.end(t)
+	d.awaitRunning()
+	d.checkLeavesNothing(before)
+}
+
+// TestIPVSConfigIsLive changes every field of the ipvs section, and the node's addresses, and looks at what the kernel has.
+func TestIPVSConfigIsLive(t *testing.T) {
+	needIPVS(t)
+	d := painDaemon(t, ipvsMode)
+	nodePort := strings.Replace(painService, "ports: [{port: 80}]", "type: NodePort\n  ports: [{port: 80, nodePort: 30080}]", 1)
+	config := func(section string) {
+		d.write(map[string]string{"config.yaml": painConfig + "ipvs: " + section + "\n"})
+	}
+	d.write(map[string]string{"web.yaml": nodePort})
+	config("{syncPeriod: 5s, minSyncPeriod: 0s}")
+	d.start()
+	d.awaitSync()
+	sysctl := func(name string) string {
+		return strings.TrimSpace(d.nodeExec("cat", "/proc/sys/net/ipv4/"+name))
+	}
+	for name, want := range map[string]string{"vs/conntrack": "1", "vs/conn_reuse_mode": "1", "vs/expire_nodest_conn": "1",
+		"vs/expire_quiescent_template": "1", "ip_forward": "1", "conf/all/arp_ignore": "0", "conf/all/arp_announce": "0"} {
+		if got := sysctl(name); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
+	config("{scheduler: wlc, strictARP: true, tcpTimeout: 800s, tcpFinTimeout: 90s, udpTimeout: 200s, excludeCIDRs: [10.96.250.0/24]}")
+	d.awaitSync()
+	if got := sysctl("conf/all/arp_ignore") + sysctl("conf/all/arp_announce"); got != "12" {
+		t.Errorf("with strictARP arp_ignore and arp_announce are %s", got)
+	}
+	if out := d.nodeExec("ipvsadm", "-L", "--timeout"); !strings.Contains(out, "800 90 200") {
+		t.Errorf("the timeouts are:\n%s", out)
+	}
+	if out := d.nodeExec("ipvsadm", "-S", "-n"); !strings.Contains(out, "-A -t 10.96.0.10:80 -s wlc") {
+		t.Errorf("the scheduler is not wlc:\n%s", out)
+	}
+	d.write(map[string]string{"web.yaml": strings.Replace(nodePort, "  name: web\n", "  name: web\n  annotations: {weir/ipvs-scheduler: sh}\n", 1)})
+	d.awaitSync()
+	if out := d.nodeExec("ipvsadm", "-S", "-n"); !strings.Contains(out, "-A -t 10.96.0.10:80 -s sh") {
+		t.Errorf("the scheduler is not sh:\n%s", out)
+	}
+
+	const added = "192.168.77.7:30080"
+	served := func() bool { return strings.Contains(d.nodeExec("ipvsadm", "-S", "-n"), "-t "+added) }
+	for _, there := range []bool{true, false} {
+		d.nodeExec("ip", "address", map[bool]string{true: "add", false: "del"}[there], "192.168.77.7/24", "dev", "eth0")
+		d.await(fmt.Sprintf("node ports on the address that was added: %v", there), func() error {
+			if served() != there {
+				return errors.New("not so")
+			}
+			return nil
+		})
+	}
+}
+
+// hideIPVS unloads IPVS, and keeps modprobe from finding it until restore is called.
+func hideIPVS(t *testing.T) (restore func()) {
+	t.Helper()
+	lines, err := os.ReadFile("/proc/modules")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var loaded []string
+	for line := range strings.Lines(string(lines)) {
+		if name, _, _ := strings.Cut(line, " "); strings.HasPrefix(name, "ip_vs_") {
+			loaded = append(loaded, name)
+		}
+	}
+	if out, err := exec.Command("modprobe", append(append([]string{"-r"}, loaded...), "ip_vs")...).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	release, err := exec.Command("uname", "-r").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := "/lib/modules/" + strings.TrimSpace(string(release)) + "/kernel/net/netfilter/ipvs"
+	if err := os.Rename(dir, dir+".hidden"); err != nil {
+		t.Fatal(err)
+	}
+	restored := false
+	restore = func() {
+		if !restored {
+			restored = true
+			if err := os.Rename(dir+".hidden", dir); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	t.Cleanup(restore)
+	return restore
 }

@@ -38,8 +38,11 @@ func (r row) check(lab *netlab.Lab, flows map[string]*netlab.Flow) error {
 	return nil
 }
 
-// transient says that what the row expects may come a moment after the rules are in place.
-func (r row) transient() bool { return r.Flow != "" || r.HTTP != 0 }
+// transient says that what the row expects may come a moment after the rules are in place. Where connections are drained, an
+// address stays for as long.
+func (r row) transient() bool {
+	return r.Flow != "" || r.HTTP != 0 || r.inTurn && r.Result == netlab.Unreachable
+}
 
 // probe is one combination of a row.
 type probe struct {
@@ -128,11 +131,20 @@ func (p probe) nameIn(r netlab.Reply) string {
 	return ""
 }
 
+// turns is how often each endpoint must have its turn.
+const turns = 3
+
 // checkSpread connects often enough to meet everybody, and compares the shares.
 func (p probe) checkSpread() error {
 	weights := p.weights()
 	n := p.Connections
-	if n == 0 {
+	switch {
+	case p.inTurn:
+		n = 0
+		for _, w := range weights {
+			n += turns * w
+		}
+	case n == 0:
 		n = enoughConnections(len(weights))
 	}
 	counts := map[string]int{}
@@ -142,6 +154,11 @@ func (p probe) checkSpread() error {
 			return err
 		}
 		counts[p.nameIn(r)]++
+	}
+	for name, w := range weights {
+		if p.inTurn && counts[name] != turns*w {
+			return fmt.Errorf("%d connections went to %v, not in turn to %v", n, counts, weights)
+		}
 	}
 	return checkShares(counts, weights)
 }
@@ -225,6 +242,15 @@ func proxied(rows []row) []row {
 		if rows[i].Source != "" && rows[i].Source != "any" {
 			rows[i].Source = netlab.Node
 		}
+	}
+	return rows
+}
+
+// takingTurns returns the rows as they are where the mode takes endpoints in turn.
+func takingTurns(rows []row) []row {
+	rows = slices.Clone(rows)
+	for i := range rows {
+		rows[i].inTurn = true
 	}
 	return rows
 }

@@ -75,6 +75,9 @@ type row struct {
 	Flow string `json:"flow"`
 	// HTTP is the status that a GET of /healthz returns.
 	HTTP int `json:"http"`
+
+	// inTurn says that the mode takes endpoints in turn rather than by chance.
+	inTurn bool
 }
 
 // list is a string or a list of strings.

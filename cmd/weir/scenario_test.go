@@ -23,6 +23,9 @@ func TestScenario(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
+			if m.needs != nil {
+				m.needs(t)
+			}
 			for _, s := range scenarios {
 				t.Run(s.name, func(t *testing.T) {
 					if reason := s.skipReason(m); reason != "" {
@@ -37,11 +40,6 @@ func TestScenario(t *testing.T) {
 }
 
 func (s scenario) skipReason(m mode) string {
-	if m.unavailable != nil {
-		if r := m.unavailable(); r != "" {
-			return r
-		}
-	}
 	if r := s.opts.SkipModes[m.name]; r != "" {
 		return r
 	}
@@ -93,6 +91,9 @@ func runScenario(t *testing.T, s scenario, m mode, seed uint64) {
 		}
 		if m.proxies {
 			st.rows = proxied(st.rows)
+		}
+		if m.inTurn {
+			st.rows = takingTurns(st.rows)
 		}
 		d.awaitSync()
 		d.checkRows(st.name, st.rows, flows)

@@ -124,7 +124,7 @@ mount -t tmpfs run /run
 modprobe -a ` + strings.Join(modules, " ") + `
 ip link set lo up
 ` + env.String() + `# The machine is there for what a test may otherwise miss: nothing is skipped in it for want of a kernel.
-export WEIR_TEST_REQUIRE=1 WEIR_TEST_REQUIRE_IPVS=1 WEIR_TEST_BINARY=/usr/sbin/weir
+export WEIR_TEST_REQUIRE=1 WEIR_TEST_REQUIRE_IPVS=1 WEIR_TEST_VM=1 WEIR_TEST_BINARY=/usr/sbin/weir
 cd /src/` + j.dir + `
 { ` + j.command + `; } </dev/ttyS1 >/dev/ttyS1 2>&1
 code=$?
