@@ -1,0 +1,199 @@
+package main_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"weir/backends/netlab"
+	"weir/spec/apisource/apitest"
+)
+
+// BenchmarkAPI measures a node that follows a real API server on the same machine, by mode and by Services, each with five
+// endpoints. The metrics:
+//
+//	start-s        from exec of "weir run" until the kernel holds everything
+//	write-ms       the API write alone, which the two below include: a floor
+//	change-p50-ms  from before the write of one EndpointSlice until the kernel has it, and its 99th percentile
+//	change-cpu-ms  CPU time of weir and its commands for one change
+//	idle-%         of one core
+//	rss-MB         resident afterwards, and peak-MB the most it was
+func BenchmarkAPI(b *testing.B) {
+	for _, n := range []int{1000, 10000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			lab := netlab.New(b, netlab.Topology{Pods: 1})
+			api := newAPIBench(b, lab, n)
+			for _, m := range modes {
+				if m.name == "iptables-legacy" || m.proxies {
+					continue // the moment that the kernel changes cannot be seen
+				}
+				b.Run(m.name, func(b *testing.B) {
+					for b.Loop() {
+						api.measure(b, m)
+					}
+					b.ReportMetric(0, "ns/op") // says nothing here
+				})
+			}
+		})
+	}
+}
+
+// apiBench is an API server on the node of a lab, with Services.
+type apiBench struct {
+	lab     *netlab.Lab
+	server  *apitest.Server
+	n       int
+	version int
+}
+
+func newAPIBench(b *testing.B, lab *netlab.Lab, n int) *apiBench {
+	b.Helper()
+	node := lab.Node()
+	a := &apiBench{lab: lab, n: n, server: apitest.Start(b, apitest.Options{Port: 16443, Dial: node.DialContext, Start: func(c *exec.Cmd) error { return node.Start(c) }})}
+	g, ctx := errgroup.WithContext(b.Context())
+	g.SetLimit(16)
+	for i := range n {
+		g.Go(func() error {
+			svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: benchName(i)}, Spec: corev1.ServiceSpec{
+				ClusterIP: benchIP(i).String(), Selector: map[string]string{"app": benchName(i)}, Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}}
+			_, err := a.server.Client.CoreV1().Services("default").Create(ctx, svc, metav1.CreateOptions{})
+			_, err2 := a.server.Client.DiscoveryV1().EndpointSlices("default").Create(ctx, a.slice(i), metav1.CreateOptions{})
+			return errors.Join(err, err2)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		b.Fatal(err)
+	}
+	return a
+}
+
+func benchName(i int) string { return fmt.Sprintf("svc-%05d", i) }
+
+// slice is what the controller of EndpointSlices writes, all of it: what weir has no use for has to be read too.
+func (a *apiBench) slice(i int) *discoveryv1.EndpointSlice {
+	port, name, yes := int32(80), "http", true
+	s := &discoveryv1.EndpointSlice{AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port}}}
+	s.Name, s.GenerateName = benchName(i)+"-x", benchName(i)+"-"
+	s.Labels = map[string]string{discoveryv1.LabelServiceName: benchName(i), discoveryv1.LabelManagedBy: "endpointslice-controller.k8s.io", "app": benchName(i)}
+	s.Annotations = map[string]string{corev1.EndpointsLastChangeTriggerTime: time.Now().UTC().Format(time.RFC3339)}
+	for e := range endpointsPerService {
+		k := i*endpointsPerService + e
+		node := fmt.Sprintf("node-%d", k%50)
+		address := fmt.Sprintf("10.160.%d.%d", k>>8, k&255)
+		if e == 0 {
+			address = fmt.Sprintf("10.%d.%d.%d", 161+a.version>>8, a.version&255, i&255)
+		}
+		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{
+			Addresses: []string{address}, NodeName: &node,
+			Conditions: discoveryv1.EndpointConditions{Ready: &yes, Serving: &yes},
+			TargetRef:  &corev1.ObjectReference{Kind: "Pod", Namespace: "default", Name: fmt.Sprintf("%s-%x", benchName(i), k), UID: "0b0f1e0a-4a6e-4c55-8f0e-2f3b6e1f0c11"},
+		})
+	}
+	return s
+}
+
+func (a *apiBench) measure(b *testing.B, m mode) {
+	b.Helper()
+	d := &daemon{lab: a.lab, mode: m, dir: b.TempDir(), state: b.TempDir()}
+	bn := &benchNode{b: b, d: d, n: a.n}
+	bn.write("config.yaml", `apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+clusterCIDR: 10.244.0.0/16
+iptables: {minSyncPeriod: 1ms}
+nftables: {minSyncPeriod: 1ms}
+`)
+	kubeconfig := a.server.Kubeconfig(filepath.Join(b.TempDir(), "kubeconfig"), apitest.AdminToken, a.server.Address)
+	log, err := os.Create(filepath.Join(b.TempDir(), "weir.log"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer log.Close()
+	cmd := a.lab.Node().Command(context.Background(), os.Getenv(binaryEnv), d.args("run", "--kubeconfig", kubeconfig, "--allow-empty")...)
+	cmd.Stdout, cmd.Stderr = log, log
+	start := time.Now()
+	if err := a.lab.Node().Start(cmd); err != nil {
+		b.Fatal(err)
+	}
+	defer func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		if _, err := a.lab.Node().Exec(context.Background(), os.Getenv(binaryEnv), "cleanup"); err != nil {
+			b.Error(err)
+		}
+	}()
+	bn.awaitServing()
+	b.ReportMetric(time.Since(start).Seconds(), "start-s")
+	a.changes(b, cmd.Process.Pid)
+	a.rest(b, cmd.Process.Pid)
+}
+
+// changes takes single changes, each of which waits for the one before.
+func (a *apiBench) changes(b *testing.B, pid int) {
+	b.Helper()
+	const changes = 300
+	var writes, kernel []time.Duration
+	before := cpuTime(b, pid)
+	for range changes {
+		time.Sleep(20 * time.Millisecond)
+		a.version++
+		slice, generation := a.slice(0), a.generation(b)
+		start := time.Now()
+		if _, err := a.server.Client.DiscoveryV1().EndpointSlices("default").Update(b.Context(), slice, metav1.UpdateOptions{}); err != nil {
+			b.Fatal(err)
+		}
+		writes = append(writes, time.Since(start))
+		for a.generation(b) == generation {
+			if time.Since(start) > patience {
+				b.Fatalf("a change did not reach the kernel within %v", patience)
+			}
+			time.Sleep(200 * time.Microsecond)
+		}
+		kernel = append(kernel, time.Since(start))
+	}
+	b.ReportMetric((cpuTime(b, pid)-before).Seconds()*1e3/changes, "change-cpu-ms")
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
+	b.ReportMetric(ms(median(writes)), "write-ms")
+	b.ReportMetric(ms(median(kernel)), "change-p50-ms")
+	b.ReportMetric(ms(kernel[len(kernel)*99/100]), "change-p99-ms") // median has sorted them
+}
+
+func (a *apiBench) rest(b *testing.B, pid int) {
+	b.Helper()
+	time.Sleep(5 * time.Second)
+	const idle = 10
+	before := cpuTime(b, pid)
+	time.Sleep(idle * time.Second)
+	b.ReportMetric((cpuTime(b, pid)-before).Seconds()*100/idle, "idle-%")
+	b.ReportMetric(memory(b, pid, "VmRSS:"), "rss-MB")
+	b.ReportMetric(memory(b, pid, "VmHWM:"), "peak-MB")
+}
+
+// generation is the kernel's count of what anybody has committed to nf_tables on the node.
+func (a *apiBench) generation(b *testing.B) (generation string) {
+	b.Helper()
+	err := a.lab.Node().Do(func() error {
+		req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
+		req.AddRawData([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0})
+		messages, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+		if err == nil {
+			generation = string(messages[0][:12]) // a header, and then the attribute
+		}
+		return err
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return generation
+}
