@@ -142,7 +142,12 @@ func (d *daemon) write(files map[string]string) {
 func (d *daemon) start() {
 	d.t.Helper()
 	line := d.line(d.args("run")...)
-	cmd := d.lab.Node().Command(context.Background(), line[0], line[1:]...)
+	d.launch(d.lab.Node().Command(context.Background(), line[0], line[1:]...))
+}
+
+// launch runs a command that is, or becomes, `weir run`.
+func (d *daemon) launch(cmd *exec.Cmd) {
+	d.t.Helper()
 	cmd.Stdout, cmd.Stderr = d.log, d.log
 	if err := d.lab.Node().Start(cmd); err != nil {
 		d.t.Fatalf("start weir: %v", err)

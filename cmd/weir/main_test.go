@@ -16,6 +16,7 @@ import (
 const binaryEnv = "WEIR_TEST_BINARY"
 
 func TestMain(m *testing.M) {
+	becomeContainer()
 	if err := raiseParallel(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

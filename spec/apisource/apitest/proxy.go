@@ -13,7 +13,7 @@ import (
 // nothing. It can be slow, too.
 type Proxy struct {
 	ln      net.Listener
-	to      string
+	dial    func() (net.Conn, error)
 	stalled atomic.Bool
 	delay   atomic.Int64
 	mu      sync.Mutex
@@ -27,7 +27,12 @@ func NewProxy(t testing.TB, to string) *Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{ln: ln, to: to}
+	return NewProxyOn(t, ln, func() (net.Conn, error) { return net.Dial("tcp", to) })
+}
+
+// NewProxyOn forwards what comes to a listener to what is dialed, until the test ends.
+func NewProxyOn(t testing.TB, ln net.Listener, dial func() (net.Conn, error)) *Proxy {
+	p := &Proxy{ln: ln, dial: dial}
 	t.Cleanup(func() {
 		ln.Close()
 		p.mu.Lock()
@@ -59,7 +64,7 @@ func (p *Proxy) accept() {
 		if p.stalled.Load() {
 			continue
 		}
-		out, err := net.Dial("tcp", p.to)
+		out, err := p.dial()
 		if err != nil {
 			in.Close()
 			continue
