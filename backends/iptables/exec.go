@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -126,17 +127,23 @@ func legacyTable(f backends.Family, table string) bool {
 
 // Restore implements Kernel.
 func (k *programs) Restore(ctx context.Context, f backends.Family, input []byte) error {
-	args := []string{"--noflush"}
+	return k.restore(ctx, f, input, nil, k.restoreArgs(f)[1:]...)
+}
+
+// restoreArgs is how iptables-restore is called.
+func (k *programs) restoreArgs(f backends.Family) []string {
+	args := []string{program(f, k.mode, "restore"), "--noflush"}
 	if k.mode == Legacy {
 		args = append(args, "--wait", lockWait) // nf_tables has transactions, and needs no lock
 	}
-	return k.restore(ctx, f, input, args...)
+	return args
 }
 
-func (k *programs) restore(ctx context.Context, f backends.Family, input []byte, args ...string) error {
+func (k *programs) restore(ctx context.Context, f backends.Family, input []byte, attr *syscall.SysProcAttr, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 	defer cancel()
 	cmd := k.command(ctx, f, "restore", args...)
+	cmd.SysProcAttr = attr
 	var said head
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &said, &said
 	err := cmd.Run()

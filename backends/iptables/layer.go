@@ -62,13 +62,7 @@ func (l *Layer) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 
 // Apply implements backends.Backend.
 func (l *Layer) Apply(ctx context.Context, p backends.Plan) backends.Result {
-	changes := make([]backends.Change, len(p.Changes))
-	for i, c := range p.Changes {
-		c.ID, c.Old, c.New = backends.ID(inwardText(string(c.ID))), inward(c.Old), inward(c.New)
-		changes[i] = c
-	}
-	p.Changes = changes
-	result := l.b.Apply(ctx, p)
+	result := l.b.Apply(ctx, inwardPlan(p))
 	if result.Refused != nil {
 		refused := make(map[backends.ID]error, len(result.Refused))
 		for id, err := range result.Refused {
@@ -116,6 +110,16 @@ func inward(i backends.Item) backends.Item {
 		return nil
 	}
 	return item(inwardText(i.String()))
+}
+
+func inwardPlan(p backends.Plan) backends.Plan {
+	changes := make([]backends.Change, len(p.Changes))
+	for i, c := range p.Changes {
+		c.ID, c.Old, c.New = backends.ID(inwardText(string(c.ID))), inward(c.Old), inward(c.New)
+		changes[i] = c
+	}
+	p.Changes = changes
+	return p
 }
 
 func outwardAll(items []backends.Item) []backends.Item {

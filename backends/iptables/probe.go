@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	coreiptables "github.com/coreos/go-iptables/iptables"
 	hclog "github.com/hashicorp/go-hclog"
@@ -166,11 +168,20 @@ func (k *programs) probe(ctx context.Context, f backends.Family) error {
 	return nil
 }
 
-// accepts tries rules without making them.
+// accepts tries rules without making them. To the legacy mechanism even that would give the table which they are tried
+// in; if it is not there, a network namespace of their own is used, as far as that is permitted.
 func (k *programs) accepts(ctx context.Context, f backends.Family, rules ...string) error {
-	input := "*nat\n:WEIR-PROBE - [0:0]\n"
-	for _, r := range rules {
-		input += "-A WEIR-PROBE " + r + "\n"
+	var input strings.Builder
+	input.WriteString("*nat\n:WEIR-PROBE - [0:0]\n")
+	for _, rule := range rules {
+		input.WriteString("-A WEIR-PROBE " + rule + "\n")
 	}
-	return k.restore(ctx, f, []byte(input+"COMMIT\n"), "--noflush", "--test")
+	input.WriteString("COMMIT\n")
+	if k.mode == Legacy && !legacyTable(f, "nat") {
+		err := k.restore(ctx, f, []byte(input.String()), &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}, "--noflush", "--test")
+		if !errors.Is(err, os.ErrPermission) {
+			return err
+		}
+	}
+	return k.restore(ctx, f, []byte(input.String()), nil, "--noflush", "--test")
 }

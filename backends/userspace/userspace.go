@@ -292,6 +292,20 @@ func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
 	return backends.Result{}
 }
 
+// Script implements backends.Scripter for the redirection; the listeners are this process's own.
+func (b *Backend) Script(p backends.Plan) ([]backends.Program, error) {
+	redirect, ok := b.Redirect.(backends.Scripter)
+	if !ok {
+		return nil, nil
+	}
+	p.Changes = slices.DeleteFunc(slices.Clone(p.Changes), func(c backends.Change) bool {
+		_, isListener := c.New.(*listen)
+		_, wasListener := c.Old.(*listen)
+		return isListener || wasListener
+	})
+	return redirect.Script(p)
+}
+
 // avoid has the Service port ask for another port if somebody else has this one.
 func (b *Backend) avoid(l *listen, err error) {
 	if b.Redirect != nil && errors.Is(err, unix.EADDRINUSE) {

@@ -45,7 +45,7 @@ func (f *planFlags) add(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.StringVar(&f.against, "against", "kernel", "with --dry-run, what to compare with: kernel, empty, a directory or file of manifests, git:REVISION of what -f names, or a file written by weir snapshot")
 	fs.StringArrayVar(&f.nodes, "node", nil, "with --against, a file with the Node manifests of the nodes to plan for; may be repeated (default: the Nodes among the manifests)")
-	fs.StringVar(&f.detail, "detail", detailServices, "with --dry-run: services; rules, to add every change of a kernel object; or kernel, for these alone")
+	fs.StringVar(&f.detail, "detail", detailServices, "with --dry-run: services; rules, to add every change of a kernel object and the input of the programs that make them; or kernel, for the changes alone")
 	fs.BoolVar(&f.exitCode, "exit-code", false, "with --dry-run, exit with 2 if there are changes")
 	fs.StringVar(&f.failOn, "fail-on", "", "with --dry-run, exit with 1 if there are any: warning")
 }

@@ -24,6 +24,8 @@ type Kernel struct {
 	Unclaimed Count `json:"unclaimed"`
 	// Rules lists every change in the kernel's own terms, if that was asked for.
 	Rules []Rule `json:"rules,omitempty"`
+	// Programs are what is run to make them, with their input, where the backend works by programs; also only if asked for.
+	Programs []backends.Program `json:"programs,omitempty"`
 }
 
 // Rule is one change of one kernel object.
@@ -52,6 +54,10 @@ func AgainstKernel(node string, c *reconcile.Comparison, applied *State, rules b
 		g.Mode = &Mode{Old: applied.Mode, New: c.Plan.Backend}
 	}
 	k.account(rules)
+	if s, ok := c.Backend.(backends.Scripter); ok && rules {
+		// An error would be one of a Plan that the backend itself made.
+		k.kernel.Programs, _ = s.Script(c.Plan)
+	}
 	for _, name := range k.changedNames() {
 		g.Services = append(g.Services, k.service(name))
 	}

@@ -262,6 +262,14 @@ func (t *texter) kernel(k *Kernel) {
 	if len(k.Rules) > 0 {
 		t.line("")
 	}
+	for _, p := range k.Programs {
+		t.line("$ %s <<'EOF'", strings.Join(p.Args, " "))
+		for l := range strings.Lines(p.Input) {
+			t.line("%s", Clean(strings.TrimSuffix(l, "\n")))
+		}
+		t.line("EOF")
+		t.line("")
+	}
 }
 
 func (t *texter) lines(op Op, text string) {
