@@ -29,6 +29,7 @@ const endpointsPerService = 5
 //	rest-s       everything else: read, decode, resolve, plan, exit
 //	change-ms    from the rename of one EndpointSlice's file until it is applied, without the settle time
 //	floor-ms     iptables-restore --noflush of one chain among as many rules: what no change can be faster than
+//	repair-ms    from the deletion of an endpoint behind weir's back until it is there again, at most (nftables)
 //	sync-ms      CPU time of a full sync when nothing changed
 //	idle-%       of one core
 //	connect-µs   a TCP connection to the last Service; first-µs the same with ten Services
@@ -38,7 +39,11 @@ func BenchmarkNode(b *testing.B) {
 		if m.proxies {
 			continue // "weir reconcile" is not for it; backends/userspace has benchmarks of its own
 		}
-		for _, n := range []int{1000, 10000} {
+		sizes := []int{1000, 10000}
+		if m.name == "nftables" {
+			sizes = append(sizes, 50000)
+		}
+		for _, n := range sizes {
 			b.Run(fmt.Sprintf("%s/%d", m.name, n), func(b *testing.B) {
 				if m.needs != nil {
 					m.needs(b)
@@ -144,7 +149,8 @@ endpoints:
 	return s.String()
 }
 
-func (bn *benchNode) write(name, text string) {
+// write puts a file in place and returns when that was.
+func (bn *benchNode) write(name, text string) time.Time {
 	bn.b.Helper()
 	file := filepath.Join(bn.d.dir, name)
 	tmp := file + ".tmp"
@@ -152,12 +158,14 @@ func (bn *benchNode) write(name, text string) {
 	if err == nil {
 		err = os.WriteFile(tmp, []byte(text), 0o644)
 	}
+	at := time.Now()
 	if err == nil {
 		err = os.Rename(tmp, file)
 	}
 	if err != nil {
 		bn.b.Fatal(err)
 	}
+	return at
 }
 
 // reconcile takes a cold start and returns how long it took in all, and how long the kernel took.
@@ -268,18 +276,14 @@ func (bn *benchNode) run() {
 		// After each of the others comes a pause, so that neither minSyncPeriod nor the sync before is waited for.
 		time.Sleep(200 * time.Millisecond)
 		lines := syncLines(b, log.Name())
-		start := time.Now()
-		bn.write("00/svc-00000.yaml", bn.service(0)+bn.slice(0, version+1))
-		for syncLines(b, log.Name()) == lines {
-			if time.Since(start) > patience {
-				text, _ := os.ReadFile(log.Name())
-				b.Fatalf("a change was not applied within %s; the log:\n%s", patience, text[max(0, len(text)-4096):])
-			}
-			time.Sleep(500 * time.Microsecond)
-		}
+		start := bn.write("00/svc-00000.yaml", bn.service(0)+bn.slice(0, version+1))
+		awaitSyncLine(b, log.Name(), lines)
 		took = append(took, time.Since(start)-settle)
 	}
 	b.ReportMetric(float64(median(took).Microseconds())/1e3, "change-ms")
+	if bn.d.mode.name == "nftables" {
+		b.ReportMetric(float64(bn.worstRepair(log.Name()).Microseconds())/1e3, "repair-ms")
+	}
 
 	pid := cmd.Process.Pid
 	const syncs = 10
@@ -297,6 +301,45 @@ clusterCIDR: 10.244.0.0/16
 	b.ReportMetric((cpuTime(b, pid)-before).Seconds()*100/10, "idle-%")
 	b.ReportMetric(memory(b, pid, "VmRSS:"), "rss-MB")
 	b.ReportMetric(memory(b, pid, "VmHWM:"), "peak-MB")
+}
+
+// worstRepair deletes an endpoint behind weir's back, several times.
+func (bn *benchNode) worstRepair(log string) time.Duration {
+	var worst time.Duration
+	for range 5 {
+		lines := syncLines(bn.b, log)
+		start := time.Now()
+		element := fmt.Sprintf("delete element ip weir endpoints { %s . tcp . 80 . 0x0 }", benchIP(1))
+		if _, err := bn.d.lab.Node().Exec(context.Background(), "nft", element); err != nil {
+			bn.b.Fatal(err)
+		}
+		awaitSyncLine(bn.b, log, lines)
+		worst = max(worst, time.Since(start))
+	}
+	return worst
+}
+
+// awaitSyncLine waits until more rounds were logged than so many.
+func awaitSyncLine(b *testing.B, log string, lines int) {
+	b.Helper()
+	size := func() int64 {
+		info, err := os.Stat(log)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return info.Size()
+	}
+	start, seen := time.Now(), size()
+	for syncLines(b, log) == lines {
+		for size() == seen {
+			if time.Since(start) > patience {
+				text, _ := os.ReadFile(log)
+				b.Fatalf("a change was not applied within %s; the log:\n%s", patience, text[max(0, len(text)-4096):])
+			}
+			time.Sleep(20 * time.Microsecond)
+		}
+		seen = size()
+	}
 }
 
 // awaitServing waits until the daemon says that the kernel is as the files say.
@@ -323,20 +366,23 @@ func syncLines(b *testing.B, log string) int {
 	return strings.Count(string(text), `"@message":"synced"`)
 }
 
-// cpuTime is what the process has used in user and kernel mode. The commands it ran count as well.
+// cpuTime is what the threads of the process have used. The commands it ran do not count.
 func cpuTime(b *testing.B, pid int) time.Duration {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		b.Fatal(err)
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	if err != nil || len(files) == 0 {
+		b.Fatalf("no threads of process %d: %v", pid, err)
 	}
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	fields := strings.Fields(rest)
-	var ticks int
-	for _, f := range fields[11:15] { // utime, stime, cutime, cstime (proc(5)), in hundredths of a second
-		n, _ := strconv.Atoi(f)
-		ticks += n
+	var sum time.Duration
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // the thread has ended
+		}
+		onCPU, _, _ := strings.Cut(string(text), " ") // in nanoseconds (proc(5))
+		n, _ := strconv.ParseInt(onCPU, 10, 64)
+		sum += time.Duration(n)
 	}
-	return time.Duration(ticks) * 10 * time.Millisecond
+	return sum
 }
 
 // memory returns a line of /proc/pid/status in MB.

@@ -28,6 +28,9 @@ func toJSON(t text) ([]byte, []lineProblem) {
 	if t.json {
 		return t.data, nil
 	}
+	if data, ok := plainToJSON(t.data); ok {
+		return data, nil
+	}
 	if p := checkShape(t.data); p != nil {
 		return nil, []lineProblem{*p}
 	}
