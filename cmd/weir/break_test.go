@@ -175,7 +175,7 @@ func TestFullDisk(t *testing.T) {
 // TestKilledAtAnyMoment kills weir again and again while it changes the rules of many Services. At no moment is the one that
 // is asked without an answer, and the next start repairs all that is missing.
 func TestKilledAtAnyMoment(t *testing.T) {
-	for _, m := range []mode{iptablesMode("nft"), iptablesMode("legacy"), modes[2]} {
+	for _, m := range ruleModes {
 		t.Run(m.name, func(t *testing.T) {
 			d := painDaemon(t, m)
 			d.write(manyServices(300, 1))

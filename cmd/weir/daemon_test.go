@@ -55,6 +55,9 @@ var modes = []mode{
 	},
 }
 
+// ruleModes are those in which rules of the packet filter do everything.
+var ruleModes = modes[:3]
+
 func iptablesMode(variant string) mode {
 	return mode{
 		name:  "iptables-" + variant,

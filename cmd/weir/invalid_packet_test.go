@@ -17,10 +17,7 @@ import (
 // their address translated and make clients reset good connections (k/k#74839). They are dropped unless tcpBeLiberal says
 // that conntrack does not use the word lightly.
 func TestInvalidPackets(t *testing.T) {
-	for _, m := range modes {
-		if m.proxies {
-			continue // no address is translated
-		}
+	for _, m := range ruleModes { // as in kube-proxy
 		t.Run(m.name, func(t *testing.T) {
 			d := painDaemon(t, m)
 			d.start()
