@@ -171,11 +171,14 @@ func checkMode(mode string) error {
 type logFlags struct {
 	format, level string
 	verbosity     int
+
+	set *pflag.FlagSet
 }
 
 // add takes the level that the command has by default: a daemon tells what it does, a command that prints it does not.
 func (f *logFlags) add(cmd *cobra.Command, level string) {
 	fs := cmd.Flags()
+	f.set = fs
 	fs.StringVar(&f.format, "log-format", "text", "text or json")
 	fs.StringVar(&f.level, "log-level", level, "error, warn, info, debug or trace")
 	fs.IntVarP(&f.verbosity, "v", "v", 0, "verbosity as in kube-proxy: 0 to 1 is info, 2 to 4 debug, 5 and above trace; the more verbose of this and --log-level counts")

@@ -3,15 +3,19 @@ package main
 import (
 	"io"
 	"os"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/mattn/go-isatty"
+	logsapi "k8s.io/component-base/logs/api/v1"
 
 	"weir/spec"
 )
 
 // logger returns the logger that the flags ask for. It writes to w, coloured if w is a terminal.
-func (f *logFlags) logger(w io.Writer) hclog.Logger {
+func (f *logFlags) logger(w io.Writer) hclog.Logger { return hclog.New(f.options(w)) }
+
+func (f *logFlags) options(w io.Writer) *hclog.LoggerOptions {
 	level := hclog.LevelFromString(f.level)
 	byVerbosity := hclog.Info
 	switch {
@@ -27,7 +31,68 @@ func (f *logFlags) logger(w io.Writer) hclog.Logger {
 	if coloured(w) {
 		color = hclog.ForceColor
 	}
-	return hclog.New(&hclog.LoggerOptions{Name: "weir", Level: level, Output: w, JSONFormat: f.format == "json", Color: color, TimeFormat: "2006-01-02T15:04:05.000Z07:00"})
+	return &hclog.LoggerOptions{Name: "weir", Level: level, Output: w, JSONFormat: f.format == "json", Color: color, TimeFormat: "2006-01-02T15:04:05.000Z07:00"}
+}
+
+// liveLogger is a logger whose level and format follow the configuration, where no flag was given for them. Those named
+// after it follow as well.
+type liveLogger struct {
+	hclog.InterceptLogger // writes text
+	flags, inForce        logFlags
+	out                   io.Writer
+	text                  *gate
+	json                  hclog.SinkAdapter // nil while the format is text
+}
+
+func (f *logFlags) liveLogger(w io.Writer) *liveLogger {
+	l := &liveLogger{flags: *f, out: w, text: &gate{w: w}}
+	opts := f.options(w)
+	opts.Output, opts.JSONFormat = l.text, false
+	l.InterceptLogger = hclog.NewInterceptLogger(opts)
+	l.use(*f)
+	return l
+}
+
+// follow takes the configuration's word for what no flag was given for.
+func (l *liveLogger) follow(c *logsapi.LoggingConfiguration) {
+	f := l.flags
+	if !f.set.Changed("log-format") {
+		f.format = c.Format
+	}
+	if !f.set.Changed("v") && !f.set.Changed("log-level") {
+		f.verbosity = int(c.Verbosity)
+	}
+	if f != l.inForce {
+		l.use(f)
+	}
+}
+
+func (l *liveLogger) use(f logFlags) {
+	l.inForce = f
+	opts, before := f.options(l.out), l.json
+	l.SetLevel(opts.Level)
+	l.text.shut.Store(opts.JSONFormat)
+	l.json = nil
+	if opts.JSONFormat {
+		l.json = hclog.NewSinkAdapter(opts)
+		l.RegisterSink(l.json)
+	}
+	if before != nil {
+		l.DeregisterSink(before)
+	}
+}
+
+// gate passes on what is written to it while it is not shut.
+type gate struct {
+	w    io.Writer
+	shut atomic.Bool
+}
+
+func (g *gate) Write(b []byte) (int, error) {
+	if g.shut.Load() {
+		return len(b), nil
+	}
+	return g.w.Write(b)
 }
 
 // changeLog tells of each thing once: while a condition lasts, it is not repeated.

@@ -13,7 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
 	"weir/backends/userspace"
@@ -43,7 +42,8 @@ func newRun() *cobra.Command {
 		Short: "Program this node, and keep it as the input says",
 		Long: `Read the input, program this node, and do it again whenever a file changes, whenever somebody else changed what weir
 programmed, and every syncPeriod. An input that is not valid changes nothing: the last good state stands until it heals.
-The KubeProxyConfiguration is read live too: a change to any field, the mode included, takes effect without a restart.
+The KubeProxyConfiguration is read live too: a change to any field takes effect without a restart, the mode and logging
+included. Flags win over it.
 
 SIGTERM and SIGINT end it and leave the kernel forwarding, unless --cleanup-on-exit is given. Only one weir can run in a
 network namespace.
@@ -61,7 +61,7 @@ Exit codes: 0 ended by a signal; 1 could not start; 2 the command line makes no 
 			if err := errors.Join(node.check(), logs.check()); err != nil {
 				return err
 			}
-			log := logs.logger(cmd.ErrOrStderr())
+			log := logs.liveLogger(cmd.ErrOrStderr())
 			d := newDaemon(log, node)
 			source, err := api.source(&input, &node, log, d.health.Registry())
 			if err != nil {
@@ -88,7 +88,7 @@ Exit codes: 0 ended by a signal; 1 could not start; 2 the command line makes no 
 // daemon ties the Loop to everything that listens to it. After newDaemon all its methods but run are called from the
 // Loop's goroutine.
 type daemon struct {
-	log    hclog.Logger
+	log    *liveLogger
 	wiring *wiring
 	host   *host
 	health *health.Health
@@ -108,7 +108,7 @@ type daemon struct {
 	unsaved bool
 }
 
-func newDaemon(log hclog.Logger, flags nodeFlags) *daemon {
+func newDaemon(log *liveLogger, flags nodeFlags) *daemon {
 	b := thisBuild()
 	w := &wiring{log: log, flags: flags}
 	w.proxy.listeners = userspace.NewListeners(userspace.Limits{})
@@ -210,6 +210,7 @@ func (d *daemon) configure(snap *spec.Snapshot) (reconcile.Settings, error) {
 		}
 		return reconcile.Settings{}, err
 	}
+	d.log.follow(&t.Config.Logging)
 	d.host.apply(t)
 	d.host.protect(t.Config)
 	switch {

@@ -77,6 +77,10 @@ func TestRunServesHealthAndMetrics(t *testing.T) {
 		t.Error("the old metrics address still answers")
 	}
 
+	d.write(map[string]string{"config.yaml": config + "logging: {format: json, verbosity: 4}\n"})
+	d.awaitLog(`(?m)^\{"@level":"debug"`)
+	d.write(map[string]string{"config.yaml": config})
+
 	// A broken configuration changes nothing, is told, and heals.
 	d.write(map[string]string{"config.yaml": config + "frobnicate: 1\n"})
 	d.expectHTTP("http://127.0.0.1:11249/metrics", 200, "weir_config_last_reload_successful 0")

@@ -5,13 +5,16 @@ import (
 	"errors"
 	"net/netip"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	logsapi "k8s.io/component-base/logs/api/v1"
 	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
 
 	"weir/backends"
@@ -121,6 +124,49 @@ func TestToldOnce(t *testing.T) {
 		told.update(step.u)
 		if got := lines(); got != step.want {
 			t.Errorf("step %d: %d lines, want %d", i, got, step.want)
+		}
+	}
+}
+
+// TestLoggingFollowsTheConfiguration changes the configuration under a logger and one that was named after it.
+func TestLoggingFollowsTheConfiguration(t *testing.T) {
+	text, json := regexp.MustCompile(`^\S+ \[DEBUG\] weir\.part: hello: n=1\n$`), regexp.MustCompile(`^\{"@level":"debug","@message":"hello","@module":"weir\.part",.*"n":1\}\n$`)
+	for _, tc := range []struct {
+		flags    string
+		format   string
+		verbose  logsapi.VerbosityLevel
+		want     *regexp.Regexp // of a debug line; nil for none
+		warnings bool
+	}{
+		{"", "text", 0, nil, true},
+		{"", "text", 2, text, true},
+		{"", "json", 4, json, true},
+		{"", "json", 0, nil, true},
+		{"--log-format text", "json", 2, text, true},
+		{"--log-format json", "text", 2, json, true},
+		{"-v 2", "json", 0, json, true},
+		{"-v 0", "text", 4, nil, true},
+		{"--log-level error", "text", 4, nil, false},
+	} {
+		var flags logFlags
+		cmd := &cobra.Command{}
+		flags.add(cmd, "info")
+		if err := cmd.ParseFlags(strings.Fields(tc.flags)); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		log := flags.liveLogger(&out)
+		part := log.Named("part")
+		for _, c := range []logsapi.LoggingConfiguration{{Format: "json", Verbosity: 9}, {Format: "text"}, {Format: tc.format, Verbosity: tc.verbose}} {
+			log.follow(&c)
+		}
+		part.Debug("hello", "n", 1)
+		if got := out.String(); tc.want == nil && got != "" || tc.want != nil && !tc.want.MatchString(got) {
+			t.Errorf("%s, %s, %d: %q, want %v", tc.flags, tc.format, tc.verbose, got, tc.want)
+		}
+		out.Reset()
+		if part.Warn("hello"); strings.Count(out.String(), "\n") == 1 != tc.warnings {
+			t.Errorf("%s, %s, %d: warned %q", tc.flags, tc.format, tc.verbose, out.String())
 		}
 	}
 }
