@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -16,16 +17,17 @@ import (
 // containerEnv is set in a test binary that is to become a container: it holds the container in JSON.
 const containerEnv = "WEIR_TEST_CONTAINER"
 
-// container is what a kubelet and its runtime would make of a pod's container: a root without anything but what is
-// mounted, which cannot be written to, and one capability.
+// container is what a container runtime, or systemd for a hardened unit, makes of a process: a root that cannot be written
+// to but for what is mounted in it, and few capabilities.
 type container struct {
-	Root   string
-	Mounts []mount
-	Args   []string // the program's path is in the container
-	Env    []string
+	Root         string // "/" for the host's own
+	Mounts       []mount
+	Capabilities []int
+	Args         []string // the program's path is in the container
+	Env          []string
 }
 
-// mount is a file or directory of the host's in a container.
+// mount is a file or directory of the host's in a container. What is not read-only keeps the host's files writable.
 type mount struct {
 	Source, Target string
 	ReadOnly       bool
@@ -34,7 +36,7 @@ type mount struct {
 // run becomes the container. It returns only if that fails.
 func (c *container) run() error {
 	runtime.LockOSThread() // capabilities are those of a thread
-	for _, f := range []func() error{c.mount, c.enter, confine} {
+	for _, f := range []func() error{c.mount, c.enter, c.confine} {
 		if err := f(); err != nil {
 			return err
 		}
@@ -43,10 +45,12 @@ func (c *container) run() error {
 }
 
 func (c *container) mount() error {
-	mounts := append([]mount{{Source: c.Root, Target: "/"}, {Source: "/proc", Target: "/proc"}, {Source: "/proc/sys", Target: "/proc/sys", ReadOnly: true}}, c.Mounts...)
-	for _, m := range mounts {
+	for _, m := range append([]mount{{Source: c.Root, Target: "/"}}, c.Mounts...) {
 		target := filepath.Join(c.Root, m.Target)
-		err := os.MkdirAll(target, 0o755)
+		_, err := os.Stat(target)
+		if err != nil {
+			err = os.MkdirAll(target, 0o755)
+		}
 		if err == nil {
 			err = unix.Mount(m.Source, target, "", unix.MS_BIND|unix.MS_REC, "")
 		}
@@ -68,18 +72,18 @@ func (c *container) enter() error {
 	return errors.Join(unix.Chroot(c.Root), unix.Chdir("/"))
 }
 
-// confine leaves NET_ADMIN alone of all capabilities, for ever.
-func confine() error {
-	for c := 0; unix.Prctl(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0) == nil; c++ {
-		if c != unix.CAP_NET_ADMIN {
-			if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); err != nil {
-				return fmt.Errorf("drop capability %d: %w", c, err)
-			}
+// confine drops all other capabilities, for ever.
+func (c *container) confine() error {
+	var kept uint32
+	for n := 0; unix.Prctl(unix.PR_CAPBSET_READ, uintptr(n), 0, 0, 0) == nil; n++ {
+		if slices.Contains(c.Capabilities, n) {
+			kept |= 1 << n
+		} else if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(n), 0, 0, 0); err != nil {
+			return fmt.Errorf("drop capability %d: %w", n, err)
 		}
 	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	const only = 1 << unix.CAP_NET_ADMIN
-	data := [2]unix.CapUserData{{Effective: only, Permitted: only, Inheritable: only}}
+	data := [2]unix.CapUserData{{Effective: kept, Permitted: kept, Inheritable: kept}}
 	return errors.Join(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), unix.Capset(&header, &data[0]))
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -60,8 +61,9 @@ func TestDaemonSet(t *testing.T) {
 func newPod(t *testing.T, s *nodeAPI, pod *corev1.PodSpec) *container {
 	t.Helper()
 	spec := &pod.Containers[0]
-	c := &container{Root: t.TempDir(), Args: []string{"/weir"}}
+	c := &container{Root: t.TempDir(), Capabilities: []int{unix.CAP_NET_ADMIN}, Args: []string{"/weir"}}
 	static(t, filepath.Join(c.Root, "weir"))
+	c.Mounts = []mount{{Source: "/proc", Target: "/proc"}, {Source: "/proc/sys", Target: "/proc/sys", ReadOnly: true}}
 	for _, e := range spec.Env {
 		if e.ValueFrom == nil || e.ValueFrom.FieldRef == nil || e.ValueFrom.FieldRef.FieldPath != "spec.nodeName" {
 			t.Fatalf("env %+v is not known here", e)

@@ -1,0 +1,142 @@
+package main_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"weir/backends/netlab"
+)
+
+const systemdExamples = "../../examples/systemd"
+
+// systemd returns a program of systemd's, which works on files without systemd running.
+func systemd(t *testing.T, program string, args ...string) *exec.Cmd {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil {
+		if os.Getenv(netlab.RequireEnv) != "" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	return exec.Command(path, args...)
+}
+
+// TestSystemdUnits has systemd itself judge examples/systemd.
+func TestSystemdUnits(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var units []string
+	for _, name := range []string{"weir.service", "weir-pull.service", "weir-pull.timer"} {
+		text, err := os.ReadFile(filepath.Join(systemdExamples, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The program is not installed here.
+		text = []byte(strings.Replace(string(text), "/usr/local/bin/weir ", os.Getenv(binaryEnv)+" ", 1))
+		unit := filepath.Join(dir, name)
+		if err := os.WriteFile(unit, text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		units = append(units, unit)
+	}
+	for _, cmd := range []*exec.Cmd{
+		systemd(t, "systemd-analyze", append([]string{"verify", "--man=no"}, units...)...),
+		// 10 is no confinement at all; programming the network alone makes it 2.
+		systemd(t, "systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=28", units[0]),
+	} {
+		if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), "nknown") {
+			t.Errorf("%v: %v\n%s", cmd.Args, err, out)
+		}
+	}
+}
+
+// TestSystemdFiles makes what sysusers.d and tmpfiles.d say under a root of its own.
+func TestSystemdFiles(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"systemd-sysusers", "sysusers.conf"}, {"systemd-tmpfiles", "--create", "tmpfiles.conf"}} {
+		file, err := filepath.Abs(filepath.Join(systemdExamples, args[len(args)-1]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := systemd(t, args[0], append(append([]string{"--root=" + root}, args[1:len(args)-1]...), file)...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
+		}
+	}
+	for path, mode := range map[string]os.FileMode{"srv/weir": os.ModeDir | 0o755, "run/xtables.lock": 0o600} {
+		if fi, err := os.Stat(filepath.Join(root, path)); err != nil || fi.Mode() != mode {
+			t.Errorf("%s: %v, %v; want mode %v", path, fi, err, mode)
+		}
+	}
+}
+
+// TestSystemdConfinement runs weir with what the unit leaves it: its capabilities, a file system that is read-only but for
+// the unit's paths, and no way to more.
+func TestSystemdConfinement(t *testing.T) {
+	t.Parallel()
+	unit := unitSettings(t, "weir.service")
+	lab := netlab.New(t, netlab.Topology{Pods: 1})
+	lab.Host("pod1").Serve(t, netlab.TCP, 80)
+	d := newDaemon(t, lab, iptablesMode("nft"))
+	d.write(map[string]string{"config.yaml": painConfig, "web.yaml": painService, "slice.yaml": painSlice(1)})
+	c := &container{Root: "/", Args: d.line(d.args("run")...), Env: append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin")}
+	for _, name := range strings.Fields(unit["CapabilityBoundingSet"]) {
+		n, ok := map[string]int{"CAP_NET_ADMIN": unix.CAP_NET_ADMIN, "CAP_NET_RAW": unix.CAP_NET_RAW}[name]
+		if !ok {
+			t.Fatalf("capability %s is not known here", name)
+		}
+		c.Capabilities = append(c.Capabilities, n)
+	}
+	if unit["ProtectSystem"] != "strict" || unit["ProtectKernelTunables"] != "" {
+		t.Fatalf("the file system is not confined as it is here: %v", unit)
+	}
+	for _, path := range append(strings.Fields(unit["ReadWritePaths"]), "/proc", d.state) {
+		c.Mounts = append(c.Mounts, mount{Source: path, Target: path})
+	}
+	for _, s := range []string{"ip_forward", "conf/all/route_localnet"} {
+		d.nodeExec("sysctl", "-qw", "net/ipv4/"+s+"=0")
+	}
+	d.startContainer(c)
+	d.awaitAnswer("pod1")
+	if out := d.nodeExec("sysctl", "-n", "net/ipv4/ip_forward"); strings.TrimSpace(out) != "1" {
+		t.Errorf("net.ipv4.ip_forward is %s", out)
+	}
+	if _, err := os.Stat(filepath.Join(d.state, "applied.json")); err != nil {
+		t.Error(err)
+	}
+	for line := range strings.Lines(d.logs()) {
+		// Systemd sets oomScoreAdj before it drops the right to; the size of the conntrack table is not a namespace's to set.
+		if !strings.Contains(line, "oomScoreAdj") && !strings.Contains(line, "nf_conntrack_max") && regexp.MustCompile("permi|read-only").MatchString(line) {
+			t.Errorf("the unit leaves too little: %s", line)
+		}
+	}
+	d.terminate()
+}
+
+// unitSettings returns the settings of a unit file, the values of which are joined where there are several.
+func unitSettings(t *testing.T, name string) map[string]string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(systemdExamples, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := map[string]string{}
+	for line := range strings.Lines(string(text)) {
+		if key, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok && !strings.HasPrefix(line, "#") {
+			settings[key] = strings.TrimSpace(fmt.Sprint(settings[key], " ", value))
+		}
+	}
+	return settings
+}
