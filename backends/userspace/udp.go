@@ -9,42 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 )
-
-const (
-	batchSize   = 16
-	maxDatagram = 65535
-)
-
-// batchConn is what ipv4.PacketConn and ipv6.PacketConn have in common: many datagrams in one system call.
-type batchConn interface {
-	ReadBatch(ms []ipv4.Message, flags int) (int, error)
-	WriteBatch(ms []ipv4.Message, flags int) (int, error)
-}
-
-func batched(c *net.UDPConn) batchConn {
-	if c.LocalAddr().(*net.UDPAddr).IP.To4() != nil {
-		return ipv4.NewPacketConn(c)
-	}
-	return ipv6.NewPacketConn(c)
-}
-
-// batch is room for the datagrams of one system call. Sockets borrow one when something has arrived, so that an idle
-// socket costs no buffer.
-type batch struct {
-	in, out []ipv4.Message
-}
-
-var batches = sync.Pool{New: func() any {
-	b := &batch{in: make([]ipv4.Message, batchSize), out: make([]ipv4.Message, 0, batchSize)}
-	for i := range b.in {
-		b.in[i].Buffers = [][]byte{make([]byte, maxDatagram)}
-	}
-	return b
-}}
 
 // udpProxy serves the datagrams of one Service port. Datagrams from one client address and port are a flow: they go to one
 // endpoint, and its answers go back, until neither side has sent anything for the idle time.
@@ -104,48 +70,18 @@ func (u *udpProxy) receive() {
 func (u *udpProxy) receiveBatch() {
 	b := batches.Get().(*batch)
 	defer batches.Put(b)
-	n, err := u.socket.ReadBatch(b.in, unix.MSG_DONTWAIT)
-	if err != nil {
-		return
-	}
-	for done := 0; done < n; {
-		client := clientOf(b.in[done])
-		b.out = b.out[:0]
-		next := done
-		for ; next < n && clientOf(b.in[next]) == client; next++ {
-			m := b.in[next]
-			b.out = append(b.out, ipv4.Message{Buffers: [][]byte{m.Buffers[0][:m.N]}})
+	all := b.read(u.socket)
+	for len(all) > 0 {
+		client, next := all[0].from, 1
+		for next < len(all) && all[next].from == client {
+			next++
 		}
-		if f := u.flow(client, b.out[0].Buffers[0]); f != nil {
+		if f := u.flow(client, all[0].bytes); f != nil {
 			f.lastUse.Store(time.Now().UnixNano())
-			send(f.to.Load().socket, b.out)
+			b.write(f.to.Load().socket, nil, all[:next])
 		}
-		done = next
+		all = all[next:]
 	}
-}
-
-// send sends all it can. A write may return the error of a datagram that was sent before, such as that nobody listens; this
-// one was not sent then, and is once more.
-func send(socket batchConn, ms []ipv4.Message) {
-	again := true
-	for len(ms) > 0 {
-		n, err := socket.WriteBatch(ms, 0)
-		switch {
-		case errors.Is(err, net.ErrClosed):
-			return
-		case n > 0:
-			ms, again = ms[n:], true
-		case again:
-			again = false
-		default: // too long, or no route: the others are tried
-			ms, again = ms[1:], true
-		}
-	}
-}
-
-func clientOf(m ipv4.Message) netip.AddrPort {
-	ap := m.Addr.(*net.UDPAddr).AddrPort()
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
 // flow returns the client's flow, opening one if there is none, or nil if it may not have one.
@@ -229,8 +165,8 @@ func (f *flow) answer() {
 	b := batches.Get().(*batch)
 	defer batches.Put(b)
 	to := f.to.Load()
-	n, err := to.socket.ReadBatch(b.in, unix.MSG_DONTWAIT)
-	if err != nil {
+	all := b.read(to.socket)
+	if len(all) == 0 {
 		return
 	}
 	if f.first != nil {
@@ -238,12 +174,7 @@ func (f *flow) answer() {
 		f.first, f.tried = nil, nil
 	}
 	f.lastUse.Store(time.Now().UnixNano())
-	client := net.UDPAddrFromAddrPort(f.client)
-	b.out = b.out[:0]
-	for _, m := range b.in[:n] {
-		b.out = append(b.out, ipv4.Message{Buffers: [][]byte{m.Buffers[0][:m.N]}, Addr: client})
-	}
-	send(f.proxy.socket, b.out)
+	b.write(f.proxy.socket, net.UDPAddrFromAddrPort(f.client), all)
 }
 
 // retry moves a flow that was refused to the next endpoint and sends its first datagram again.
