@@ -94,6 +94,19 @@ func (h *Host) Handle() *netlink.Handle { return h.nl }
 // Owns says whether the Lab gave the host that address.
 func (h *Host) Owns(a netip.Addr) bool { return slices.Contains(h.addrs, a) }
 
+// AddAddress gives the host another address, on its loopback interface.
+func (h *Host) AddAddress(t testing.TB, a netip.Addr) {
+	t.Helper()
+	lo, err := h.nl.LinkByName("lo")
+	if err == nil {
+		err = h.nl.AddrAdd(lo, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen())), Scope: int(netlink.SCOPE_HOST), Flags: ifaNoDAD})
+	}
+	if err != nil {
+		t.Fatalf("%s: add address %s: %v", h.Name, a, err)
+	}
+	h.addrs = append(h.addrs, a)
+}
+
 // Addr returns the host's main address, of IPv6 or of IPv4.
 func (h *Host) Addr(v6 bool) netip.Addr {
 	if v6 {

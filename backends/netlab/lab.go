@@ -105,6 +105,16 @@ func (l *Lab) Host(name string) *Host {
 // Has says whether the lab has a host of that name.
 func (l *Lab) Has(name string) bool { return l.hosts[name] != nil }
 
+// Owned says whether any host has the address.
+func (l *Lab) Owned(a netip.Addr) bool {
+	for _, h := range l.hosts {
+		if h.Owns(a) {
+			return true
+		}
+	}
+	return false
+}
+
 // Node returns the node.
 func (l *Lab) Node() *Host { return l.Host(Node) }
 

@@ -3,6 +3,7 @@ package userspace
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,6 +19,9 @@ type listen struct {
 	affinity  time.Duration
 	// sources limits who is served; empty means everybody.
 	sources []netip.Prefix
+	// near are clients that are given nearEndpoints instead of endpoints.
+	near          []netip.Prefix
+	nearEndpoints []backends.Endpoint
 	// proxyProtocol sends a PROXY protocol version 2 header to the endpoint before anything else.
 	proxyProtocol bool
 	// keeping are endpoints that get no new connections or flows and may go on with those that they have.
@@ -55,20 +59,27 @@ func (l *listen) String() string {
 	if l.protocol == backends.UDP {
 		fmt.Fprintf(&b, " idle %s", l.idle)
 	}
-	b.WriteString(" to")
-	if len(l.endpoints) == 0 {
-		b.WriteString(" nobody")
-	}
-	for _, e := range l.endpoints {
-		fmt.Fprintf(&b, " %s", e.Addr)
-		if e.Weight != 1 {
-			fmt.Fprintf(&b, " weight %d", e.Weight)
-		}
+	writeEndpoints(&b, "to", l.endpoints)
+	if len(l.near) > 0 {
+		writeEndpoints(&b, "from "+joined(l.near)+" to", l.nearEndpoints)
 	}
 	if len(l.keeping) > 0 {
 		fmt.Fprintf(&b, " keeping %s", joined(l.keeping))
 	}
 	return b.String()
+}
+
+func writeEndpoints(b *strings.Builder, to string, endpoints []backends.Endpoint) {
+	b.WriteString(" " + to)
+	if len(endpoints) == 0 {
+		b.WriteString(" nobody")
+	}
+	for _, e := range endpoints {
+		fmt.Fprintf(b, " %s", e.Addr)
+		if e.Weight != 1 {
+			fmt.Fprintf(b, " weight %d", e.Weight)
+		}
+	}
 }
 
 func joined[T fmt.Stringer](values []T) string {
@@ -81,13 +92,9 @@ func joined[T fmt.Stringer](values []T) string {
 
 // allows says whether the listener serves the client.
 func (l *listen) allows(client netip.Addr) bool {
-	if len(l.sources) == 0 {
-		return true
-	}
-	for _, p := range l.sources {
-		if p.Contains(client) {
-			return true
-		}
-	}
-	return false
+	return len(l.sources) == 0 || contains(l.sources, client)
+}
+
+func contains(prefixes []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }

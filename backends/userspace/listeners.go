@@ -73,7 +73,7 @@ type Listeners struct {
 // listener is one open socket and the proxy behind it.
 type listener struct {
 	item  *listen
-	pool  *pool
+	pools *pools
 	admit *admission
 	proxy interface {
 		endpointsChanged()
@@ -114,8 +114,7 @@ func (l *Listeners) set(item *listen) (before *listen, err error) {
 		o.change(item)
 		return before, nil
 	}
-	o := &listener{item: item, pool: newPool(time.Now), admit: &admission{parent: &l.all, limit: l.limits.PerListener}}
-	o.pool.set(item.endpoints, item.keeping, item.affinity)
+	o := &listener{item: item, pools: newPools(item), admit: &admission{parent: &l.all, limit: l.limits.PerListener}}
 	if err := l.listen(o); err != nil {
 		return nil, fmt.Errorf("%s: %w", item.key, err)
 	}
@@ -128,7 +127,7 @@ func (l *Listeners) set(item *listen) (before *listen, err error) {
 
 func (o *listener) change(item *listen) {
 	o.item = item
-	o.pool.set(item.endpoints, item.keeping, item.affinity)
+	o.pools.set(item)
 	o.current(item)
 	o.proxy.endpointsChanged()
 }
@@ -185,7 +184,7 @@ func (l *Listeners) listen(o *listener) error {
 		if err := l.begin(); err != nil {
 			return err
 		}
-		t, err := newTCPProxy(l.loops, o.pool, o.admit, l.limits.Grace, o.item)
+		t, err := newTCPProxy(l.loops, o.pools, o.admit, l.limits.Grace, o.item)
 		if err != nil {
 			return explain(err, o.item.bind)
 		}
@@ -196,7 +195,7 @@ func (l *Listeners) listen(o *listener) error {
 		if err != nil {
 			return explain(err, o.item.bind)
 		}
-		u := newUDPProxy(sock.(*net.UDPConn), o.pool, o.admit, o.item)
+		u := newUDPProxy(sock.(*net.UDPConn), o.pools, o.admit, o.item)
 		o.proxy, o.current = u, u.item.Store
 	default:
 		return fmt.Errorf("%s cannot be proxied in userspace mode; use mode iptables, ipvs or nftables for this Service", o.item.protocol)

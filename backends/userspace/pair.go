@@ -17,6 +17,7 @@ var dialTimeouts = []time.Duration{250 * time.Millisecond, 500 * time.Millisecon
 type pair struct {
 	proxy *tcpProxy
 	loop  *loop
+	pool  *pool
 
 	from, front      netip.AddrPort // the client, and the address that it connected to
 	client, server   end
@@ -38,8 +39,8 @@ type attempt struct {
 // allEvents asks to be told once of each change.
 const allEvents = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
 
-func newPair(t *tcpProxy, l *loop, fd int, from, front netip.AddrPort) *pair {
-	p := &pair{proxy: t, loop: l, from: from, front: front, dialling: &attempt{}}
+func newPair(t *tcpProxy, l *loop, fd int, from, front netip.AddrPort, pool *pool) *pair {
+	p := &pair{proxy: t, loop: l, pool: pool, from: from, front: front, dialling: &attempt{}}
 	p.client, p.server = end{pair: p, fd: fd}, end{pair: p, fd: -1}
 	p.request, p.answers = way{from: &p.client, to: &p.server}, way{from: &p.server, to: &p.client}
 	return p
@@ -56,9 +57,9 @@ func (p *pair) start() {
 
 // dial tries endpoints until one does not fail at once. The client is refused when all have been tried.
 func (p *pair) dial() {
-	pool, d := p.proxy.pool, p.dialling
+	d := p.dialling
 	for {
-		endpoint, ok := pool.pick(p.from.Addr(), d.tried)
+		endpoint, ok := p.pool.pick(p.from.Addr(), d.tried)
 		if !ok {
 			p.proxy.admit.failed.Add(1)
 			p.abort()
@@ -75,7 +76,7 @@ func (p *pair) dial() {
 			})
 			return
 		}
-		pool.failed(endpoint)
+		p.pool.failed(endpoint)
 	}
 }
 
@@ -99,7 +100,7 @@ func (p *pair) connect(endpoint netip.AddrPort) error {
 // failed is called when the endpoint did not answer.
 func (p *pair) failed() {
 	p.dialling.timer.Stop()
-	p.proxy.pool.failed(p.endpoint)
+	p.pool.failed(p.endpoint)
 	p.closeEnd(&p.server)
 	p.dial()
 }
@@ -112,7 +113,7 @@ func (p *pair) connected() {
 	}
 	p.dialling.timer.Stop()
 	p.dialling = nil
-	p.proxy.pool.succeeded(p.from.Addr(), p.endpoint)
+	p.pool.succeeded(p.from.Addr(), p.endpoint)
 	p.proxy.add(p)
 	p.pump()
 }
@@ -207,7 +208,7 @@ func (p *pair) close() {
 	}
 	if p.dialling != nil && p.server.fd >= 0 {
 		p.dialling.timer.Stop()
-		p.proxy.pool.leave(p.endpoint)
+		p.pool.leave(p.endpoint)
 	}
 	p.dialling = nil
 	p.request.drop(&p.loop.pipes)

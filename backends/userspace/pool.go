@@ -33,6 +33,38 @@ type pool struct {
 	now      func() time.Time
 }
 
+// pools are the choices of one listener: one for everybody, and one for clients on this node, to whom policy Local does not
+// apply where the listener has to tell them itself.
+type pools struct{ all, near *pool }
+
+func newPools(item *listen) *pools {
+	ps := &pools{newPool(time.Now), newPool(time.Now)}
+	ps.set(item)
+	return ps
+}
+
+func (ps *pools) set(item *listen) {
+	// Who is an endpoint for others keeps what it has.
+	ps.all.set(item.endpoints, slices.Concat(item.keeping, addresses(item.nearEndpoints)), item.affinity)
+	ps.near.set(item.nearEndpoints, slices.Concat(item.keeping, addresses(item.endpoints)), item.affinity)
+}
+
+func addresses(endpoints []backends.Endpoint) []netip.AddrPort {
+	addrs := make([]netip.AddrPort, len(endpoints))
+	for i, e := range endpoints {
+		addrs[i] = e.Addr
+	}
+	return addrs
+}
+
+// of returns the pool for a client.
+func (ps *pools) of(client netip.Addr, item *listen) *pool {
+	if contains(item.near, client) {
+		return ps.near
+	}
+	return ps.all
+}
+
 // member is one endpoint. Its fields are guarded by the pool's lock.
 type member struct {
 	addr     netip.AddrPort

@@ -11,23 +11,28 @@ import (
 func (b *Backend) renderRootless(e *backends.Entry) []backends.Item {
 	var items []backends.Item
 	seen := map[netip.AddrPort]bool{}
-	add := func(addr netip.Addr, port uint16, endpoints []backends.Endpoint, sources []netip.Prefix) {
-		bind := netip.AddrPortFrom(addr, port)
+	add := func(addr netip.Addr, port uint16, internal bool, sources []netip.Prefix) {
+		l := b.listen(e, netip.AddrPortFrom(addr, port), e.ExternalEndpoints())
+		switch {
+		case internal:
+			l.endpoints = e.InternalEndpoints()
+		case e.ExternalLocal:
+			l.near, l.nearEndpoints = b.near(e.Key.Family), e.ClusterEndpoints()
+		}
 		// Without endpoints, not to listen is how connections are refused at once.
-		if seen[bind] || !usable(endpoints) {
+		if seen[l.bind] || !usable(l.endpoints) && !usable(l.nearEndpoints) {
 			return
 		}
-		seen[bind] = true
-		l := b.listen(e, bind, endpoints)
-		l.sources = sources
+		seen[l.bind] = true
+		l.sources, l.keeping = sources, keeping(e, l)
 		items = append(items, l)
 	}
-	serve := func(what string, addr netip.Addr, endpoints []backends.Endpoint, sources []netip.Prefix) {
+	serve := func(what string, addr netip.Addr, internal bool, sources []netip.Prefix) {
 		if !b.local(addr) {
 			b.Warn(e.Key, fmt.Sprintf("%s %s is not an address of this node, and without kernel rules only those can be served; add it to an interface, or use --bind-address", what, addr))
 			return
 		}
-		add(addr, e.Port, endpoints, sources)
+		add(addr, e.Port, internal, sources)
 	}
 	if b.BindAddress.IsValid() {
 		if backends.FamilyOf(b.BindAddress) != e.Key.Family {
@@ -35,27 +40,49 @@ func (b *Backend) renderRootless(e *backends.Entry) []backends.Item {
 			return nil
 		}
 		for _, a := range b.nodePortAddresses(e.Key.Family) {
-			add(a, e.Port, e.InternalEndpoints(), nil)
+			add(a, e.Port, true, nil)
 		}
 	} else {
-		serve("ClusterIP", e.ClusterIP, e.InternalEndpoints(), nil)
+		serve("ClusterIP", e.ClusterIP, true, nil)
 		for _, a := range e.ExternalIPs {
-			serve("external IP", a, e.ExternalEndpoints(), nil)
+			serve("external IP", a, false, nil)
 		}
 		for _, a := range e.LoadBalancerIPs {
-			serve("load balancer IP", a, e.ExternalEndpoints(), e.SourceRanges)
+			serve("load balancer IP", a, false, e.SourceRanges)
 		}
 	}
 	if e.NodePort != 0 {
 		for _, a := range b.nodePortAddresses(e.Key.Family) {
-			add(a, e.NodePort, e.ExternalEndpoints(), nil)
+			add(a, e.NodePort, false, nil)
 		}
 	}
 	return items
 }
 
+// near are the addresses of this node and of its pods. Pods that are known by their interface only are not told from others:
+// a process does not see where a packet came in.
+func (b *Backend) near(f backends.Family) []netip.Prefix {
+	var near []netip.Prefix
+	if f == backends.IPv4 {
+		near = append(near, loopback)
+	}
+	for _, a := range b.cfg.NodeAddresses {
+		if backends.FamilyOf(a) == f {
+			near = append(near, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	for _, p := range b.cfg.LocalDetector.PodCIDRs {
+		if backends.FamilyOf(p.Addr()) == f {
+			near = append(near, p)
+		}
+	}
+	return near
+}
+
+var loopback = netip.MustParsePrefix("127.0.0.0/8")
+
 func (b *Backend) local(addr netip.Addr) bool {
-	if addr.Is4() && addr.IsLoopback() {
+	if loopback.Contains(addr) {
 		return true
 	}
 	for _, a := range b.cfg.NodeAddresses {

@@ -11,7 +11,7 @@ import (
 
 // tcpProxy serves the TCP connections of one Service port. Its listener outlives changes of the endpoints.
 type tcpProxy struct {
-	pool  *pool
+	pools *pools
 	item  atomic.Pointer[listen]
 	admit *admission
 	grace time.Duration
@@ -26,12 +26,12 @@ type tcpProxy struct {
 }
 
 // newTCPProxy listens, and has all of the loops accept.
-func newTCPProxy(loops []*loop, p *pool, admit *admission, grace time.Duration, item *listen) (*tcpProxy, error) {
+func newTCPProxy(loops []*loop, p *pools, admit *admission, grace time.Duration, item *listen) (*tcpProxy, error) {
 	fd, err := listenTCP(item.bind)
 	if err != nil {
 		return nil, err
 	}
-	t := &tcpProxy{pool: p, admit: admit, grace: grace, fd: fd, conns: map[*pair]struct{}{}}
+	t := &tcpProxy{pools: p, admit: admit, grace: grace, fd: fd, conns: map[*pair]struct{}{}}
 	t.item.Store(item)
 	for _, l := range loops {
 		a := &acceptor{t, l}
@@ -110,7 +110,7 @@ func (t *tcpProxy) serve(l *loop, fd int, from netip.AddrPort) {
 		return
 	}
 	t.wg.Add(1)
-	newPair(t, l, fd, from, front).start()
+	newPair(t, l, fd, from, front, t.pools.of(from.Addr(), item)).start()
 }
 
 // front returns the address that the client connected to, if anybody wants to know it. It returns false for a connection
@@ -150,7 +150,7 @@ func (t *tcpProxy) remove(p *pair) {
 // drain gives a connection to an endpoint that is gone its time to end, and takes that back if the endpoint is there again.
 // The lock is held.
 func (t *tcpProxy) drain(p *pair) {
-	gone := t.closed || !t.pool.has(p.endpoint)
+	gone := t.closed || !p.pool.has(p.endpoint)
 	switch {
 	case gone && p.drain == nil:
 		p.drain = p.loop.after(t.grace, p.abort)

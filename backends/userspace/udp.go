@@ -15,7 +15,7 @@ import (
 // udpProxy serves the datagrams of one Service port. Datagrams from one client address and port are a flow: they go to one
 // endpoint, and its answers go back, until neither side has sent anything for the idle time.
 type udpProxy struct {
-	pool   *pool
+	pools  *pools
 	item   atomic.Pointer[listen]
 	admit  *admission
 	conn   *net.UDPConn
@@ -29,6 +29,7 @@ type udpProxy struct {
 
 type flow struct {
 	proxy   *udpProxy
+	pool    *pool
 	client  netip.AddrPort
 	to      atomic.Pointer[upstream]
 	lastUse atomic.Int64 // Unix nanoseconds
@@ -45,8 +46,8 @@ type upstream struct {
 	socket   batchConn
 }
 
-func newUDPProxy(conn *net.UDPConn, p *pool, admit *admission, item *listen) *udpProxy {
-	u := &udpProxy{pool: p, admit: admit, conn: conn, socket: batched(conn), flows: map[netip.AddrPort]*flow{}}
+func newUDPProxy(conn *net.UDPConn, p *pools, admit *admission, item *listen) *udpProxy {
+	u := &udpProxy{pools: p, admit: admit, conn: conn, socket: batched(conn), flows: map[netip.AddrPort]*flow{}}
 	u.item.Store(item)
 	u.wg.Add(1)
 	go u.receive()
@@ -91,10 +92,11 @@ func (u *udpProxy) flow(client netip.AddrPort, first []byte) *flow {
 	if f := u.flows[client]; f != nil {
 		return f
 	}
-	if u.closed || !u.item.Load().allows(client.Addr()) || !u.admit.enter() {
+	item := u.item.Load()
+	if u.closed || !item.allows(client.Addr()) || !u.admit.enter() {
 		return nil
 	}
-	f := &flow{proxy: u, client: client, first: append([]byte(nil), first...)}
+	f := &flow{proxy: u, pool: u.pools.of(client.Addr(), item), client: client, first: append([]byte(nil), first...)}
 	if !f.connect() {
 		u.admit.leave()
 		return nil
@@ -108,14 +110,14 @@ func (u *udpProxy) flow(client netip.AddrPort, first []byte) *flow {
 // connect gives the flow an endpoint that it has not tried.
 func (f *flow) connect() bool {
 	for {
-		endpoint, ok := f.proxy.pool.pick(f.client.Addr(), f.tried)
+		endpoint, ok := f.pool.pick(f.client.Addr(), f.tried)
 		if !ok {
 			return false
 		}
 		f.tried = append(f.tried, endpoint)
 		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(endpoint))
 		if err != nil {
-			f.proxy.pool.failed(endpoint)
+			f.pool.failed(endpoint)
 			continue
 		}
 		f.to.Store(&upstream{endpoint, conn, batched(conn)})
@@ -170,7 +172,7 @@ func (f *flow) answer() {
 		return
 	}
 	if f.first != nil {
-		f.proxy.pool.succeeded(f.client.Addr(), to.endpoint)
+		f.pool.succeeded(f.client.Addr(), to.endpoint)
 		f.first, f.tried = nil, nil
 	}
 	f.lastUse.Store(time.Now().UnixNano())
@@ -181,7 +183,7 @@ func (f *flow) answer() {
 func (f *flow) retry() bool {
 	u := f.proxy
 	refused := f.to.Load()
-	u.pool.failed(refused.endpoint)
+	f.pool.failed(refused.endpoint)
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.flows[f.client] != f || !f.connect() {
@@ -198,7 +200,7 @@ func (u *udpProxy) endpointsChanged() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, f := range u.flows {
-		if to := f.to.Load(); u.closed || !u.pool.has(to.endpoint) {
+		if to := f.to.Load(); u.closed || !f.pool.has(to.endpoint) {
 			to.conn.Close()
 			delete(u.flows, f.client)
 		}

@@ -159,12 +159,19 @@ func (b *Backend) listen(e *backends.Entry, bind netip.AddrPort, endpoints []bac
 	if e.Key.Protocol == backends.UDP {
 		l.idle, l.proxyProtocol = b.UDPIdle, false
 	}
+	l.keeping = keeping(e, l)
+	return l
+}
+
+// keeping returns the endpoints that serve what they have, and nothing new through this listener.
+func keeping(e *backends.Entry, l *listen) (addrs []netip.AddrPort) {
 	for _, a := range e.Serving {
-		if !slices.ContainsFunc(endpoints, func(ep backends.Endpoint) bool { return ep.Addr == a }) {
-			l.keeping = append(l.keeping, a)
+		chosen := func(ep backends.Endpoint) bool { return ep.Addr == a }
+		if !slices.ContainsFunc(l.endpoints, chosen) && !slices.ContainsFunc(l.nearEndpoints, chosen) {
+			addrs = append(addrs, a)
 		}
 	}
-	return l
+	return addrs
 }
 
 // target is the address that traffic is redirected to: not a loopback address, which packets from outside may not have.

@@ -30,6 +30,8 @@ type mode struct {
 	// proxies says that a process is between client and endpoint: the endpoint sees the node's address, whatever a scenario
 	// says of it, and nobody is served without the process.
 	proxies bool
+	// rootless says that nothing leads to the Services' addresses unless the node has them.
+	rootless bool
 	// inTurn says that endpoints are taken in turn rather than by chance, and that addresses stay while connections to them
 	// are drained.
 	inTurn bool
@@ -52,6 +54,10 @@ var modes = []mode{
 	{
 		name: "userspace", plans: "userspace", flags: []string{"--proxy-mode", "userspace", "--iptables-variant", "nft"},
 		saves: [][]string{{"iptables-nft-save"}, {"ip6tables-nft-save"}}, proxies: true,
+	},
+	{
+		name: "userspace-rootless", plans: "userspace-rootless", flags: []string{"--rootless"},
+		saves: [][]string{{"iptables-nft-save"}, {"ip6tables-nft-save"}}, proxies: true, rootless: true,
 	},
 }
 

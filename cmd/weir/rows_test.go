@@ -255,6 +255,21 @@ func takingTurns(rows []row) []row {
 	return rows
 }
 
+// localAddresses returns the rows as they are where the node has the Services' addresses whether these serve or not, and no
+// rules.
+func localAddresses(rows []row) []row {
+	rows = slices.Clone(rows)
+	for i := range rows {
+		switch {
+		case rows[i].Result == netlab.Unreachable:
+			rows[i].Result = unserved
+		case rows[i].Result == netlab.Dropped && slices.Equal(rows[i].Protocol, list{string(netlab.TCP)}):
+			rows[i].Result = netlab.Refused // a process can turn a connection away, but not be silent about it
+		}
+	}
+	return rows
+}
+
 // lasting returns the rows that hold without a weir process.
 func lasting(rows []row) []row {
 	return slices.DeleteFunc(slices.Clone(rows), func(r row) bool { return r.HTTP != 0 })

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"hash/fnv"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -43,7 +44,10 @@ func (s scenario) skipReason(m mode) string {
 	if r := s.opts.SkipModes[m.name]; r != "" {
 		return r
 	}
-	return s.opts.SkipModes[m.plans]
+	if r := s.opts.SkipModes[m.plans]; r != "" || !m.proxies {
+		return r
+	}
+	return s.opts.SkipModes["userspace"]
 }
 
 // newLab builds the scenario's topology, with its servers running.
@@ -80,6 +84,9 @@ func runScenario(t *testing.T, s scenario, m mode, seed uint64) {
 	d := newDaemon(t, s.newLab(t), m, s.opts.Flags...)
 	d.addForeign()
 	before := d.foreignRules()
+	if m.rootless {
+		s.giveAddresses(t, d.lab)
+	}
 	flows := map[string]*netlab.Flow{}
 	defer closeFlows(flows)
 
@@ -91,6 +98,9 @@ func runScenario(t *testing.T, s scenario, m mode, seed uint64) {
 		}
 		if m.proxies {
 			st.rows = proxied(st.rows)
+		}
+		if m.rootless {
+			st.rows = localAddresses(st.rows)
 		}
 		if m.inTurn {
 			st.rows = takingTurns(st.rows)
@@ -116,6 +126,23 @@ func runScenario(t *testing.T, s scenario, m mode, seed uint64) {
 	}
 	d.awaitRunning()
 	d.checkLeavesNothing(before)
+}
+
+// giveAddresses gives the node the addresses of Services that are asked for.
+func (s scenario) giveAddresses(t *testing.T, lab *netlab.Lab) {
+	t.Helper()
+	given := map[netip.Addr]bool{}
+	for _, st := range s.steps {
+		for _, r := range st.rows {
+			for _, to := range r.To {
+				addr := netip.MustParseAddrPort(to).Addr()
+				if !given[addr] && !addr.IsLoopback() && !lab.Owned(addr) {
+					lab.Node().AddAddress(t, addr)
+					given[addr] = true
+				}
+			}
+		}
+	}
 }
 
 // closeFlows ends the flows that are open; the rows that follow open new ones.
