@@ -87,18 +87,9 @@ func parseWords(rule string) map[string]string {
 // leaf takes in the rule for one front. A rule that weir would not write is left out.
 func (d *describer) leaf(p place) {
 	words := parseWords(p.rule)
-	port, err := strconv.ParseUint(words["--dport"], 10, 16)
-	protocol, ok := protocolNamed(words["-p"])
-	if err != nil || !ok {
+	k, ok := frontOf(p.family, words)
+	if !ok {
 		return
-	}
-	k := frontKey{family: p.family, protocol: protocol, port: uint16(port)}
-	if dst := words["-d"]; dst != "" {
-		prefix, err := netip.ParsePrefix(dst)
-		if err != nil || !prefix.IsSingleIP() {
-			return
-		}
-		k.addr = prefix.Addr()
 	}
 	f := d.fronts[k]
 	if f == nil {

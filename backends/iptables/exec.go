@@ -66,11 +66,16 @@ func (k *programs) Save(ctx context.Context, f backends.Family, table string) (i
 		// The legacy program would create the table in order to show it.
 		return io.NopCloser(strings.NewReader("")), nil
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	cmd := k.command(ctx, f, "save")
-	if table != "" {
-		cmd.Args = append(cmd.Args, "-t", table)
+	if table == "" {
+		return k.save(ctx, f)
 	}
+	return k.save(ctx, f, "-t", table)
+}
+
+// save starts iptables-save.
+func (k *programs) save(ctx context.Context, f backends.Family, args ...string) (io.ReadCloser, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	cmd := k.command(ctx, f, "save", args...)
 	s := &saving{cmd: cmd, cancel: cancel}
 	cmd.Stderr = &s.said
 	out, err := cmd.StdoutPipe()

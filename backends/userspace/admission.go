@@ -11,6 +11,8 @@ type admission struct {
 	limit   int64
 	open    atomic.Int64
 	refused atomic.Int64
+	// admitted counts the connections that got a place.
+	admitted atomic.Int64
 	// failed counts the connections for which no endpoint answered.
 	failed atomic.Int64
 }
@@ -27,6 +29,7 @@ func (a *admission) enter() bool {
 		a.refused.Add(1)
 		return false
 	}
+	a.admitted.Add(1)
 	return true
 }
 

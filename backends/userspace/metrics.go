@@ -1,6 +1,10 @@
 package userspace
 
 import (
+	"context"
+
+	"weir/backends"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -15,6 +19,27 @@ func (l *Listeners) Describe(ch chan<- *prometheus.Desc) {
 	ch <- openDesc
 	ch <- refDesc
 	ch <- failDesc
+}
+
+// admitted returns how many connections each Service port had since its listener was opened.
+func (l *Listeners) admitted() map[backends.PortKey]uint64 {
+	counts := map[backends.PortKey]uint64{}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, protocols := range l.open {
+		for _, o := range protocols {
+			counts[o.item.key] += uint64(o.admit.admitted.Load())
+		}
+	}
+	return counts
+}
+
+// Traffic implements backends.Meter.
+func (b *Backend) Traffic(context.Context, []*backends.Entry) (map[backends.PortKey]uint64, error) {
+	if b.Listeners == nil {
+		return nil, ErrPlansOnly
+	}
+	return b.Listeners.admitted(), nil
 }
 
 // Collect implements prometheus.Collector. The counters of a Service go with its last listener.

@@ -222,6 +222,7 @@ func (d *daemon) configure(snap *spec.Snapshot) (reconcile.Settings, error) {
 			"sync_period", t.SyncPeriod.String(), "min_sync_period", t.MinSyncPeriod.String())
 	}
 	d.board.Configured(t.Node, modeReason(d.wiring.flags.mode, snap, t.Fallback))
+	d.board.Metered(t.Backend)
 	if err := d.socket.Listen(snap.Weir.StateDir); err != nil {
 		d.log.Warn("weir status will not work", "error", err)
 	}

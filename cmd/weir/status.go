@@ -24,6 +24,7 @@ func newStatus() *cobra.Command {
 		stateDir string
 		output   outputFlag
 		watch    bool
+		traffic  bool
 	)
 	cmd := &cobra.Command{
 		Use:   "status [NAME | NAMESPACE/NAME]",
@@ -35,6 +36,7 @@ Exit codes: 0 it was told; 1 it could not be asked, or there is no Service of th
 sense; 3 no weir is running.`,
 		Example: `  weir status
   weir status default/web
+  weir status web --traffic
   weir status -o json --watch`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
@@ -52,19 +54,23 @@ sense; 3 no weir is running.`,
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
-			return showStatus(ctx, cmd.OutOrStdout(), stateDir, name, output.format, watch)
+			return showStatus(ctx, cmd.OutOrStdout(), output.format, watch, name, func(ctx context.Context) (*status.Status, error) {
+				return status.Get(ctx, stateDir, name, traffic)
+			})
 		},
 	}
 	cmd.Flags().StringVar(&stateDir, "state-dir", spec.DefaultWeirConfiguration().StateDir, "state directory of the weir to ask")
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "print it again whenever it changes, until interrupted")
+	cmd.Flags().BoolVar(&traffic, "traffic", false, "also count the connections of each Service, where the proxy mode does; takes a full read of the kernel")
 	output.add(cmd, "the status")
 	return cmd
 }
 
-func showStatus(ctx context.Context, w io.Writer, stateDir, name, format string, watch bool) error {
+// showStatus prints what ask returns; with watch, again whenever that changes.
+func showStatus(ctx context.Context, w io.Writer, format string, watch bool, name string, ask func(context.Context) (*status.Status, error)) error {
 	var last []byte
 	for {
-		s, err := status.Get(ctx, stateDir, name)
+		s, err := ask(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -80,6 +86,9 @@ func showStatus(ctx context.Context, w io.Writer, stateDir, name, format string,
 			err = s.WriteText(&b)
 		}
 		if err == nil && !bytes.Equal(b.Bytes(), last) {
+			if last != nil && format == "text" {
+				fmt.Fprintln(w)
+			}
 			last = b.Bytes()
 			_, err = w.Write(last)
 		}

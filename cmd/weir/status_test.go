@@ -1,13 +1,22 @@
 package main_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"weir/backends/netlab"
 )
 
 // TestStatusOfDaemon asks a running weir, and the same once it is gone.
@@ -53,4 +62,128 @@ func TestStatusOfDaemon(t *testing.T) {
 	if again, err := ask("snapshot"); err != nil || again != snapshot {
 		t.Errorf("after a crash: %v: %s", err, again)
 	}
+}
+
+// TestStatusTraffic counts connections, in a mode where the kernel counts them and in one where weir does.
+func TestStatusTraffic(t *testing.T) {
+	netlab.Require(t)
+	for _, flags := range [][]string{{"--proxy-mode", "iptables", "--iptables-variant", "nft"}, {"--proxy-mode", "iptables", "--iptables-variant", "legacy"}, {"--proxy-mode", "userspace"}, {"--proxy-mode", "nftables"}} {
+		t.Run(strings.Join(flags, " "), func(t *testing.T) {
+			t.Parallel()
+			d := newRunDaemon(t)
+			d.lab.Host("pod1").Serve(t, netlab.TCP, 8080)
+			d.mode.flags = flags
+			d.start()
+			d.awaitSync()
+			for range 5 {
+				if r := d.lab.Host(netlab.Client).Probe(netlab.TCP, netip.MustParseAddrPort("10.96.0.10:80"), patience); r.Server != "pod1" {
+					t.Fatal(r)
+				}
+			}
+			got := weir(t, "", "status", "web", "--traffic", "--state-dir", d.state)
+			want := "10.96.0.10:80, 5 connections\n"
+			if flags[1] == "nftables" {
+				want = `traffic   not known: "this proxy mode counts no connections"`
+			}
+			if got.code != 0 || !strings.Contains(got.stdout, want) {
+				t.Errorf("exit code %d: %s%s", got.code, got.stdout, got.stderr)
+			}
+		})
+	}
+}
+
+// TestStatusWatch follows a daemon through a change and through an input that it refuses.
+func TestStatusWatch(t *testing.T) {
+	t.Parallel()
+	d := newRunDaemon(t)
+	d.start()
+	d.awaitSync()
+	cmd := exec.CommandContext(t.Context(), os.Getenv(binaryEnv), "status", "--watch", "--state-dir", d.state)
+	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	await := func(want string) {
+		t.Helper()
+		d.await("status to say "+want, func() error {
+			text, err := os.ReadFile(out.Name())
+			if err == nil && !strings.Contains(string(text), want) {
+				err = fmt.Errorf("it says %s", text)
+			}
+			return err
+		})
+	}
+	await("10.96.0.10:80\n        10.244.1.1:8080 local\n")
+	d.write(map[string]string{"web.yaml": strings.ReplaceAll(webService, "10.244.1.1", "10.244.1.2")})
+	await("10.96.0.10:80\n        10.244.1.2:8080 local\n")
+	d.write(map[string]string{"web.yaml": strings.ReplaceAll(webService, "port: 80,", "prot: 80,")})
+	await("the one above stays:\n          " + d.dir + "/web.yaml:6: Service default/web: spec.ports[0].port: 0: ")
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("interrupted, it ends with %v", err)
+	}
+}
+
+// TestColour looks at a plan on a terminal, with and without the wish for plain text, and through a pipe.
+func TestColour(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		env      string
+		terminal bool
+		want     bool
+	}{{"TERM=xterm", true, true}, {"NO_COLOR=1", true, false}, {"TERM=dumb", true, false}, {"TERM=xterm", false, false}} {
+		cmd := exec.CommandContext(t.Context(), os.Getenv(binaryEnv), "reconcile", "--dry-run", "-f", "../../testdata/plans/after.yaml", "--against", "../../testdata/plans/before.yaml")
+		cmd.Env = append(os.Environ(), "NO_COLOR=", "TERM=xterm", tc.env)
+		var text []byte
+		var err error
+		if tc.terminal {
+			text, err = onTerminal(cmd)
+		} else {
+			text, err = cmd.Output()
+		}
+		if err != nil || !bytes.Contains(text, []byte("default/web")) || bytes.Contains(text, []byte("\x1b[")) != tc.want {
+			t.Errorf("%+v: %v: %q", tc, err, text)
+		}
+	}
+}
+
+// onTerminal runs a command whose standard output is a terminal, and returns what it prints.
+func onTerminal(cmd *exec.Cmd) ([]byte, error) {
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer master.Close()
+	fd := int(master.Fd())
+	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stdout = slave
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	text := make(chan []byte)
+	go func() {
+		all, _ := io.ReadAll(master) // it ends with an error once nobody has the other side
+		text <- all
+	}()
+	err = errors.Join(cmd.Wait(), slave.Close())
+	return <-text, err
 }

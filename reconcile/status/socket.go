@@ -71,7 +71,13 @@ func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(s.board.Status(r.URL.Query().Get("service"))) // the client may be gone
+		status := s.board.Status(r.URL.Query().Get("service"))
+		if r.URL.Query().Has("traffic") {
+			if err := s.board.Measure(r.Context(), &status); err != nil {
+				status.TrafficError = err.Error()
+			}
+		}
+		_ = json.NewEncoder(w).Encode(status) // the client may be gone
 	})
 	mux.HandleFunc("GET /v1/snapshot", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -94,10 +100,15 @@ func (s *Server) Close() {
 	s.srv = nil
 }
 
-// Get asks the weir that runs with this state directory for its Status, of the Services that match name.
-func Get(ctx context.Context, stateDir, name string) (*Status, error) {
+// Get asks the weir that runs with this state directory for its Status, of the Services that match name, with their
+// counters if traffic is set.
+func Get(ctx context.Context, stateDir, name string, traffic bool) (*Status, error) {
 	var s Status
-	err := ask(ctx, stateDir, "/v1/status?service="+url.QueryEscape(name), func(body io.Reader) error {
+	query := url.Values{"service": {name}}
+	if traffic {
+		query.Set("traffic", "")
+	}
+	err := ask(ctx, stateDir, "/v1/status?"+query.Encode(), func(body io.Reader) error {
 		return json.NewDecoder(body).Decode(&s)
 	})
 	return &s, err
@@ -143,5 +154,9 @@ func (p Port) String() string {
 	if p.Name != "" {
 		name = p.Name + " " + p.Protocol
 	}
-	return name + " " + strings.Join(p.Addresses, ", ")
+	text := name + " " + strings.Join(p.Addresses, ", ")
+	if p.Connections != nil {
+		text += fmt.Sprintf(", %d connections", *p.Connections)
+	}
+	return text
 }

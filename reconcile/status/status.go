@@ -35,8 +35,10 @@ type Status struct {
 	// LastSync is nil before the first round has ended.
 	LastSync *Sync `json:"lastSync,omitempty"`
 	// DriftRepaired counts the kernel objects that were put right since the start.
-	DriftRepaired int       `json:"driftRepaired"`
-	Services      []Service `json:"services"`
+	DriftRepaired int `json:"driftRepaired"`
+	// TrafficError is why counters that were asked for are missing.
+	TrafficError string    `json:"trafficError,omitempty"`
+	Services     []Service `json:"services"`
 }
 
 // Refused is an input that cannot be used, and why.
@@ -75,6 +77,11 @@ type Port struct {
 	Family    string     `json:"family"`
 	Addresses []string   `json:"addresses"` // "10.96.0.1:80", "node port 30080"
 	Endpoints []Endpoint `json:"endpoints"`
+	// Connections counts those since the kernel's objects for the port were made; nil if that was not asked for, or is not
+	// known.
+	Connections *uint64 `json:"connections,omitempty"`
+
+	key backends.PortKey
 }
 
 // Endpoint is one that traffic may go to.
@@ -93,6 +100,7 @@ type Board struct {
 	node     reconcile.Node
 	entries  map[backends.PortKey]*backends.Entry
 	isolated map[backends.ServiceName]string
+	meter    backends.Meter
 }
 
 // NewBoard returns a Board that has been told nothing.
@@ -203,7 +211,7 @@ func (b *Board) Status(name string) Status {
 }
 
 func portOf(e *backends.Entry) Port {
-	p := Port{Name: e.Key.Port, Protocol: e.Key.Protocol.String(), Family: e.Key.Family.String(), Endpoints: []Endpoint{}}
+	p := Port{key: e.Key, Name: e.Key.Port, Protocol: e.Key.Protocol.String(), Family: e.Key.Family.String(), Endpoints: []Endpoint{}}
 	for _, a := range slices.Concat([]netip.Addr{e.ClusterIP}, e.ExternalIPs, e.LoadBalancerIPs) {
 		p.Addresses = append(p.Addresses, netip.AddrPortFrom(a, e.Port).String())
 	}

@@ -26,7 +26,7 @@ func entry(name string) *backends.Entry {
 // TestSocket asks over a real socket, before there is one, while it is served, after a crash, and after the end.
 func TestSocket(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	if _, err := Get(t.Context(), dir, ""); !errors.Is(err, ErrAbsent) {
+	if _, err := Get(t.Context(), dir, "", false); !errors.Is(err, ErrAbsent) {
 		t.Errorf("without a daemon: %v", err)
 	}
 	b := NewBoard()
@@ -45,7 +45,7 @@ func TestSocket(t *testing.T) {
 	if err != nil || fi.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", fi, err)
 	}
-	got, err := Get(t.Context(), dir, "web")
+	got, err := Get(t.Context(), dir, "web", false)
 	if err != nil || len(got.Services) != 1 || got.Services[0].Name != "web" || got.Mode != "iptables" || got.Revision != "r1" ||
 		got.DriftRepaired != 2 || got.Refused == nil || got.Refused.Revision != "r2" {
 		t.Errorf("%v: %+v", err, got)
@@ -59,11 +59,11 @@ func TestSocket(t *testing.T) {
 		t.Errorf("%v: %+v", err, rec)
 	}
 	b.Report(reconcile.Report{Mode: "iptables", Revision: "r3", Gone: []backends.PortKey{entry("web").Key}})
-	if all, err := Get(t.Context(), dir, ""); err != nil || len(all.Services) != 1 || all.Services[0].Name != "api" {
+	if all, err := Get(t.Context(), dir, "", false); err != nil || len(all.Services) != 1 || all.Services[0].Name != "api" {
 		t.Errorf("%v: %+v", err, all)
 	}
 	s.Close()
-	if _, err := Get(t.Context(), dir, ""); !errors.Is(err, ErrAbsent) {
+	if _, err := Get(t.Context(), dir, "", false); !errors.Is(err, ErrAbsent) {
 		t.Errorf("after the end: %v", err)
 	}
 }

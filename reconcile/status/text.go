@@ -23,6 +23,9 @@ func (s *Status) WriteText(w io.Writer) error {
 		}
 	}
 	fmt.Fprintf(&b, "drift     %d repaired\n", s.DriftRepaired)
+	if s.TrafficError != "" {
+		fmt.Fprintf(&b, "traffic   not known: %q\n", s.TrafficError)
+	}
 	if r := s.Refused; r != nil {
 		fmt.Fprintf(&b, "refused   revision %s, since %s; the one above stays:\n", r.Revision, r.Since)
 		for _, e := range r.Errors {
