@@ -137,13 +137,8 @@ var (
 
 // probe finds out what the kernel and the programs can do for a family.
 func (k *programs) probe(ctx context.Context, f backends.Family) error {
-	for _, verb := range []string{"save", "restore"} {
-		name := program(f, k.mode, verb)
-		path, err := find(name)
-		if err != nil {
-			return fmt.Errorf("%s was not found: install the iptables package (1.8 or later): %w", name, err)
-		}
-		k.paths[name] = path
+	if err := k.findPrograms(f); err != nil {
+		return err
 	}
 	first := len(k.features.Families) == 0
 	all := append(slices.Collect(maps.Values(needs)), probeBPF, probeRandomFully)
@@ -165,6 +160,19 @@ func (k *programs) probe(ctx context.Context, f backends.Family) error {
 	random := k.accepts(ctx, f, probeRandomFully) == nil
 	k.features.BPF = bpf && (first || k.features.BPF)
 	k.features.RandomFully = random && (first || k.features.RandomFully)
+	return nil
+}
+
+// findPrograms finds the programs for a family.
+func (k *programs) findPrograms(f backends.Family) error {
+	for _, verb := range []string{"save", "restore"} {
+		name := program(f, k.mode, verb)
+		path, err := find(name)
+		if err != nil {
+			return fmt.Errorf("%s was not found: install the iptables package (1.8 or later): %w", name, err)
+		}
+		k.paths[name] = path
+	}
 	return nil
 }
 

@@ -46,13 +46,22 @@ func Present() bool {
 	return err == nil && len(missing) == 0
 }
 
+// parts are what is needed of the kernel.
+var parts = []struct {
+	module string
+	does   string
+	probe  func() error
+}{
+	{"ip_vs", "IPVS", probeIPVS},
+	{"dummy", "dummy interfaces", probeDummy},
+	{"ip_set", "ipset", probeIPSet},
+	{"xt_set", "rules that match sets", probeSetMatch},
+}
+
 // lacking names the modules whose work the kernel cannot do. It asks for the work itself: a module may be built in, and a
 // container may see neither /proc/modules nor the files of modules. The kernel loads by itself what it can.
 func lacking() (modules []string, err error) {
-	for _, part := range []struct {
-		module string
-		probe  func() error
-	}{{"ip_vs", probeIPVS}, {"dummy", probeDummy}, {"ip_set", probeIPSet}, {"xt_set", probeSetMatch}} {
+	for _, part := range parts {
 		switch err := part.probe(); {
 		case errors.Is(err, unix.EPERM):
 			return nil, fmt.Errorf("the kernel does not let this process use IPVS: %w; it takes CAP_NET_ADMIN outside of any user namespace", err)

@@ -18,7 +18,7 @@ import (
 )
 
 // patience is how long a test waits for what must come. It is generous, since nothing may depend on how fast the machine is.
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 // mode is one way of programming the kernel that every scenario is run in.
 type mode struct {

@@ -96,7 +96,7 @@ line makes no sense.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newRun(), newReconcile(), newValidate(), newAllocate(), newStatus(), newSnapshot(), newCleanup(), newVersion(), newWarningsHelp())
+	root.AddCommand(newRun(), newReconcile(), newValidate(), newAllocate(), newStatus(), newSnapshot(), newCleanup(), newDoctor(), newVersion(), newWarningsHelp())
 	return root
 }
 

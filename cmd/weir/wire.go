@@ -18,6 +18,7 @@ import (
 
 	"weir/backends"
 	"weir/backends/conntrack"
+	"weir/backends/doctor"
 	"weir/backends/hostnet"
 	"weir/backends/iptables"
 	"weir/backends/ipvs"
@@ -169,11 +170,7 @@ func (w *wiring) probeIPTables(ctx context.Context) (iptables.Kernel, error) {
 var errUnprivileged = errors.New("the kernel's rules cannot be read without privileges; run this as root, or with CAP_NET_ADMIN")
 
 // privileged says whether this process may read and write the rules of its network namespace.
-func privileged() bool {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	return unix.Capget(&header, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_NET_ADMIN) != 0
-}
+func privileged() bool { return doctor.Capable(unix.CAP_NET_ADMIN) }
 
 // chooseMode returns the mode asked for, or iptables and the reason where the node has no IPVS. If nobody asked for one, it
 // is iptables where the node has it, else nftables, and it does not change while the process lives.

@@ -1,0 +1,151 @@
+package doctor
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Module says where a module of the kernel is.
+type Module string
+
+// The places.
+const (
+	Loaded   Module = "loaded"
+	BuiltIn  Module = "built in"
+	Loadable Module = "not loaded"
+	Absent   Module = "absent"
+	Unknown  Module = "unknown" // there is no list of the kernel's modules here, as in a container
+)
+
+// Modules knows the modules of the running kernel. The zero value looks at the system.
+type Modules struct {
+	// Root replaces /.
+	Root string
+	// Release replaces what uname -r says.
+	Release string
+}
+
+// Find says where a module is.
+func (m Modules) Find(name string) Module {
+	if m.mentions("/proc/modules", func(line string) bool { return firstWord(line) == name }) {
+		return Loaded
+	}
+	dir := filepath.Join("/lib/modules", m.release())
+	isFile := func(line string) bool {
+		file, _, _ := strings.Cut(line, ":")
+		base, _, _ := strings.Cut(filepath.Base(strings.TrimSpace(file)), ".ko")
+		return strings.ReplaceAll(base, "-", "_") == name
+	}
+	_, err := os.Stat(filepath.Join(m.Root, dir, "modules.dep"))
+	switch {
+	case m.mentions(filepath.Join(dir, "modules.builtin"), isFile):
+		return BuiltIn
+	case m.mentions(filepath.Join(dir, "modules.dep"), isFile):
+		return Loadable
+	case m.exists(filepath.Join("/sys/module", name)):
+		return BuiltIn // those that have parameters are there, too
+	case errors.Is(err, fs.ErrNotExist):
+		return Unknown
+	}
+	return Absent
+}
+
+// CheckWork is about a module whose work was tried, with the given result. Whether it works counts, and the module is what
+// mends it if it does not.
+func (m Modules) CheckWork(name, module string, result error) Check {
+	c := m.Check(name, module)
+	switch {
+	case result == nil:
+		c.State, c.Detail = OK, "it works"
+		if at := m.Find(module); at == Loaded || at == BuiltIn {
+			c.Detail = fmt.Sprintf("module %s is %s", module, at)
+		}
+	case errors.Is(result, unix.EPERM):
+		c.State, c.Mend = Missing, ""
+		c.Detail = "this process may not use it: it takes CAP_NET_ADMIN outside of any user namespace"
+	case m.Find(module) == Loaded || m.Find(module) == BuiltIn:
+		c.State, c.Mend = Missing, ""
+		c.Detail = fmt.Sprintf("module %s is %s, and yet: %v", module, m.Find(module), result)
+	case c.State == Advice:
+		c.State = Missing
+		c.Detail = fmt.Sprintf("this kernel does not have it (%v), and there is no /lib/modules/%s here to load %s from", result, m.release(), module)
+	}
+	return c
+}
+
+// Check is about modules all of which are needed. One that can be loaded is as good as there, if this process may load it.
+func (m Modules) Check(name string, modules ...string) Check {
+	where := map[Module][]string{}
+	for _, module := range modules {
+		at := m.Find(module)
+		where[at] = append(where[at], module)
+	}
+	c := Check{Name: name, State: OK, Mend: "modprobe -a " + strings.Join(modules, " ")}
+	var told []string
+	for _, at := range []Module{Loaded, BuiltIn, Loadable, Absent, Unknown} {
+		if list := where[at]; len(list) > 0 {
+			told = append(told, strings.Join(list, ", ")+" "+string(at))
+		}
+	}
+	c.Detail = strings.Join(told, "; ")
+	switch {
+	case len(where[Absent]) > 0:
+		c.State, c.Mend = Missing, ""
+		c.Detail += fmt.Sprintf(": install a kernel that has it; %s has not", m.release())
+	case len(where[Unknown]) > 0:
+		c.State, c.Mend = Advice, ""
+		c.Detail += fmt.Sprintf(": there is no /lib/modules/%s here", m.release())
+	case len(where[Loadable]) > 0 && !Capable(unix.CAP_SYS_MODULE):
+		c.State = Missing
+		c.Detail += ", and this process may not load modules"
+	case len(where[Loadable]) > 0:
+		c.Detail += ": loaded when needed"
+	}
+	return c
+}
+
+func (m Modules) release() string {
+	if m.Release != "" {
+		return m.Release
+	}
+	return KernelRelease()
+}
+
+// KernelRelease is what uname -r says.
+func KernelRelease() string {
+	var u unix.Utsname
+	_ = unix.Uname(&u)
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+func (m Modules) exists(name string) bool {
+	_, err := os.Stat(filepath.Join(m.Root, name))
+	return err == nil
+}
+
+func (m Modules) mentions(file string, matches func(line string) bool) bool {
+	f, err := os.Open(filepath.Join(m.Root, file))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		if matches(lines.Text()) {
+			return true
+		}
+	}
+	return false
+}
+
+func firstWord(line string) string {
+	word, _, _ := strings.Cut(line, " ")
+	return word
+}

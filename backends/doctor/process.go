@@ -1,0 +1,53 @@
+package doctor
+
+import (
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Capable says whether this process has a capability, such as unix.CAP_NET_ADMIN.
+func Capable(capability int) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(&header, &data[0]) == nil && data[capability/32].Effective&(1<<(capability%32)) != 0
+}
+
+// NetAdmin is about the capability that every mode but a rootless one needs.
+func NetAdmin() Check {
+	c := Check{Name: "CAP_NET_ADMIN", State: OK, Detail: "this process has it"}
+	if !Capable(unix.CAP_NET_ADMIN) {
+		c.State, c.Detail = Missing, "this process does not have it: run it as root, or give its service AmbientCapabilities=CAP_NET_ADMIN"
+		c.Mend = "weir doctor"
+	}
+	return c
+}
+
+// Kernel is about the kernel, and how this process stands to it.
+func Kernel() Check {
+	c := Check{Name: "kernel", State: OK, Detail: KernelRelease()}
+	if !inFirstUserNamespace() {
+		c.State = Advice
+		c.Detail += ", and this process is in a user namespace: it cannot load modules, nor set all parameters"
+	}
+	return c
+}
+
+// inFirstUserNamespace says whether root of this namespace is root of the system.
+func inFirstUserNamespace() bool {
+	data, err := os.ReadFile("/proc/self/uid_map")
+	return err != nil || strings.Join(strings.Fields(string(data)), " ") == "0 0 4294967295"
+}
+
+// KubeProxy is about what a kube-proxy left, or keeps, on this node.
+func KubeProxy(what string, found map[string]bool) Check {
+	c := Check{Name: "kube-proxy", State: OK, Detail: "nothing of it is here"}
+	if len(found) > 0 {
+		c.State, c.Mend = Advice, "kube-proxy --cleanup"
+		c.Detail = what + " are here, and would serve Services as well: " + strings.Join(slices.Sorted(maps.Keys(found)), ", ")
+	}
+	return c
+}

@@ -1,0 +1,100 @@
+package ipvs
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/moby/ipvs"
+	"github.com/vishvananda/netlink"
+
+	"weir/backends/doctor"
+	"weir/backends/hostnet"
+)
+
+// schedulers are all that kernels have.
+var schedulers = []string{"rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "mh", "fo", "ovf"}
+
+// Doctor looks for what the mode needs, with the scheduler that is to be used, on a kernel of the given version.
+func Doctor(scheduler string, kernel [2]int) []doctor.Check {
+	modules := doctor.Modules{}
+	checks := []doctor.Check{doctor.NetAdmin()}
+	for _, part := range parts {
+		checks = append(checks, modules.CheckWork(part.does, part.module, part.probe()))
+	}
+	checks = append(checks, checkSchedulers(modules, scheduler))
+	if probeIPVS() == nil {
+		for _, s := range (&Backend{set: Settings{Kernel: kernel}}).sysctls() {
+			checks = append(checks, checkSysctl(s))
+		}
+		checks = append(checks, checkServers())
+	}
+	return append(checks, checkKubeProxy())
+}
+
+// checkSchedulers needs one scheduler, and tells of the others.
+func checkSchedulers(modules doctor.Modules, scheduler string) doctor.Check {
+	c := modules.Check("scheduler "+scheduler, "ip_vs_"+scheduler)
+	var have []string
+	for _, s := range schedulers {
+		switch modules.Find("ip_vs_" + s) {
+		case doctor.Absent, doctor.Unknown:
+		default:
+			have = append(have, s)
+		}
+	}
+	if len(have) > 0 {
+		c.Detail += "; there are: " + strings.Join(have, " ")
+	}
+	return c
+}
+
+// checkSysctl is about a parameter that weir sets.
+func checkSysctl(s Sysctl) doctor.Check {
+	c := doctor.Check{Name: s.Name, State: doctor.OK}
+	is, err := hostnet.Sysctl{}.Get(s.Name)
+	switch {
+	case err != nil:
+		c.State, c.Detail = doctor.Advice, err.Error()
+	case is == s.Value:
+		c.Detail = is
+	default:
+		c.Detail = fmt.Sprintf("%s; weir sets it to %s", is, s.Value)
+	}
+	return c
+}
+
+// checkServers tells whose virtual servers there are.
+func checkServers() doctor.Check {
+	c := doctor.Check{Name: "virtual servers", State: doctor.OK}
+	handle, err := ipvs.New("")
+	if err == nil {
+		defer handle.Close()
+		var services []*ipvs.Service
+		if services, err = handle.GetServices(); err == nil {
+			own := 0
+			for _, s := range services {
+				if s.Flags&ownerMask == ownerMark {
+					own++
+				}
+			}
+			others := len(services) - own
+			c.Detail = fmt.Sprintf("of weir: %d, of others: %d", own, others)
+			if others > 0 {
+				c.State, c.Mend = doctor.Advice, "ipvsadm -Ln"
+				c.Detail += ", which weir leaves alone; on an address and port of a Service they are in its way"
+			}
+			return c
+		}
+	}
+	c.State, c.Detail = doctor.Missing, "cannot be listed: "+err.Error()
+	return c
+}
+
+// checkKubeProxy says whether a kube-proxy in its ipvs mode has programmed this node.
+func checkKubeProxy() doctor.Check {
+	found := map[string]bool{}
+	if _, err := netlink.LinkByName("kube-ipvs0"); err == nil {
+		found["kube-ipvs0"] = true
+	}
+	return doctor.KubeProxy("addresses of it", found)
+}
