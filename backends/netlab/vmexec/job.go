@@ -138,7 +138,7 @@ poweroff -f
 // modules are loaded in the guest before anything runs.
 var modules = []string{
 	"veth", "dummy", "bridge", "br_netfilter", "sctp",
-	"nf_tables", "nft_compat", "nft_chain_nat", "nft_masq", "nft_ct", "nft_numgen", "nft_fib_ipv4", "nft_fib_ipv6", "nft_reject_ipv4", "nft_reject_ipv6", "nft_reject_inet",
+	"nf_tables", "nft_compat", "nft_chain_nat", "nft_nat", "nft_masq", "nft_ct", "nft_numgen", "nft_fib_ipv4", "nft_fib_ipv6", "nft_reject_ipv4", "nft_reject_ipv6", "nft_reject_inet",
 	"ip_tables", "ip6_tables", "nf_conntrack", "nf_conntrack_netlink", "ip_set", "xt_set", "ip_vs",
 }
 

@@ -1,0 +1,164 @@
+package main_test
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"weir/backends/doctor"
+	"weir/backends/ipvs"
+	"weir/backends/netlab"
+)
+
+// examine runs weir doctor on the node of a lab and returns its report and its exit code.
+func examine(t *testing.T, node *netlab.Host, args ...string) (doctor.Report, int) {
+	t.Helper()
+	cmd := node.Command(t.Context(), os.Getenv(binaryEnv), append([]string{"doctor", "-o", "json"}, args...)...)
+	return reportOf(t, node, cmd)
+}
+
+func reportOf(t *testing.T, node *netlab.Host, cmd *exec.Cmd) (r doctor.Report, code int) {
+	t.Helper()
+	var out, said strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := node.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if err := json.Unmarshal([]byte(out.String()), &r); err != nil {
+		t.Fatalf("%v: %q, %q", err, out.String(), said.String())
+	}
+	return r, cmd.ProcessState.ExitCode()
+}
+
+// find returns one line of a report.
+func find(t *testing.T, r doctor.Report, mode, name string) doctor.Check {
+	t.Helper()
+	checks := r.Node
+	for _, s := range r.Sections {
+		if s.Name == mode {
+			checks = s.Checks
+		}
+	}
+	for _, c := range checks {
+		if c.Name == name {
+			return c
+		}
+	}
+	t.Fatalf("%s: nothing about %s in %+v", mode, name, checks)
+	return doctor.Check{}
+}
+
+// TestDoctor looks at a node that can run every mode that the kernel has, first as it is and then with what gets in the way.
+func TestDoctor(t *testing.T) {
+	t.Parallel()
+	node := netlab.New(t, netlab.Topology{Pods: 1}).Node()
+	before := kernelState(t, node)
+
+	r, code := examine(t, node)
+	if code != 0 || !r.Usable || r.Mode != "iptables" {
+		t.Errorf("exit %d, usable %v, mode %q", code, r.Usable, r.Mode)
+	}
+	for _, s := range r.Sections {
+		if want := s.Name != "ipvs" || ipvs.Present(); s.Usable != want {
+			t.Errorf("mode %s usable: %v, want %v: %+v", s.Name, s.Usable, want, s.Checks)
+		}
+	}
+	for _, mode := range []string{"iptables", "nftables", "ipvs", "userspace"} {
+		want := 0
+		if mode == "ipvs" && !ipvs.Present() {
+			want = 1
+		}
+		if r, code := examine(t, node, "--mode", mode); code != want || r.Mode != mode {
+			t.Errorf("asked about %s: exit %d, mode %q; want exit %d", mode, code, r.Mode, want)
+		}
+	}
+	if diff := cmp.Diff(before, kernelState(t, node)); diff != "" {
+		t.Errorf("the examination changed the kernel (-before +after):\n%s", diff)
+	}
+
+	disturb(t, node)
+	r, _ = examine(t, node)
+	for _, tc := range []struct{ mode, name, detail string }{
+		{"", "net.ipv6.conf.all.forwarding", "0: IPv6 packets are not forwarded"},
+		{"iptables", "kube-proxy", "KUBE-SERVICES (iptables-nft-save)"},
+		{"iptables", "mechanisms", "a packet meets all of them"},
+		{"nftables", "kube-proxy", "ip kube-proxy"},
+	} {
+		if c := find(t, r, tc.mode, tc.name); c.State != doctor.Advice || !strings.Contains(c.Detail, tc.detail) || c.Mend == "" {
+			t.Errorf("%s: %+v, want advice with %q", tc.name, c, tc.detail)
+		}
+	}
+}
+
+// disturb makes what an examination should find.
+func disturb(t *testing.T, node *netlab.Host) {
+	t.Helper()
+	for _, cmd := range []string{
+		"sysctl -qw net.ipv6.conf.all.forwarding=0",
+		"iptables-nft -t nat -N KUBE-SERVICES",
+		"iptables-legacy -t nat -N OTHER",
+		"nft add table ip kube-proxy",
+	} {
+		words := strings.Fields(cmd)
+		if _, err := node.Exec(t.Context(), words[0], words[1:]...); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// kernelState is what an examination must not change.
+func kernelState(t *testing.T, node *netlab.Host) string {
+	t.Helper()
+	var all strings.Builder
+	for _, cmd := range []string{"nft list ruleset", "ip -o address", "cat /proc/net/ip_tables_names", "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding"} {
+		words := strings.Fields(cmd)
+		out, err := node.Exec(context.Background(), words[0], words[1:]...)
+		if err != nil && words[0] != "cat" {
+			t.Fatal(err)
+		}
+		all.WriteString(out)
+	}
+	return all.String()
+}
+
+// TestDoctorWithoutPrivileges is the same node seen by somebody who may not program it.
+func TestDoctorWithoutPrivileges(t *testing.T) {
+	t.Parallel()
+	node := netlab.New(t, netlab.Topology{Pods: 1}).Node()
+	cmd := exec.CommandContext(t.Context(), os.Getenv(binaryEnv), "doctor", "-o", "json")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER} // whose root is nobody here
+	r, code := reportOf(t, node, cmd)
+	if code != 1 || r.Usable || r.Mode != "" {
+		t.Errorf("exit %d, usable %v, mode %q", code, r.Usable, r.Mode)
+	}
+	for _, mode := range []string{"iptables", "nftables", "ipvs"} {
+		if c := find(t, r, mode, "CAP_NET_ADMIN"); c.State != doctor.Missing {
+			t.Errorf("%s: %+v", mode, c)
+		}
+	}
+	if c := find(t, r, "", "kernel"); c.State != doctor.Advice || !strings.Contains(c.Detail, "in a user namespace") {
+		t.Errorf("%+v", c)
+	}
+}
+
+// TestDoctorText is the form for people.
+func TestDoctorText(t *testing.T) {
+	t.Parallel()
+	node := netlab.New(t, netlab.Topology{Pods: 1}).Node()
+	out, err := node.Exec(t.Context(), os.Getenv(binaryEnv), "doctor", "--proxy-mode", "nftables")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"node\n  ok       kernel ", "\nmode iptables: can run\n", "\nweir can run here in mode nftables.\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in:\n%s", want, out)
+		}
+	}
+}
