@@ -50,8 +50,13 @@ func (s scripted) Watch(ctx context.Context, out chan<- spec.Update) error {
 // run watches until n Updates came, and ends.
 func run(t *testing.T, file, cluster string, n int, script ...spec.Update) []spec.Update {
 	t.Helper()
+	return runFor(t, file, func() string { return cluster }, n, script...)
+}
+
+func runFor(t *testing.T, file string, cluster func() string, n int, script ...spec.Update) []spec.Update {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	src := New(Options{Source: scripted(script), File: file, Cluster: func() string { return cluster }, Node: "n", Grace: time.Hour, Interval: time.Hour})
+	src := New(Options{Source: scripted(script), File: file, Cluster: cluster, Node: "n", Grace: time.Hour, Interval: time.Hour})
 	out, done := make(chan spec.Update), make(chan error, 1)
 	go func() { done <- src.Watch(ctx, out) }()
 	var got []spec.Update
@@ -90,6 +95,24 @@ func TestServesWhatWasKept(t *testing.T) {
 	}
 	if got := run(t, file, "another", 1, away); got[0].Snapshot != nil {
 		t.Error("what another cluster said is served")
+	}
+}
+
+// TestCredentialsComeLater has a start that cannot tell the cluster at first, as before a disk is mounted.
+func TestCredentialsComeLater(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "api")
+	run(t, file, "c", 1, spec.Update{Snapshot: snapshot("7"), Delta: spec.Delta{All: true}})
+	asked := 0
+	cluster := func() string {
+		if asked++; asked == 1 {
+			return ""
+		}
+		return "c"
+	}
+	none, away := spec.Update{Err: errors.New("no credentials")}, spec.Update{Err: errors.New("away")}
+	got := runFor(t, file, cluster, 3, none, away)
+	if got[0].Err == nil || got[1].Snapshot == nil || !got[1].Revision.Stale || got[2].Err == nil {
+		t.Errorf("got %+v", got)
 	}
 }
 

@@ -137,7 +137,7 @@ func (s *Source) restore(cluster string) *spec.Snapshot {
 
 // keep writes a Snapshot and says whether that worked.
 func (s *Source) keep(snap *spec.Snapshot) bool {
-	err := os.MkdirAll(filepath.Dir(s.o.File), 0o755)
+	err := os.MkdirAll(filepath.Dir(s.o.File), 0o700)
 	if err == nil {
 		err = save(s.o.File, header{Cluster: s.o.Cluster(), Node: s.o.Node, Revision: snap.Revision.ID, Saved: time.Now().UTC()}, snap)
 	}
