@@ -33,7 +33,9 @@ const descriptorsKept = 256
 
 func (l Limits) withDefaults() Limits {
 	files := descriptors()
-	l.pipes = min(max(files/32, 32), 512)
+	if l.pipes == 0 {
+		l.pipes = min(max(files/32, 32), 512)
+	}
 	if l.Connections == 0 {
 		l.Connections = max(64, (files-descriptorsKept-2*l.pipes)/2)
 	}
