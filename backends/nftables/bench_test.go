@@ -110,6 +110,38 @@ func BenchmarkProgram(b *testing.B) {
 	}
 }
 
+// BenchmarkComments is what it costs that dispatching elements name their Service.
+func BenchmarkComments(b *testing.B) {
+	for _, comments := range []bool{true, false} {
+		b.Run(fmt.Sprint(comments), func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				r := newRig(b, ipv4Config(), netlab.Topology{Pods: 1})
+				p := creation(benchItems(b, r.b, 10_000))
+				for i, c := range p.Changes {
+					if f, ok := c.New.(frontItem); ok && !comments {
+						p.Changes[i].New = f.uncommented()
+					}
+				}
+				b.StartTimer()
+				r.apply(p)
+				b.StopTimer()
+				_ = r.b.Close()
+				b.StartTimer()
+			}
+		})
+	}
+}
+
+func (i frontItem) uncommented() frontItem {
+	var elements []element
+	i.elements(func(e element) {
+		e.comment = ""
+		elements = append(elements, e)
+	})
+	return newFrontItem(i.key(), elements)
+}
+
 // BenchmarkChange replaces one endpoint of one Service, with the watch for what others write on.
 func BenchmarkChange(b *testing.B) {
 	for _, n := range sizes() {
