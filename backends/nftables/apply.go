@@ -22,10 +22,10 @@ const (
 	refusals = 8
 )
 
-// Apply executes a Plan in one transaction, or, where the socket takes no batch of that size, in several: tables, maps
-// and chains first, then the fronts, each of them whole within one transaction, then what is no longer needed. If the kernel
-// finds something wrong, the tables are read, the plan is made anew from what they really hold, and what is still refused
-// is left out and named.
+// Apply executes a Plan in one transaction, or, where that would be too large, in several: tables, maps and chains first,
+// then the fronts, each of them whole within one transaction, then what is no longer needed. If the kernel finds something
+// wrong, the tables are read, the plan is made anew from what they really hold, and what is still refused is left out and
+// named.
 func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
 	if p.Empty() {
 		return backends.Result{}
