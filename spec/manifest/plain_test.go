@@ -2,11 +2,14 @@ package manifest
 
 import (
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
@@ -89,6 +92,38 @@ func TestNotPlain(t *testing.T) {
 		if _, ok := plainToJSON([]byte(doc)); ok {
 			t.Errorf("%.20q is taken for plain", doc)
 		}
+	}
+}
+
+// TestRandomPlain puts together what YAML is made of.
+func TestRandomPlain(t *testing.T) {
+	parts := []string{
+		"a", "b", "cd", "a: ", "b: ", "c:", "d:\n", "- ", "-", " ", "  ", "    ", "\n", "\n", "\n  ", "\n    ", "\n- ", "\n  - ", "'", "\"", "'x y'", "\"x: y\"",
+		"{", "}", "[", "]", ",", ", ", ":", ": ", "#", " # c", "1", "0", "012", "1.5", "yes", "true", "null", "fd00::1", "10.0.0.1/8", "1:2:3",
+		"|", ">", "&a ", "*a", "!", "---", "---\n", "...", "a: {b: c, d: [e, 1]}", "a: [b, 'c']\n", "e:\n- f: 1\n  g: h\n", "@", "/x", "x/y:80", "=", "_",
+	}
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	plain, count := 0, 100_000
+	if n, err := strconv.Atoi(os.Getenv("WEIR_RANDOM_PLAIN")); err == nil {
+		count = n
+	}
+	var doc []byte
+	for range count {
+		// Of few parts more comes that is plain.
+		rng.Shuffle(len(parts), func(i, j int) { parts[i], parts[j] = parts[j], parts[i] })
+		palette := parts[:2+rng.IntN(8)]
+		doc = doc[:0]
+		for range 1 + rng.IntN(14) {
+			doc = append(doc, palette[rng.IntN(len(palette))]...)
+		}
+		if checkPlain(t, doc) {
+			plain++
+		}
+	}
+	if t.Logf("%d of %d were plain", plain, count); plain < count/100 {
+		t.Errorf("only %d of %d were plain", plain, count)
 	}
 }
 
