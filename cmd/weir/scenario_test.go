@@ -1,12 +1,16 @@
 package main_test
 
 import (
+	"context"
+	"encoding/json"
 	"flag"
 	"hash/fnv"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -92,8 +96,12 @@ func runScenario(t *testing.T, s scenario, m mode, seed uint64) {
 
 	for i, st := range s.steps {
 		d.write(st.files)
+		made := func() {}
 		if i == 0 {
 			checkGolden(t, d, s.name)
+			if m.proxies {
+				made = expectMade(t, d, st)
+			}
 			d.start()
 		}
 		if m.proxies {
@@ -106,6 +114,7 @@ func runScenario(t *testing.T, s scenario, m mode, seed uint64) {
 			st.rows = takingTurns(st.rows)
 		}
 		d.awaitSync()
+		made()
 		d.checkRows(st.name, st.rows, flows)
 		if random.IntN(2) == 0 {
 			d.kill()
@@ -181,6 +190,54 @@ func (d *daemon) checkLeavesNothing(before string) {
 	if left := d.ownRules(); left != "" {
 		d.t.Errorf("cleanup left:\n%s", left)
 	}
+}
+
+// expectMade makes a dry run, and returns what checks afterwards that weir run made what was printed, no less and no more:
+// that is what a plan for the same settings without a Service deletes. (TestPlansNeverLie shows it for the modes that keep
+// everything in the kernel.)
+func expectMade(t *testing.T, d *daemon, st step) (check func()) {
+	t.Helper()
+	settings := t.TempDir()
+	for name, text := range st.files {
+		if strings.Contains(text, "KubeProxyConfiguration") || strings.Contains(text, "WeirConfiguration") || strings.Contains(text, "kind: Node") {
+			if err := os.WriteFile(filepath.Join(settings, filepath.Base(name)), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	printed := d.changes("create", d.dir)
+	for id := range d.changes("create", settings, "--allow-empty") {
+		delete(printed, id) // it is there whether or not there are Services
+	}
+	return func() {
+		t.Helper()
+		if diff := cmp.Diff(printed, d.changes("delete", settings, "--allow-empty")); diff != "" {
+			t.Errorf("the plan printed other things than were made (-printed +made):\n%s", diff)
+		}
+	}
+}
+
+// changes returns the Items of one kind of changes in the plan for a directory, by ID.
+func (d *daemon) changes(op, dir string, more ...string) map[string]string {
+	d.t.Helper()
+	args := slices.Concat([]string{"reconcile", "-f", dir, "--hostname-override", "node", "--state-dir", d.state, "--dry-run", "--detail", "kernel", "-o", "json"}, d.mode.flags, d.flags, more)
+	out, err := d.lab.Node().Exec(context.Background(), os.Getenv(binaryEnv), args...)
+	var plan struct {
+		Changes []struct{ Op, ID, Old, New string }
+	}
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &plan)
+	}
+	if err != nil {
+		d.t.Fatalf("dry run: %v", err)
+	}
+	all := map[string]string{}
+	for _, c := range plan.Changes {
+		if c.Op == op {
+			all[c.ID] = c.Old + c.New
+		}
+	}
+	return all
 }
 
 // checkGolden compares the plan for an empty kernel with the one on record.
