@@ -175,7 +175,10 @@ func (b *Backend) baseMangle(f backends.Family) []backends.Item {
 	mark := "-m set --match-set " + set + " dst,dst -j SET --map-set " + set + " dst,dst --map-mark"
 	items := []backends.Item{
 		// What the node itself sends comes to the filter table only after IPVS.
-		chain(at, outputChain, "-m conntrack --ctstate NEW "+guard(f)+" -j DROP", mark),
+		chain(at, outputChain,
+			"-m conntrack --ctstate NEW "+guard(f)+" -j DROP",
+			mark,
+			"-m conntrack --ctstate NEW -m mark ! --mark "+bit(b.inside)+" -m set --match-set "+named(dropSet, f)+" dst,dst -j DROP"),
 		Rules(at + "OUTPUT -j " + outputChain),
 	}
 	if yes := b.pods[f].yes; yes != "" {

@@ -1,9 +1,9 @@
 package ipvs
 
 import (
-	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"syscall"
@@ -33,7 +33,7 @@ func once(t *testing.T, h *netlab.Host) {
 			if err != nil {
 				return
 			}
-			fmt.Fprintln(conn, h.Name)
+			fmt.Fprint(conn, h.Name)
 			conn.Close()
 		}
 	}()
@@ -57,7 +57,7 @@ func connectFrom(h *netlab.Host, port uint16, to netip.AddrPort) (who string, re
 		return "", 0, err
 	}
 	defer conn.Close()
-	who, err = bufio.NewReader(conn).ReadString('\n')
+	answer, err := io.ReadAll(conn) // to the end, so that the server is the first to close
 	if err != nil {
 		return "", 0, err
 	}
@@ -70,7 +70,7 @@ func connectFrom(h *netlab.Host, port uint16, to netip.AddrPort) (who string, re
 			}
 		})
 	}
-	return who[:len(who)-1], retransmits, err
+	return string(answer), retransmits, err
 }
 
 // TestPain06PortReuse: connections from one source port, one right after the other, are neither delayed nor sent to an
@@ -107,5 +107,18 @@ func TestPain06PortReuse(t *testing.T) {
 	n.converge(t, web(1, -1))
 	for range connections / 4 {
 		connect("pod1")
+	}
+}
+
+// TestPain06ReuseModeByKernel: the setting that avoids the delay depends on the kernel, and is wrong in the others.
+func TestPain06ReuseModeByKernel(t *testing.T) {
+	for kernel, want := range map[[2]int]string{{4, 19}: "0", {5, 8}: "0", {5, 9}: "1", {5, 15}: "1", {6, 1}: "1"} {
+		set := testSettings()
+		set.Kernel = kernel
+		for _, s := range New(testConfig(), set, nil, nil).sysctls() {
+			if s.Name == "net.ipv4.vs.conn_reuse_mode" && s.Value != want {
+				t.Errorf("on a kernel %v it is set to %s, want %s", kernel, s.Value, want)
+			}
+		}
 	}
 }
