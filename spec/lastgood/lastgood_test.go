@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -50,22 +51,23 @@ func (s scripted) Watch(ctx context.Context, out chan<- spec.Update) error {
 // run watches until n Updates came, and ends.
 func run(t *testing.T, file, cluster string, n int, script ...spec.Update) []spec.Update {
 	t.Helper()
-	return runFor(t, file, func() string { return cluster }, n, script...)
+	enough := func(got []spec.Update) bool { return len(got) == n }
+	return runUntil(t, file, func() string { return cluster }, enough, script...)
 }
 
-func runFor(t *testing.T, file string, cluster func() string, n int, script ...spec.Update) []spec.Update {
+func runUntil(t *testing.T, file string, cluster func() string, enough func([]spec.Update) bool, script ...spec.Update) []spec.Update {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	src := New(Options{Source: scripted(script), File: file, Cluster: cluster, Node: "n", Grace: time.Hour, Interval: time.Hour})
 	out, done := make(chan spec.Update), make(chan error, 1)
 	go func() { done <- src.Watch(ctx, out) }()
 	var got []spec.Update
-	for len(got) < n {
+	for !enough(got) {
 		select {
 		case u := <-out:
 			got = append(got, u)
 		case <-time.After(time.Minute):
-			t.Fatalf("%d Updates, want %d", len(got), n)
+			t.Fatalf("%d Updates are not enough: %+v", len(got), got)
 		}
 	}
 	cancel()
@@ -110,10 +112,8 @@ func TestCredentialsComeLater(t *testing.T) {
 		return "c"
 	}
 	none, away := spec.Update{Err: errors.New("no credentials")}, spec.Update{Err: errors.New("away")}
-	got := runFor(t, file, cluster, 3, none, away)
-	if got[0].Err == nil || got[1].Snapshot == nil || !got[1].Revision.Stale || got[2].Err == nil {
-		t.Errorf("got %+v", got)
-	}
+	stale := func(u spec.Update) bool { return u.Snapshot != nil && u.Revision.Stale }
+	runUntil(t, file, cluster, func(got []spec.Update) bool { return slices.ContainsFunc(got, stale) }, none, away)
 }
 
 func TestDamagedFilesAreIgnored(t *testing.T) {

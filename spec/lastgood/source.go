@@ -64,56 +64,94 @@ func (s *Source) Watch(ctx context.Context, out chan<- spec.Update) error {
 	in, ended := make(chan spec.Update), make(chan error, 1)
 	go func() { ended <- s.o.Source.Watch(ctx, in) }()
 
-	var box spec.Outbox
-	var unsaved *spec.Snapshot
-	answered, served := false, false
-	grace, write := time.NewTimer(s.o.Grace), time.NewTimer(0)
-	<-write.C
+	l := &loop{Source: s, write: time.NewTimer(0), written: make(chan bool)}
+	<-l.write.C
+	defer l.write.Stop()
+	grace := time.NewTimer(s.o.Grace)
 	defer grace.Stop()
-	defer write.Stop()
-	due := false
-	serve := func() {
-		if answered || served {
-			return
-		}
-		cluster := s.o.Cluster()
-		served = cluster != "" // else the next error is another occasion
-		if snap := s.restore(cluster); snap != nil {
-			box.Put(spec.Update{Snapshot: snap, Delta: spec.Delta{All: true}, Revision: snap.Revision})
-		}
-	}
 	for {
-		offer, news := box.Offer(out)
+		offer, news := l.box.Offer(out)
 		select {
 		case err := <-ended:
-			if unsaved != nil {
-				s.keep(unsaved)
-			}
+			l.finish()
 			return err
 		case <-grace.C:
-			serve()
+			l.serve()
 		case u := <-in:
-			if u.Err != nil {
-				serve()
-			} else {
-				answered, unsaved = true, u.Snapshot
-				if !due {
-					due = true
-					write.Reset(s.o.Interval)
-				}
-			}
-			box.Put(u)
-		case <-write.C:
-			start := time.Now()
-			if s.keep(unsaved) {
-				unsaved = nil
-			}
-			if due = unsaved != nil; due {
-				write.Reset(max(s.o.Interval, writeShare*time.Since(start)))
-			}
+			l.take(u)
+		case <-l.write.C:
+			l.save()
+		case ok := <-l.written:
+			l.saved(ok)
 		case offer <- news:
-			box.Sent()
+			l.box.Sent()
 		}
+	}
+}
+
+// loop is one Watch. Everything in it belongs to one goroutine; another one writes, so that no news waits for a disk.
+type loop struct {
+	*Source
+	box spec.Outbox
+	// answered says that the Source has sent a Snapshot, and served that what was kept was looked for.
+	answered, served bool
+
+	// unsaved is what is to be written next, and writing what is being written; nil if there is none.
+	unsaved, writing *spec.Snapshot
+	// paced says that writing is not nil, or that the pause after a write has not ended; write fires when it has.
+	paced   bool
+	write   *time.Timer
+	started time.Time
+	written chan bool
+}
+
+func (l *loop) take(u spec.Update) {
+	if u.Err != nil {
+		l.serve()
+	} else {
+		l.answered, l.unsaved = true, u.Snapshot
+		if !l.paced { // the first is not to wait: a node may lose its power in its first seconds
+			l.save()
+		}
+	}
+	l.box.Put(u)
+}
+
+// serve puts what was kept into the outbox, once, if the Source has nothing to say.
+func (l *loop) serve() {
+	if l.answered || l.served {
+		return
+	}
+	cluster := l.o.Cluster()
+	l.served = cluster != "" // else the next error is another occasion
+	if snap := l.restore(cluster); snap != nil {
+		l.box.Put(spec.Update{Snapshot: snap, Delta: spec.Delta{All: true}, Revision: snap.Revision})
+	}
+}
+
+// save begins to write what is to be written, if anything is.
+func (l *loop) save() {
+	l.writing, l.unsaved, l.paced, l.started = l.unsaved, nil, l.unsaved != nil, time.Now()
+	if snap := l.writing; snap != nil {
+		go func() { l.written <- l.keep(snap) }()
+	}
+}
+
+func (l *loop) saved(ok bool) {
+	if !ok && l.unsaved == nil {
+		l.unsaved = l.writing
+	}
+	l.writing = nil
+	l.write.Reset(max(l.o.Interval, writeShare*time.Since(l.started)))
+}
+
+// finish writes what is not written.
+func (l *loop) finish() {
+	if l.writing != nil {
+		l.saved(<-l.written)
+	}
+	if l.unsaved != nil {
+		l.keep(l.unsaved)
 	}
 }
 
@@ -137,9 +175,13 @@ func (s *Source) restore(cluster string) *spec.Snapshot {
 
 // keep writes a Snapshot and says whether that worked.
 func (s *Source) keep(snap *spec.Snapshot) bool {
+	cluster := s.o.Cluster()
+	if cluster == "" {
+		return false // nobody could tell later what it is for
+	}
 	err := os.MkdirAll(filepath.Dir(s.o.File), 0o700)
 	if err == nil {
-		err = save(s.o.File, header{Cluster: s.o.Cluster(), Node: s.o.Node, Revision: snap.Revision.ID, Saved: time.Now().UTC()}, snap)
+		err = save(s.o.File, header{Cluster: cluster, Node: s.o.Node, Revision: snap.Revision.ID, Saved: time.Now().UTC()}, snap)
 	}
 	if err != nil {
 		s.o.Log.Warn("the state of the Kubernetes API cannot be kept for the next start", "error", fmt.Errorf("%s: %w", s.o.File, err))
