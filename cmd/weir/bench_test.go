@@ -38,7 +38,7 @@ const endpointsPerService = 5
 func BenchmarkNode(b *testing.B) {
 	for _, m := range modes {
 		if m.proxies {
-			continue // "weir reconcile" is not for it; backends/userspace has benchmarks of its own
+			continue // "weir reconcile" is not for it; BenchmarkProxy is
 		}
 		sizes := []int{1000, 10000}
 		if m.name == "nftables" {
