@@ -190,7 +190,7 @@ func (l *liar) step(name string) {
 	if l.mode == modeIPTables {
 		saved := l.save()
 		for _, program := range p.Groups[0].Kernel.Programs {
-			execute1(t, program.Input, program.Args...)
+			pipe(t, program.Input, program.Args...)
 		}
 		byHand = l.kernel()
 		l.restore(saved)
@@ -289,7 +289,7 @@ func (l *liar) save() string {
 	l.t.Helper()
 	var b strings.Builder
 	for _, program := range l.programs {
-		for line := range strings.Lines(execute1(l.t, "", strings.Fields(program)...)) {
+		for line := range strings.Lines(pipe(l.t, "", strings.Fields(program)...)) {
 			if line[0] != '#' {
 				b.WriteString(line)
 			}
@@ -306,14 +306,15 @@ func (l *liar) restore(saved string) {
 		restore := strings.TrimSuffix(l.programs[i], "-save") + "-restore"
 		for _, table := range []string{"filter", "nat"} {
 			if !strings.Contains(text, "*"+table+"\n") { // it was not there
-				execute1(l.t, "*"+table+"\nCOMMIT\n", restore)
+				pipe(l.t, "*"+table+"\nCOMMIT\n", restore)
 			}
 		}
-		execute1(l.t, strings.TrimSpace(text)+"\n", restore)
+		pipe(l.t, strings.TrimSpace(text)+"\n", restore)
 	}
 }
 
-func execute1(t *testing.T, stdin string, args ...string) string {
+// pipe runs a program with an input, and returns what it prints.
+func pipe(t *testing.T, stdin string, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
 	var errOut bytes.Buffer

@@ -81,9 +81,9 @@ func TestStatusTraffic(t *testing.T) {
 				}
 			}
 			got := weir(t, "", "status", "web", "--traffic", "--state-dir", d.state)
-			want := "10.96.0.10:80, 5 connections\n"
+			want := "10.96.0.10:80; connections: 5\n"
 			if flags[1] == "nftables" {
-				want = `traffic   not known: "this proxy mode counts no connections"`
+				want = `traffic   not known: "weir counts no connections in this proxy mode"`
 			}
 			if got.code != 0 || !strings.Contains(got.stdout, want) {
 				t.Errorf("exit code %d: %s%s", got.code, got.stdout, got.stderr)

@@ -156,7 +156,7 @@ func (p Port) String() string {
 	}
 	text := name + " " + strings.Join(p.Addresses, ", ")
 	if p.Connections != nil {
-		text += fmt.Sprintf(", %d connections", *p.Connections)
+		text += fmt.Sprintf("; connections: %d", *p.Connections)
 	}
 	return text
 }

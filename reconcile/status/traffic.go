@@ -7,8 +7,8 @@ import (
 	"weir/backends"
 )
 
-// errNoCounters says that the proxy mode in force counts no connections.
-var errNoCounters = errors.New("this proxy mode counts no connections")
+// errNoCounters says that the backend in force is no Meter.
+var errNoCounters = errors.New("weir counts no connections in this proxy mode")
 
 // Metered tells which backend is in force; one that is no backends.Meter counts nothing.
 func (b *Board) Metered(backend backends.Backend) {

@@ -203,6 +203,7 @@ func FuzzUpdate(f *testing.F) {
 		}
 	}
 	f.Add([]byte(serviceYAML(1, 2)), false)
+	f.Add(append([]byte(yamlService("a", "  type: NodePort\n")+"---\n"), lockOf("{name: a, clusterIPs: [10.96.7.7], nodePorts: [{port: 80, nodePort: 30007}], healthCheckNodePort: 30008}").Data...), false)
 	f.Fuzz(func(t *testing.T, data []byte, json bool) {
 		path := map[bool]string{true: "a.json", false: "a.yaml"}[json]
 		s := NewSet(Options{Weir: func(w *spec.WeirConfiguration) { w.AllowEmpty = true }})
