@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"weir/backends/ipvs"
 	"weir/backends/netlab"
 )
@@ -280,15 +282,12 @@ func hideIPVS(t *testing.T) (restore func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var loaded []string
 	for line := range strings.Lines(string(lines)) {
 		if name, _, _ := strings.Cut(line, " "); strings.HasPrefix(name, "ip_vs_") {
-			loaded = append(loaded, name)
+			unload(t, name)
 		}
 	}
-	if out, err := exec.Command("modprobe", append(append([]string{"-r"}, loaded...), "ip_vs")...).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	unload(t, "ip_vs")
 	release, err := exec.Command("uname", "-r").Output()
 	if err != nil {
 		t.Fatal(err)
@@ -308,4 +307,11 @@ func hideIPVS(t *testing.T) (restore func()) {
 	}
 	t.Cleanup(restore)
 	return restore
+}
+
+func unload(t *testing.T, module string) {
+	t.Helper()
+	if err := unix.DeleteModule(module, unix.O_NONBLOCK); err != nil && !errors.Is(err, unix.ENOENT) {
+		t.Fatalf("unload %s: %v", module, err)
+	}
 }
