@@ -90,13 +90,8 @@ func TestFallbackWithoutIPVS(t *testing.T) {
 	d.expectHTTP("http://127.0.0.1:10249/metrics", 200, `weir_proxy_mode_fallback_info{reason="ipvs was asked for, but the kernel lacks ip_vs`)
 
 	const remedy = "modprobe -a ip_vs"
-	out, err := d.lab.Node().Exec(t.Context(), os.Getenv(binaryEnv), "status", "-o", "json", "--state-dir", d.state)
-	var status struct{ Mode, ModeReason string }
-	if err == nil {
-		err = json.Unmarshal([]byte(out), &status)
-	}
-	if err != nil || status.Mode != "iptables" || !strings.Contains(status.ModeReason, remedy) {
-		t.Errorf("weir status says %+v, %v", status, err)
+	if mode, reason, err := d.modeInForce(); err != nil || mode != "iptables" || !strings.Contains(reason, remedy) {
+		t.Errorf("weir status says %s (%s), %v", mode, reason, err)
 	}
 	d.write(map[string]string{"config.yaml": ipvsConfig + "enableProfiling: true\n"}) // the mode is chosen again
 	d.expectHTTP("http://127.0.0.1:10249/debug/pprof/cmdline", 200, "weir")
@@ -156,6 +151,16 @@ func TestPain09_SwitchesAroundIPVS(t *testing.T) {
 	d.checkLeavesNothing(before)
 }
 
+// modeInForce is what weir status says.
+func (d *daemon) modeInForce() (mode, reason string, err error) {
+	out, err := d.lab.Node().Exec(context.Background(), os.Getenv(binaryEnv), "status", "-o", "json", "--state-dir", d.state)
+	var status struct{ Mode, ModeReason string }
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &status)
+	}
+	return status.Mode, status.ModeReason, err
+}
+
 // startNewConnections keeps asking, with a connection for each question.
 func startNewConnections(lab *netlab.Lab, to netip.AddrPort) *load {
 	l := &load{}
@@ -180,12 +185,18 @@ func TestIPVSComesWhereItWasMissing(t *testing.T) {
 	d.start()
 	d.awaitLog("IPVS CANNOT BE USED")
 	d.awaitAnswer("pod1")
-	d.expectHTTP("http://127.0.0.1:10249/proxyMode", 200, "iptables")
+	inForce := func(want string) {
+		t.Helper()
+		if mode, reason, err := d.modeInForce(); mode != want {
+			t.Errorf("weir status says %s (%s), %v; want %s", mode, reason, err, want)
+		}
+	}
+	inForce("iptables")
 	restore()
 	d.awaitLog("IPVS can be used now")
 	d.awaitSync()
 	d.awaitAnswer("pod1")
-	d.expectHTTP("http://127.0.0.1:10249/proxyMode", 200, "ipvs")
+	inForce("ipvs")
 	if own := d.ownRules(); !strings.Contains(own, "10.96.0.10:80") || strings.Contains(own, "WEIR-SERVICES") {
 		t.Errorf("the kernel holds:\n%s", own)
 	}
