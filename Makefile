@@ -58,7 +58,7 @@ testserver:
 # The tests of IPVS, and packets in the other modes, on Debian's kernel in a virtual machine.
 vm-test: deps bin/vmexec
 	CGO_ENABLED=0 $(GO) test -count=1 -timeout 20m -exec $(CURDIR)/bin/vmexec ./backends/ipvs
-	CGO_ENABLED=0 $(GO) test -count=1 -timeout 20m -exec $(CURDIR)/bin/vmexec ./cmd/weir -run 'TestDoctor|TestScenario/^(ipvs|iptables-nft|nftables)$$'
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 20m -exec $(CURDIR)/bin/vmexec ./cmd/weir -run 'TestDoctor|TestIPVS|TestPain09_SwitchesAroundIPVS|TestScenario/^(ipvs|iptables-nft|nftables)$$'
 
 # A shell in that machine, with weir in it.
 vm-shell: deps bin/vmexec

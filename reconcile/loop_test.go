@@ -350,3 +350,49 @@ func TestLoopFollowsTheNode(t *testing.T) {
 		}
 	})
 }
+
+// draining is a backend that has something to take down, one of it with each Reap.
+type draining struct {
+	backends.Backend
+	left  int
+	err   error
+	reaps []time.Time
+}
+
+func (d *draining) Reap(context.Context) (int, error) {
+	d.reaps = append(d.reaps, time.Now())
+	if d.err == nil && d.left > 0 {
+		d.left--
+	}
+	return d.left, d.err
+}
+
+// TestLoopReaps: a round may leave something for connections that are open. The backend is asked for it until nothing is
+// left, and not again before the next round.
+func TestLoopReaps(t *testing.T) {
+	runLoop(t, 0, time.Hour, func(w *loopWorld) {
+		d := &draining{Backend: w.settings.Backend, left: 3}
+		w.settings.Backend = d
+		reaps := func() int {
+			w.takeOver()
+			n := len(d.reaps)
+			d.reaps = nil
+			return n
+		}
+		w.start()
+		w.sleep(time.Minute)
+		if n := reaps(); n != 3 {
+			t.Errorf("after a round that left 3 it was asked %d times", n)
+		}
+		w.sleep(time.Minute)
+		if n := reaps(); n != 0 {
+			t.Errorf("with nothing left it was asked %d times", n)
+		}
+		d.err = errors.New("busy")
+		w.change(2)
+		w.sleep(5*reapPeriod + reapPeriod/2)
+		if n := reaps(); n != 5 {
+			t.Errorf("in five periods of an error it was asked %d times", n)
+		}
+	})
+}
