@@ -159,6 +159,7 @@ func (d *dataPath) read(ctx context.Context, rep *Report) error {
 	// The generation is taken before the read, so that a write during the read moves it on.
 	generation, known := d.now(ctx)
 	differ, done, err := d.readTouched(ctx, known)
+	rep.Touched = done
 	if err == nil && !done {
 		differ, err = d.readAll(ctx)
 	}

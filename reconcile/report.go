@@ -19,8 +19,9 @@ type Report struct {
 	Start time.Time
 	// Stages is how long each part took.
 	Stages Stages
-	// Observed says that the kernel was read, rather than remembered.
-	Observed bool
+	// Observed says that the kernel was read, rather than remembered; Touched that no more was read than what somebody else
+	// wrote.
+	Observed, Touched bool
 	// Full says that the round compared everything: the kernel was read, or its generation says that nobody else wrote.
 	Full bool
 

@@ -339,6 +339,9 @@ func (a *assembly) scaffolding(changes []backends.Change, s sorted) error {
 	}
 	for _, i := range s.chains {
 		item, t := changes[i].New.(*chainItem), a.tableOf(changes[i])
+		if item.want == nil {
+			return fmt.Errorf("change %s: no chain of this backend", changes[i].ID)
+		}
 		if old, ok := changes[i].Old.(*chainItem); ok && item.entry() != old.entry() {
 			a.add(int32(i), flushChain(t, item.name))
 			a.add(int32(i), deleteChain(t, item.name))

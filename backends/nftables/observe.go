@@ -271,7 +271,8 @@ func parseChain(data []byte) (c *observedChain, table string) {
 // rules are the same.
 func (o *observer) chainItem(c *observedChain) *chainItem {
 	texts := map[string]string{}
-	if want := o.b.wantedChain(o.fam, c.name); want != nil {
+	want := o.b.wantedChain(o.fam, c.name)
+	if want != nil {
 		for _, r := range want.rules {
 			texts[r.canonical(o.fam)] = r.line()
 		}
@@ -292,7 +293,11 @@ func (o *observer) chainItem(c *observedChain) *chainItem {
 	if c.flags&^chainBase != 0 {
 		head += fmt.Sprintf("; flags %#x", c.flags&^chainBase)
 	}
-	return &chainItem{fam: o.fam, name: c.name, text: chainText(o.fam, c.name, head, lines), hooked: c.hooked}
+	item := &chainItem{fam: o.fam, name: c.name, text: chainText(o.fam, c.name, head, lines), hooked: c.hooked}
+	if want != nil && item.text == newChainItem(o.fam, *want).text {
+		item.want = want // it can stand for the one that is desired
+	}
+	return item
 }
 
 // elements reads every set that holds configuration.

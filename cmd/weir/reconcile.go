@@ -89,7 +89,7 @@ applied, or --fail-on found something; 2 the command line makes no sense, or --e
 			newHost(log).apply(t)
 			r := engine.Round(ctx, reconcile.Request{Reason: "weir reconcile", Full: true})
 			if r.Err == nil {
-				saveRecord(log, engine, t, snap)
+				saveRecord(log, snap.Weir.StateDir, recordOf(engine, t, snap.Revision))
 			}
 			return printReport(cmd, &r, plan.format)
 		},

@@ -106,6 +106,7 @@ type daemon struct {
 	snapshot   *spec.Snapshot
 	// unsaved says that something was applied that the record does not have.
 	unsaved bool
+	record  recordFile
 }
 
 func newDaemon(log *liveLogger, flags nodeFlags) *daemon {
@@ -151,6 +152,7 @@ func (d *daemon) run(ctx context.Context, source spec.Source, cleanup bool) erro
 	d.must(loop.Run(d.ctx))
 	d.notify.stopping()
 	wg.Wait()
+	d.record.writing.Wait()
 
 	if ctx.Err() == nil {
 		return context.Cause(d.ctx)
@@ -250,14 +252,13 @@ func (d *daemon) onReport(r reconcile.Report) {
 	d.notify.verdict(fmt.Sprintf("%s, revision %s, %s", r.Mode, r.Revision, plural(r.Services, "Service")))
 	if d.unsaved && r.Full {
 		// With each full sync, and not with each change: it costs what there is, and only gives names to things.
-		saveRecord(d.log, d.engine, d.current, d.snapshot)
-		d.unsaved = false
+		d.unsaved = !d.record.save(d.log, d.snapshot.Weir.StateDir, recordOf(d.engine, d.current, d.snapshot.Revision))
 	}
 	if !d.swept {
 		d.swept = true
 		d.sweep(r.Mode)
 	}
-	if r.Resolved >= manyServices || r.Observed && r.Services >= manyServices {
+	if r.Resolved >= manyServices || r.Observed && !r.Touched && r.Services >= manyServices {
 		freeMemory()
 	}
 }

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"sync"
+	"sync/atomic"
+
 	"github.com/hashicorp/go-hclog"
 
 	"weir/reconcile"
@@ -18,8 +21,33 @@ func recordOf(engine *reconcile.Engine, t *target, revision spec.Revision) *revi
 }
 
 // saveRecord notes what was applied, so that a later plan can name what it finds. That this fails harms nothing else.
-func saveRecord(log hclog.Logger, engine *reconcile.Engine, t *target, snap *spec.Snapshot) {
-	if err := status.SaveRecord(snap.Weir.StateDir, recordOf(engine, t, snap.Revision)); err != nil {
+func saveRecord(log hclog.Logger, stateDir string, r *review.Record) {
+	if err := status.SaveRecord(stateDir, r); err != nil {
 		log.Warn("cannot note what was applied; plans will name removed Services by their addresses", "error", err)
 	}
+}
+
+// recordFile has the record of what was applied written, one at a time. The first is there when save returns; no change
+// waits for the later ones.
+type recordFile struct {
+	saved   bool
+	busy    atomic.Bool
+	writing sync.WaitGroup
+}
+
+// save says whether the record is being written; it is not while another one is.
+func (f *recordFile) save(log hclog.Logger, stateDir string, r *review.Record) bool {
+	if !f.saved {
+		f.saved = true
+		saveRecord(log, stateDir, r)
+		return true
+	}
+	if !f.busy.CompareAndSwap(false, true) {
+		return false
+	}
+	f.writing.Go(func() {
+		defer f.busy.Store(false)
+		saveRecord(log, stateDir, r)
+	})
+	return true
 }
