@@ -43,7 +43,7 @@ fuzz:
 # The whole program first, then every package.
 bench: deps testserver
 	@.ci/deps bench
-	WEIR_TEST_REQUIRE=1 $(GO) test -run '^$$' -bench 'Node|Proxy' -benchtime 1x -timeout 60m ./cmd/weir
+	WEIR_TEST_REQUIRE=1 $(GO) test -run '^$$' -bench 'Node|API|Proxy' -benchtime 1x -timeout 60m ./cmd/weir
 	WEIR_TEST_REQUIRE=1 $(GO) test -run '^$$' -bench . -benchmem -timeout 60m ./backends/... ./reconcile/... ./spec/...
 
 cover: deps testserver
