@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"weir/backends/netlab"
 	"weir/spec/apisource/apitest"
@@ -25,7 +26,8 @@ import (
 // endpoints. The metrics:
 //
 //	start-s        from exec of "weir run" until the kernel holds everything
-//	write-ms       the API write alone, which the two below include: a floor
+//	write-ms       the API write alone, which all below include
+//	watch-p50-ms   from before the write until a bare watch has it, and its 99th percentile: a floor
 //	change-p50-ms  from before the write of one EndpointSlice until the kernel has it, and its 99th percentile
 //	change-cpu-ms  CPU time of weir and its commands for one change
 //	idle-%         of one core
@@ -143,7 +145,8 @@ nftables: {minSyncPeriod: 1ms}
 func (a *apiBench) changes(b *testing.B, pid int) {
 	b.Helper()
 	const changes = 300
-	var writes, kernel []time.Duration
+	var writes, watched, kernel []time.Duration
+	arrived := a.watch(b)
 	before := cpuTime(b, pid)
 	for range changes {
 		time.Sleep(20 * time.Millisecond)
@@ -161,12 +164,34 @@ func (a *apiBench) changes(b *testing.B, pid int) {
 			time.Sleep(200 * time.Microsecond)
 		}
 		kernel = append(kernel, time.Since(start))
+		watched = append(watched, (<-arrived).Sub(start))
 	}
 	b.ReportMetric((cpuTime(b, pid)-before).Seconds()*1e3/changes, "change-cpu-ms")
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }
 	b.ReportMetric(ms(median(writes)), "write-ms")
+	b.ReportMetric(ms(median(watched)), "watch-p50-ms")
+	b.ReportMetric(ms(watched[changes*99/100]), "watch-p99-ms") // median has sorted them
 	b.ReportMetric(ms(median(kernel)), "change-p50-ms")
-	b.ReportMetric(ms(kernel[len(kernel)*99/100]), "change-p99-ms") // median has sorted them
+	b.ReportMetric(ms(kernel[changes*99/100]), "change-p99-ms")
+}
+
+// watch returns when each change of the first slice arrives at a client that does nothing else.
+func (a *apiBench) watch(b *testing.B) <-chan time.Time {
+	b.Helper()
+	w, err := a.server.Client.DiscoveryV1().EndpointSlices("default").Watch(b.Context(), metav1.ListOptions{FieldSelector: "metadata.name=" + a.slice(0).Name})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(w.Stop)
+	arrived := make(chan time.Time, 1)
+	go func() {
+		for e := range w.ResultChan() {
+			if e.Type == watch.Modified {
+				arrived <- time.Now()
+			}
+		}
+	}()
+	return arrived
 }
 
 func (a *apiBench) rest(b *testing.B, pid int) {
