@@ -1,0 +1,159 @@
+package ipvs
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weir/backends"
+	"weir/backends/netlab"
+)
+
+// sizes are the numbers of Services of the benchmarks, each with five endpoints.
+var sizes = []int{1_000, 10_000}
+
+func benchEntry(n int) *backends.Entry {
+	e := &backends.Entry{
+		Key: backends.PortKey{
+			Service: backends.ServiceName{Namespace: "bench", Name: fmt.Sprintf("service-%d", n)},
+			Port:    "http", Protocol: backends.TCP, Family: backends.IPv4,
+		},
+		ClusterIP: netip.AddrFrom4([4]byte{10, byte(96 + n>>16), byte(n >> 8), byte(n)}), Port: 80, HasEndpoints: true,
+	}
+	for i := range 5 {
+		m := n*5 + i
+		e.Endpoints = append(e.Endpoints, backends.Endpoint{
+			Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(128 + m>>16), byte(m >> 8), byte(m)}), 8080), Cluster: true, Remote: true, Weight: 1,
+		})
+	}
+	return e
+}
+
+// benchNode returns a backend on an empty node, with its scaffolding in place.
+func benchNode(b *testing.B) *inside {
+	b.Helper()
+	cfg := testConfig()
+	cfg.Families = []backends.Family{backends.IPv4}
+	node := realRig(b, netlab.New(b, netlab.Topology{Pods: 1}).Node()).with(cfg, testSettings())
+	node.converge(b)
+	return node
+}
+
+// creation is the plan for n Services where the scaffolding is there.
+func creation(b *testing.B, node *inside, n int) backends.Plan {
+	b.Helper()
+	items := map[backends.ID]backends.Item{}
+	for s := range n {
+		rendered, err := node.Render(benchEntry(s))
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, i := range rendered {
+			items[i.ID()] = i
+		}
+	}
+	var p backends.Plan
+	for id, i := range items {
+		p.Changes = append(p.Changes, backends.Change{Op: backends.Create, ID: id, New: i})
+	}
+	slices.SortFunc(p.Changes, func(a, b backends.Change) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	return p
+}
+
+// bare makes the objects of a plan with nothing but the kernel's own requests, in the order in which they can be made.
+func bare(b *testing.B, node *inside, p backends.Plan) {
+	b.Helper()
+	k := node.kernel.(*Linux)
+	for at := range 3 {
+		for _, c := range p.Changes {
+			var err error
+			switch i := c.New.(type) {
+			case Address:
+				if at == 0 {
+					err = k.route.AddrAdd(k.link, address(i.Addr))
+				}
+			case Server:
+				if at == 0 {
+					err = k.ipvs.NewService(service(i))
+				}
+			case Destination:
+				if at == 1 {
+					err = k.ipvs.NewDestination(service(Server{ServerKey: i.Server}), destination(i))
+				}
+			case Member:
+				if at == 2 {
+					err = k.sets.add(i)
+				}
+			}
+			if err != nil {
+				b.Fatalf("%s: %v", c.New, err)
+			}
+		}
+	}
+}
+
+func (b *inside) mustApply(t testing.TB, p backends.Plan) {
+	t.Helper()
+	if r := b.Apply(t.Context(), p); r.Err != nil || len(r.Refused) > 0 {
+		t.Fatalf("apply: %v, refused %v", r.Err, r.Refused)
+	}
+}
+
+// BenchmarkProgram programs all Services on an empty node, and makes the same objects with bare requests on another one.
+// Figures of a machine that is emulated mean something as ratios only.
+func BenchmarkProgram(b *testing.B) {
+	for _, n := range sizes {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for b.Loop() {
+				node, floor := benchNode(b), benchNode(b)
+				plan := creation(b, node, n)
+				start := time.Now()
+				bare(b, floor, plan)
+				least := time.Since(start)
+				start = time.Now()
+				node.mustApply(b, plan)
+				took := time.Since(start)
+				b.ReportMetric(took.Seconds(), "apply-s")
+				b.ReportMetric(least.Seconds(), "bare-s")
+				b.ReportMetric(took.Seconds()/least.Seconds(), "apply/bare")
+
+				start = time.Now()
+				read := 0
+				for _, err := range node.Observe(b.Context()) {
+					if err != nil {
+						b.Fatal(err)
+					}
+					read++
+				}
+				b.ReportMetric(time.Since(start).Seconds(), "readback-s")
+				if read < len(plan.Changes) {
+					b.Fatalf("read %d of %d items", read, len(plan.Changes))
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkOneChange takes an endpoint of one among n Services away and gives it back.
+func BenchmarkOneChange(b *testing.B) {
+	for _, n := range append([]int{10}, sizes...) {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			node := benchNode(b)
+			node.mustApply(b, creation(b, node, n))
+			rendered, err := node.Render(benchEntry(n / 2))
+			if err != nil {
+				b.Fatal(err)
+			}
+			i := slices.IndexFunc(rendered, func(i backends.Item) bool { _, ok := i.(Destination); return ok })
+			gone := backends.Plan{Changes: []backends.Change{{Op: backends.Delete, ID: rendered[i].ID(), Old: rendered[i]}}}
+			back := backends.Plan{Changes: []backends.Change{{Op: backends.Create, ID: rendered[i].ID(), New: rendered[i]}}}
+			for b.Loop() {
+				node.mustApply(b, gone)
+				node.mustApply(b, back)
+			}
+		})
+	}
+}
