@@ -11,7 +11,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # IPVS is tested in this kernel if it has it, else in a virtual machine.
 IPVS = $(shell modprobe -qa ip_vs dummy ip_set xt_set 2>/dev/null; test -e /proc/net/ip_vs && echo 1)
 
-.PHONY: all build demo test vet lint fuzz bench cover deps testserver vm-test vm-shell clean
+.PHONY: all build demo test vet lint fuzz bench cover deps testserver vm-test vm-bench vm-shell clean
 
 all: build
 
@@ -45,6 +45,7 @@ bench: deps testserver
 	@.ci/deps bench
 	WEIR_TEST_REQUIRE=1 $(GO) test -run '^$$' -bench 'Node|API|Proxy' -benchtime 1x -timeout 60m ./cmd/weir
 	WEIR_TEST_REQUIRE=1 $(GO) test -run '^$$' -bench . -benchmem -timeout 60m ./backends/... ./reconcile/... ./spec/...
+	$(if $(IPVS),,$(MAKE) vm-bench)
 
 cover: deps testserver
 	@mkdir -p .cache
@@ -57,8 +58,12 @@ testserver:
 
 # The tests of IPVS, and packets in the other modes, on Debian's kernel in a virtual machine.
 vm-test: deps bin/vmexec
-	CGO_ENABLED=0 $(GO) test -count=1 -timeout 20m -exec $(CURDIR)/bin/vmexec ./backends/ipvs
-	CGO_ENABLED=0 $(GO) test -count=1 -timeout 20m -exec $(CURDIR)/bin/vmexec ./cmd/weir -run 'TestDoctor|TestIPVS|TestPain09_SwitchesAroundIPVS|TestScenario/^(ipvs|iptables-nft|nftables)$$'
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 30m -exec "$(CURDIR)/bin/vmexec -limit 32m" ./backends/ipvs
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 30m -exec "$(CURDIR)/bin/vmexec -limit 32m" ./cmd/weir -run 'TestDoctor|TestIPVS|TestPain09_SwitchesAroundIPVS|TestScenario/^(ipvs|iptables-nft|nftables)$$'
+
+# What IPVS costs, in that machine: figures of an emulated processor mean something as ratios only.
+vm-bench: deps bin/vmexec
+	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchtime 3x -timeout 60m -exec "$(CURDIR)/bin/vmexec -limit 62m" ./backends/ipvs
 
 # A shell in that machine, with weir in it.
 vm-shell: deps bin/vmexec
