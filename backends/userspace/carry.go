@@ -1,13 +1,15 @@
 package userspace
 
 import (
+	"slices"
+
 	"golang.org/x/sys/unix"
 )
 
 const (
 	// pipeSize is how much a pipe is asked to hold: enough that a fast sender costs few system calls.
 	pipeSize = 1 << 20
-	// bufferSize is what a direction is given that has no pipe.
+	// bufferSize is how much a direction moves that has no pipe.
 	bufferSize = 32 << 10
 	// share is how much a direction moves before others have their turn.
 	share = 1 << 20
@@ -17,11 +19,12 @@ const (
 type pipe struct{ r, w int }
 
 // pipes are those of one loop. Few are needed, since a direction has one only while it holds bytes that its receiver did
-// not take yet.
+// not take yet. For little, which two copies cost less than a pipe, there is a buffer.
 type pipes struct {
-	limit int // how many the descriptors allow
-	made  int
-	spare []pipe
+	buffer []byte
+	limit  int // how many the descriptors allow
+	made   int
+	spare  []pipe
 }
 
 // maxSpare is how many empty pipes are kept for the next.
@@ -68,26 +71,40 @@ type end struct {
 	pair               *pair
 	fd                 int // -1 if it is closed
 	readable, writable bool
+	ending             bool // a read may return less than there is: before the end of the stream, or at urgent data
 }
 
 // way is one direction of a pair. It holds nothing while its sender is idle, and at most one pipe or buffer while its
 // receiver is slow: what the sender sends beyond that stays in its own socket's buffer, and then with the sender.
 type way struct {
 	from, to *end
+	bulk     bool // much has arrived at once: a pipe is worth its system calls
 	pipe     pipe
 	inPipe   int    // bytes
-	rest     []byte // bytes that are in a buffer, for want of a pipe
+	rest     []byte // bytes that are in a buffer
+	borrowed bool   // the buffer is the loop's, for this turn only
 	ended    bool   // the sender has ended its sending, and all has been passed on
 }
 
+func (w *way) empty() bool { return w.inPipe == 0 && len(w.rest) == 0 }
+
 // move passes on what can be. It returns true if there may be more to do and others should have their turn first.
 func (w *way) move(ps *pipes) (more bool, err error) {
+	more, err = w.turn(ps)
+	if w.borrowed && len(w.rest) > 0 {
+		w.rest = slices.Clone(w.rest)
+	}
+	w.borrowed = false
+	return more, err
+}
+
+func (w *way) turn(ps *pipes) (more bool, err error) {
 	for moved := 0; moved < share; {
-		if w.inPipe == 0 && len(w.rest) == 0 {
+		if w.empty() {
 			if w.ended || !w.from.readable || !w.to.writable {
 				return false, nil
 			}
-			if err := w.fill(ps); err != nil || !w.from.readable || w.ended {
+			if err := w.fill(ps); err != nil || w.empty() {
 				return false, err
 			}
 		}
@@ -101,14 +118,18 @@ func (w *way) move(ps *pipes) (more bool, err error) {
 }
 
 // fill takes what has arrived.
-func (w *way) fill(ps *pipes) (err error) {
+func (w *way) fill(ps *pipes) error {
+	if !w.bulk {
+		return w.fillBuffer(ps)
+	}
 	p, ok := ps.take()
 	if !ok {
-		return w.fillBuffer()
+		return w.fillBuffer(ps)
 	}
 	n, err := again(func() (int64, error) {
 		return unix.Splice(w.from.fd, nil, p.w, nil, pipeSize, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
 	})
+	w.bulk = n >= len(ps.buffer)
 	if n > 0 {
 		w.pipe, w.inPipe = p, n
 		return nil
@@ -117,14 +138,16 @@ func (w *way) fill(ps *pipes) (err error) {
 	return w.nothing(err)
 }
 
-func (w *way) fillBuffer() error {
-	b := make([]byte, bufferSize)
-	n, err := again(func() (int, error) { return unix.Read(w.from.fd, b) })
-	if n > 0 {
-		w.rest = b[:n]
-		return nil
+func (w *way) fillBuffer(ps *pipes) error {
+	n, err := again(func() (int, error) { return unix.Read(w.from.fd, ps.buffer) })
+	if n == 0 || err != nil {
+		return w.nothing(err)
 	}
-	return w.nothing(err)
+	w.rest, w.borrowed = ps.buffer[:n], true
+	// A short read says that there is no more, but for those that end early.
+	w.bulk = n == len(ps.buffer)
+	w.from.readable = w.bulk || w.from.ending
+	return nil
 }
 
 // nothing notes why a read returned no bytes.

@@ -46,7 +46,7 @@ func newLoop(maxPipes int) (*loop, error) {
 		unix.Close(epoll)
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	l := &loop{epoll: epoll, wakeup: wakeup, pipes: pipes{limit: maxPipes}}
+	l := &loop{epoll: epoll, wakeup: wakeup, pipes: pipes{buffer: make([]byte, bufferSize), limit: maxPipes}}
 	go l.run()
 	return l, nil
 }

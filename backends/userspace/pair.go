@@ -37,7 +37,7 @@ type attempt struct {
 }
 
 // allEvents asks to be told once of each change.
-const allEvents = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
+const allEvents = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLPRI | unix.EPOLLET
 
 func newPair(t *tcpProxy, l *loop, fd int, from, front netip.AddrPort, pool *pool) *pair {
 	p := &pair{proxy: t, loop: l, pool: pool, from: from, front: front, dialling: &attempt{}}
@@ -137,6 +137,7 @@ func (e *end) ready(events uint32) {
 	const gone = unix.EPOLLERR | unix.EPOLLHUP
 	e.readable = e.readable || events&(unix.EPOLLIN|unix.EPOLLRDHUP|gone) != 0
 	e.writable = e.writable || events&(unix.EPOLLOUT|gone) != 0
+	e.ending = e.ending || events&(unix.EPOLLRDHUP|unix.EPOLLPRI|gone) != 0
 	p := e.pair
 	switch {
 	case p.dialling == nil:

@@ -71,8 +71,8 @@ func BenchmarkProxy(b *testing.B) {
 		{name: "udp-rate", run: p.udpRate, udp: true},
 	} {
 		for _, c := range contenders {
-			if m.udp && !c.udp || !m.udp && !c.tcp || m.name == "idle" && c.start == nil {
-				continue
+			if m.udp && !c.udp || !m.udp && !c.tcp || m.name == "idle" && (c.start == nil || c.name == "haproxy-splice") {
+				continue // HAProxy holds two pipes for an idle connection that has spliced, and runs out of descriptors
 			}
 			b.Run(m.name+"/"+c.name, func(b *testing.B) {
 				if c.start != nil && p.pids[c.name] == 0 {
