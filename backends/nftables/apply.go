@@ -373,7 +373,7 @@ func (i *chainItem) entry() string {
 // data makes the elements of a front or a member.
 func (a *assembly) data(c backends.Change) {
 	if i, ok := c.Old.(catchallItem); ok {
-		a.element(a.deletes, listKey{i.fam, i.set}, rawElement{})
+		a.element(a.deletes, listKey(i), rawElement{})
 		return
 	}
 	if _, ok := itemOf(c).(memberItem); ok {
