@@ -155,8 +155,8 @@ func TestAPI(t *testing.T) {
 		s.createService(newService("hand", "10.96.0.20"))
 		mirror := podSlice("hand-abc", "hand", 3)
 		mirror.Labels[discoveryv1.LabelManagedBy] = "endpointslicemirroring-controller.k8s.io"
-		endpoints := &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Name: "hand"}, Subsets: []corev1.EndpointSubset{{
-			Addresses: []corev1.EndpointAddress{{IP: netlab.PodIPv4(3).String()}}, Ports: []corev1.EndpointPort{{Port: 80}}}}}
+		//lint:ignore SA1019 what is deprecated is what people still mirror
+		endpoints := &corev1.Endpoints{ObjectMeta: metav1.ObjectMeta{Name: "hand"}, Subsets: []corev1.EndpointSubset{{Addresses: []corev1.EndpointAddress{{IP: netlab.PodIPv4(3).String()}}, Ports: []corev1.EndpointPort{{Port: 80}}}}}
 		if _, err := s.Client.CoreV1().Endpoints("default").Create(t.Context(), endpoints, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
