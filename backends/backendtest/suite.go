@@ -87,13 +87,13 @@ func testApplyObserve(t *testing.T, h Harness) {
 func testIdempotent(t *testing.T, h Harness) {
 	b := h.Backend()
 	want := all(t, b, Sample())
-	plan := diff(observe(t, b), want)
+	plan := Diff(observe(t, b), want)
 	apply(t, b, plan)
 	apply(t, b, plan)
 	mustHold(t, b, want)
 
 	fewer := all(t, b, Sample()[1:])
-	plan = diff(observe(t, b), fewer)
+	plan = Diff(observe(t, b), fewer)
 	apply(t, b, plan)
 	apply(t, b, plan) // deletes what is absent
 	mustHold(t, b, fewer)
@@ -166,11 +166,11 @@ func testGeneration(t *testing.T, h Harness) {
 func testCleanup(t *testing.T, h Harness) {
 	b := h.Backend()
 	converge(t, b, all(t, b, Sample()))
-	apply(t, b, diff(observe(t, b), nil))
+	apply(t, b, Diff(observe(t, b), nil))
 	if left := observe(t, b); len(left) > 0 {
 		t.Errorf("left after everything was deleted: %v", slices.Sorted(maps.Keys(left)))
 	}
-	apply(t, b, diff(observe(t, b), nil))
+	apply(t, b, Diff(observe(t, b), nil))
 }
 
 func testRefused(t *testing.T, h Harness) {
@@ -184,7 +184,7 @@ func testRefused(t *testing.T, h Harness) {
 	r.Refuse(t, bad.Key)
 
 	before := observe(t, b)
-	plan := diff(before, all(t, b, Sample()))
+	plan := Diff(before, all(t, b, Sample()))
 	result := b.Apply(t.Context(), plan)
 	if len(result.Refused) == 0 {
 		t.Fatalf("nothing was named as refused, the error is %v", result.Err)
@@ -213,7 +213,7 @@ func testDrift(t *testing.T, h Harness, i int) {
 	seen := observe(t, b)
 	h.Drifts()[i].Inject(t)
 	checkReread(t, b, want)
-	if diff(observe(t, b), want).Empty() {
+	if Diff(observe(t, b), want).Empty() {
 		t.Fatal("the drift was not found")
 	}
 	// Where an Item that was read equals one that is desired, the reconciler keeps either.
@@ -244,7 +244,7 @@ func checkReread(t *testing.T, b backends.Backend, before held) {
 			now[id] = i
 		}
 	}
-	if plan := diff(observe(t, b), now); !plan.Empty() {
+	if plan := Diff(observe(t, b), now); !plan.Empty() {
 		t.Errorf("reading what was touched does not tell all:\n%s", plan)
 	}
 }
@@ -281,7 +281,7 @@ func testRandom(t *testing.T, h Harness) {
 			}
 		}
 		want := all(t, b, slices.Collect(maps.Values(wanted)))
-		apply(t, b, diff(believed, want))
+		apply(t, b, Diff(believed, want))
 		believed = want
 		if t.Failed() {
 			t.Fatalf("seed %d, step %d", seed, step)
@@ -293,13 +293,13 @@ func testRandom(t *testing.T, h Harness) {
 // converge applies what is missing from want and expects the kernel to hold exactly that.
 func converge(t *testing.T, b backends.Backend, want map[backends.ID]backends.Item) {
 	t.Helper()
-	apply(t, b, diff(observe(t, b), want))
+	apply(t, b, Diff(observe(t, b), want))
 	mustHold(t, b, want)
 }
 
 func mustHold(t *testing.T, b backends.Backend, want map[backends.ID]backends.Item) {
 	t.Helper()
-	if plan := diff(observe(t, b), want); !plan.Empty() {
+	if plan := Diff(observe(t, b), want); !plan.Empty() {
 		t.Fatalf("the kernel does not hold what was applied:\n%s", plan)
 	}
 }
@@ -356,7 +356,8 @@ func all(t *testing.T, b backends.Backend, entries []*backends.Entry) map[backen
 	return want
 }
 
-func diff(have, want map[backends.ID]backends.Item) backends.Plan {
+// Diff returns the Plan that leads from one state to the other.
+func Diff(have, want map[backends.ID]backends.Item) backends.Plan {
 	p := backends.Plan{Backend: "test", Reason: "test"}
 	for id, i := range want {
 		switch old := have[id]; {

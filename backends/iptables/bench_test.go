@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"weir/backends"
+	"weir/backends/backendtest"
 )
 
 // many makes n Services with 5 endpoints each. Their ClusterIPs are dense, or spread over 10.96.0.0/12 as allocation by
@@ -40,7 +41,7 @@ func BenchmarkRender(b *testing.B) {
 	for b.Loop() {
 		back := New(benchConfig(), NewFake())
 		items := desired(b, back, entries)
-		changes, _ := sortChanges(diff(nil, items))
+		changes, _ := sortChanges(backendtest.Diff(nil, items))
 		back.compose(backends.IPv4, changes)
 	}
 }
@@ -76,7 +77,7 @@ func benchKernel(b *testing.B, mode Mode, n int, spread bool) {
 		bare := realKernel(b, mode)
 		back := New(benchConfig(), bare)
 		want := desired(b, back, entries)
-		plan := diff(nil, want)
+		plan := backendtest.Diff(nil, want)
 		changes, err := sortChanges(plan)
 		if err != nil {
 			b.Fatal(err)
@@ -97,13 +98,13 @@ func benchKernel(b *testing.B, mode Mode, n int, spread bool) {
 		start = time.Now()
 		read := observed(b, back)
 		b.ReportMetric(time.Since(start).Seconds(), "observe-s")
-		if p := diff(read, want); !p.Empty() {
+		if p := backendtest.Diff(read, want); !p.Empty() {
 			b.Fatal(p)
 		}
 		last := *entries[n-1]
 		last.Endpoints = last.Endpoints[:4]
 		next := desired(b, back, append(entries[:n-1:n-1], &last))
-		plan = diff(want, next)
+		plan = backendtest.Diff(want, next)
 		start = time.Now()
 		if r := back.Apply(b.Context(), plan); r.Err != nil {
 			b.Fatal(r.Err)

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"weir/backends"
+	"weir/backends/backendtest"
 )
 
 // foreign are rules of others, such as Docker's and firewalld's.
@@ -112,7 +113,7 @@ func TestDrift(t *testing.T) {
 				restore(t, k, kind.table, kind.break_)
 			}
 			others := saved(t, k, "nat", true) + saved(t, k, "filter", true)
-			p := diff(observed(t, b), want)
+			p := backendtest.Diff(observed(t, b), want)
 			if len(p.Changes) != kind.changes {
 				t.Errorf("%s: want %d changes:\n%s", kind.name, kind.changes, p)
 			}
@@ -166,7 +167,7 @@ func TestStalePlan(t *testing.T) {
 	eachKernel(t, func(t *testing.T, k Kernel) {
 		b := New(testConfig(), k)
 		want := desired(t, b, driftServices())
-		up, down := diff(nil, want), diff(want, nil)
+		up, down := backendtest.Diff(nil, want), backendtest.Diff(want, nil)
 		for i, p := range []backends.Plan{up, up, down, down, up} {
 			if r := b.Apply(t.Context(), p); r.Err != nil {
 				t.Fatalf("step %d: %v", i, r.Err)
@@ -191,7 +192,7 @@ func TestPain14_RefusedChange(t *testing.T) {
 		if f, ok := k.(*Fake); ok {
 			f.Unsupported = []string{"nonesuch"}
 		}
-		p := diff(nil, want)
+		p := backendtest.Diff(nil, want)
 		p.Changes = append(p.Changes, backends.Change{Op: backends.Create, ID: bad.ID(), New: bad})
 		r := b.Apply(t.Context(), p)
 		if r.Err == nil || len(r.Refused) != 1 || r.Refused[bad.ID()] == nil {
@@ -232,7 +233,7 @@ func TestPain14_RefusedAtCommit(t *testing.T) {
 				id := backends.ID("ip4 nat " + chain)
 				want[id] = item(want[id].String() + "\n-A " + chain + bad)
 			}
-			p := diff(nil, want)
+			p := backendtest.Diff(nil, want)
 			owners := setOwners(t, b, entries, p)
 			r := b.Apply(t.Context(), p)
 			for ; r.Err != nil && len(r.Refused) > 0; r = b.Apply(t.Context(), p) { // as the nf_tables mechanism does, which names one
@@ -300,11 +301,11 @@ func TestRefusedAfterACommit(t *testing.T) {
 		}
 		want[bad.ID()] = bad
 		// Programs that read all of their input first refuse it as a whole, and name the rule at once.
-		first := b.Apply(t.Context(), diff(observed(t, b), want))
+		first := b.Apply(t.Context(), backendtest.Diff(observed(t, b), want))
 		if first.Err == nil || len(first.Refused) > 0 && len(observed(t, b)) > 0 {
 			t.Fatalf("first round: %+v", first)
 		}
-		if r := b.Apply(t.Context(), diff(observed(t, b), want)); r.Err == nil || r.Refused[bad.ID()] == nil {
+		if r := b.Apply(t.Context(), backendtest.Diff(observed(t, b), want)); r.Err == nil || r.Refused[bad.ID()] == nil {
 			t.Fatalf("second round: %+v", r)
 		}
 		delete(want, bad.ID())

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/backends"
+	"weir/backends/backendtest"
 )
 
 // TestAffinityOutlivesRewrite: the list of an endpoint's clients stays when other endpoints come and go.
@@ -58,7 +59,7 @@ func TestPain13_Lock(t *testing.T) {
 	if err := b.reread(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if r := b.Apply(ctx, diff(nil, want)); r.Err == nil || len(r.Refused) > 0 {
+	if r := b.Apply(ctx, backendtest.Diff(nil, want)); r.Err == nil || len(r.Refused) > 0 {
 		t.Errorf("with the lock held: %+v", r)
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_UN); err != nil {

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/backends"
+	"weir/backends/backendtest"
 	"weir/backends/netlab"
 )
 
@@ -199,30 +199,10 @@ func observed(t testing.TB, b *Backend) map[backends.ID]backends.Item {
 	return items
 }
 
-// diff is the Plan from one state to the other.
-func diff(from, to map[backends.ID]backends.Item) backends.Plan {
-	p := backends.Plan{Backend: "iptables"}
-	for id, i := range to {
-		switch old := from[id]; {
-		case old == nil:
-			p.Changes = append(p.Changes, backends.Change{Op: backends.Create, ID: id, New: i})
-		case old.String() != i.String():
-			p.Changes = append(p.Changes, backends.Change{Op: backends.Update, ID: id, Old: old, New: i})
-		}
-	}
-	for id, i := range from {
-		if to[id] == nil {
-			p.Changes = append(p.Changes, backends.Change{Op: backends.Delete, ID: id, Old: i})
-		}
-	}
-	slices.SortFunc(p.Changes, func(a, b backends.Change) int { return strings.Compare(string(a.ID), string(b.ID)) })
-	return p
-}
-
 // converge applies what differs, and demands that nothing differs then.
 func converge(t testing.TB, b *Backend, want map[backends.ID]backends.Item) {
 	t.Helper()
-	convergeBy(t, b, diff(observed(t, b), want), want)
+	convergeBy(t, b, backendtest.Diff(observed(t, b), want), want)
 }
 
 // convergeBy applies a plan, and demands that what is wanted is there then.
@@ -278,7 +258,7 @@ func TestRoundTrip(t *testing.T) {
 				some = some[:len(some)/6]
 			}
 			want := desired(t, b, some)
-			p := diff(observed(t, b), want)
+			p := backendtest.Diff(observed(t, b), want)
 			setOwners(t, b, some, p)
 			convergeBy(t, b, p, want)
 		}

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"weir/backends"
+	"weir/backends/backendtest"
 	"weir/backends/hostnet"
 	"weir/backends/netlab"
 )
@@ -130,7 +131,7 @@ func (b *inside) converge(t testing.TB, entries ...*backends.Entry) backends.Pla
 }
 
 // plan returns what would have to be changed for the entries.
-func (b *inside) plan(t testing.TB, entries ...*backends.Entry) (p backends.Plan) {
+func (b *inside) plan(t testing.TB, entries ...*backends.Entry) backends.Plan {
 	t.Helper()
 	want := b.desired(t, entries...)
 	have := map[backends.ID]backends.Item{}
@@ -140,21 +141,7 @@ func (b *inside) plan(t testing.TB, entries ...*backends.Entry) (p backends.Plan
 		}
 		have[i.ID()] = i
 	}
-	for id, i := range want {
-		switch old := have[id]; {
-		case old == nil:
-			p.Changes = append(p.Changes, backends.Change{Op: backends.Create, ID: id, New: i})
-		case old.String() != i.String():
-			p.Changes = append(p.Changes, backends.Change{Op: backends.Update, ID: id, Old: old, New: i})
-		}
-	}
-	for id, i := range have {
-		if want[id] == nil {
-			p.Changes = append(p.Changes, backends.Change{Op: backends.Delete, ID: id, Old: i})
-		}
-	}
-	slices.SortFunc(p.Changes, func(a, b backends.Change) int { return strings.Compare(string(a.ID), string(b.ID)) })
-	return p
+	return backendtest.Diff(have, want)
 }
 
 func (b *inside) desired(t testing.TB, entries ...*backends.Entry) map[backends.ID]backends.Item {

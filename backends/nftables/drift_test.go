@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"weir/backends"
+	"weir/backends/backendtest"
 	"weir/backends/netlab"
 )
 
@@ -116,9 +117,9 @@ func TestDrift(t *testing.T) {
 			if ok == slices.Contains(unknowable, name) {
 				t.Errorf("what was touched is known: %v", ok)
 			} else if ok && !reflect.DeepEqual(texts(reread), texts(now)) {
-				t.Errorf("reading what was touched and reading all differ: %s", diff(reread, now))
+				t.Errorf("reading what was touched and reading all differ: %s", backendtest.Diff(reread, now))
 			}
-			p := diff(now, want)
+			p := backendtest.Diff(now, want)
 			if p.Empty() {
 				t.Fatal("the drift was not found")
 			}
@@ -139,7 +140,7 @@ func TestDrift(t *testing.T) {
 		r := *r
 		r.t = t
 		r.nft("flush", "ruleset")
-		r.apply(diff(r.observed(), want))
+		r.apply(backendtest.Diff(r.observed(), want))
 		r.settled(want)
 	})
 }
@@ -179,7 +180,7 @@ func TestLargePlan(t *testing.T) {
 			entries = append(entries, benchEntry(n, generation))
 		}
 		want := r.desired(entries...)
-		r.apply(diff(have, want))
+		r.apply(backendtest.Diff(have, want))
 		if r.generation() != was {
 			t.Fatal("weir's own plan moved the generation")
 		}
@@ -199,7 +200,7 @@ func TestCleanup(t *testing.T) {
 	r.addForeign()
 	foreign := r.foreign()
 	r.sync(variety()...)
-	r.apply(diff(r.observed(), nil))
+	r.apply(backendtest.Diff(r.observed(), nil))
 	if left := r.observed(); len(left) > 0 {
 		t.Errorf("%d items are left", len(left))
 	}
@@ -259,9 +260,9 @@ func TestRandomChanges(t *testing.T) {
 					}
 				}
 				want := r.desired(entries...)
-				r.apply(diff(have, want))
+				r.apply(backendtest.Diff(have, want))
 				if got := r.observed(); !reflect.DeepEqual(texts(got), texts(want)) {
-					t.Fatalf("step %d: the kernel differs:\n%s", step, diff(got, want))
+					t.Fatalf("step %d: the kernel differs:\n%s", step, backendtest.Diff(got, want))
 				}
 				have = want
 			}
@@ -287,7 +288,7 @@ func TestRandomDrift(t *testing.T) {
 			}
 		}
 		want := r.desired(entries...)
-		r.apply(diff(has, want))
+		r.apply(backendtest.Diff(has, want))
 		has = want
 	}
 	sync()
@@ -304,7 +305,7 @@ func TestRandomDrift(t *testing.T) {
 		r.generation()
 		got, ok := r.reread(has)
 		if now := r.observed(); !ok || !reflect.DeepEqual(texts(got), texts(now)) {
-			t.Fatalf("step %d: what was touched is known: %v\n%s", step, ok, diff(got, now))
+			t.Fatalf("step %d: what was touched is known: %v\n%s", step, ok, backendtest.Diff(got, now))
 		}
 		has = got
 	}
@@ -386,11 +387,11 @@ func TestStalePlan(t *testing.T) {
 	entries := variety()
 	r.sync(entries...)
 	want := r.desired(entries[1:]...)
-	p := diff(r.observed(), want)
+	p := backendtest.Diff(r.observed(), want)
 	r.nft("flush map ip weir endpoints; flush map ip weir services; delete table ip6 weir")
 	r.apply(p) // holds deletions of what is gone
 	r.apply(p) // again: all of it is done already
-	r.apply(diff(r.observed(), want))
+	r.apply(backendtest.Diff(r.observed(), want))
 	r.settled(want)
 	r.apply(creation(want)) // and creation of what is there
 	r.settled(want)
@@ -403,7 +404,7 @@ func TestRefused(t *testing.T) {
 	entries := variety()
 	r.sync(entries[1:]...)
 	want := r.desired(entries...)
-	p := diff(r.observed(), want)
+	p := backendtest.Diff(r.observed(), want)
 	key := addrFront(netip.MustParseAddr("10.96.7.7"), backends.TCP, 80)
 	bad := newFrontItem(key, []element{{set: services, value: gotoChain("no-such-chain")}})
 	p.Changes = append(p.Changes, backends.Change{Op: backends.Create, ID: bad.ID(), New: bad})
@@ -426,7 +427,7 @@ func TestSplit(t *testing.T) {
 	}
 	want := r.desired(entries...)
 	a := newAssembly(backendTable, 20_000, false)
-	batches, err := a.batches(diff(have, want).Changes)
+	batches, err := a.batches(backendtest.Diff(have, want).Changes)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,11 +5,11 @@ import (
 	"maps"
 	"net/netip"
 	"os"
-	"slices"
 	"testing"
 	"time"
 
 	"weir/backends"
+	"weir/backends/backendtest"
 	"weir/backends/netlab"
 )
 
@@ -140,31 +140,6 @@ func (r *rig) reread(h held) (map[backends.ID]backends.Item, bool) {
 	return now, ok
 }
 
-// diff makes the plan that leads from have to want.
-func diff(have, want map[backends.ID]backends.Item) backends.Plan {
-	p := backends.Plan{Backend: "nftables"}
-	for id, i := range want {
-		switch old := have[id]; {
-		case old == nil:
-			p.Changes = append(p.Changes, backends.Change{Op: backends.Create, ID: id, New: i})
-		case old.String() != i.String():
-			p.Changes = append(p.Changes, backends.Change{Op: backends.Update, ID: id, Old: old, New: i})
-		}
-	}
-	for id, i := range have {
-		if want[id] == nil {
-			p.Changes = append(p.Changes, backends.Change{Op: backends.Delete, ID: id, Old: i})
-		}
-	}
-	slices.SortFunc(p.Changes, func(a, b backends.Change) int {
-		if a.ID < b.ID {
-			return -1
-		}
-		return 1
-	})
-	return p
-}
-
 func (r *rig) apply(p backends.Plan) {
 	r.t.Helper()
 	if res := r.b.Apply(context.Background(), p); res.Err != nil || len(res.Refused) > 0 {
@@ -176,7 +151,7 @@ func (r *rig) apply(p backends.Plan) {
 func (r *rig) sync(entries ...*backends.Entry) backends.Plan {
 	r.t.Helper()
 	want := r.desired(entries...)
-	p := diff(r.observed(), want)
+	p := backendtest.Diff(r.observed(), want)
 	r.apply(p)
 	r.settled(want)
 	return p
@@ -184,7 +159,7 @@ func (r *rig) sync(entries ...*backends.Entry) backends.Plan {
 
 func (r *rig) settled(want map[backends.ID]backends.Item) {
 	r.t.Helper()
-	if again := diff(r.observed(), want); !again.Empty() {
+	if again := backendtest.Diff(r.observed(), want); !again.Empty() {
 		r.t.Fatalf("the second plan is not empty:\n%s", again)
 	}
 }
