@@ -107,6 +107,9 @@ type daemon struct {
 	// unsaved says that something was applied that the record does not have.
 	unsaved bool
 	record  recordFile
+	// garbage says that a large round may have left some that could not be given back when it ended: the record of it was
+	// being written, for one.
+	garbage bool
 }
 
 func newDaemon(log *liveLogger, flags nodeFlags) *daemon {
@@ -258,8 +261,10 @@ func (d *daemon) onReport(r reconcile.Report) {
 		d.swept = true
 		d.sweep(r.Mode)
 	}
-	if r.Resolved >= manyServices || r.Observed && !r.Touched && r.Services >= manyServices {
+	large := r.Resolved >= manyServices || r.Observed && !r.Touched && r.Services >= manyServices
+	if large || d.garbage && r.Full {
 		freeMemory()
+		d.garbage = large
 	}
 }
 
@@ -284,21 +289,33 @@ func (d *daemon) sweep(mode string) {
 // half of the start's CPU time, by Go's own bound.
 const startMemory = 110 << 20
 
+// How much garbage may come on top of what is in use before the collector runs, in percent: while everything is read and
+// worked out, and afterwards, when there is little of it.
+const (
+	startGarbage = 40
+	laterGarbage = 10
+)
+
 // limitMemory has the collector keep the heap closer to what is in use than Go's default, which lets it double: a node's
-// memory belongs to its pods, and after the start there is little garbage to collect. GOGC and GOMEMLIMIT win.
+// memory belongs to its pods. GOGC and GOMEMLIMIT win.
 func limitMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(40)
-	}
+	setGarbage(startGarbage)
 	setMemoryLimit(startMemory)
 }
 
-// freeMemory gives back what a round over all Services left, and makes the limit fit what is in use now.
+// freeMemory gives back what a round over all Services left, and makes the limits fit what is in use now.
 func freeMemory() {
 	debug.FreeOSMemory()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
+	setGarbage(laterGarbage)
 	setMemoryLimit(max(startMemory, int64(m.HeapAlloc)*2))
+}
+
+func setGarbage(percent int) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(percent)
+	}
 }
 
 func setMemoryLimit(bytes int64) {
