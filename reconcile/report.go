@@ -57,6 +57,12 @@ type Stages struct {
 	Observe, Resolve, Plan, Apply, Flows, Total time.Duration
 }
 
+// Seconds returns them by the names under which metrics and JSON show them.
+func (s Stages) Seconds() map[string]float64 {
+	return map[string]float64{"observe": s.Observe.Seconds(), "resolve": s.Resolve.Seconds(), "plan": s.Plan.Seconds(),
+		"apply": s.Apply.Seconds(), "flows": s.Flows.Seconds(), "total": s.Total.Seconds()}
+}
+
 // Isolated is a Service that is held back so that the others need not be.
 type Isolated struct {
 	// Service is zero if what is held back belongs to none; Item then says what it is.

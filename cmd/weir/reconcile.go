@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,18 +15,22 @@ import (
 	"weir/backends"
 	"weir/backends/userspace"
 	"weir/reconcile"
+	"weir/reconcile/review"
 	"weir/spec"
 )
 
+// reconcileFlags are those of weir reconcile.
+type reconcileFlags struct {
+	input  inputFlags
+	api    apiFlags
+	node   nodeFlags
+	logs   logFlags
+	plan   planFlags
+	dryRun bool
+}
+
 func newReconcile() *cobra.Command {
-	var (
-		input  inputFlags
-		api    apiFlags
-		node   nodeFlags
-		logs   logFlags
-		plan   planFlags
-		dryRun bool
-	)
+	var f reconcileFlags
 	cmd := &cobra.Command{
 		Use:   "reconcile -f DIR|FILE|-",
 		Short: "Program this node once, or say what would change",
@@ -48,60 +53,64 @@ applied, or --fail-on found something; 2 the command line makes no sense, or --e
   weir reconcile --config /var/lib/kube-proxy/config.conf --dry-run   # what would change if weir took over from kube-proxy`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := errors.Join(node.check(), logs.check(), plan.check(cmd, dryRun)); err != nil {
+			if err := errors.Join(f.node.check(), f.logs.check(), f.plan.check(cmd, f.dryRun)); err != nil {
 				return err
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
-			log := logs.logger(cmd.ErrOrStderr())
-			source, err := api.source(&input, &node, log, nil)
-			if err != nil {
-				return err
-			}
-			if dryRun && !plan.kernel() {
-				return plan.planInputs(ctx, cmd, &input, &api, &node, source)
-			}
-			if !dryRun {
-				release, err := lockNode(log)
-				if err != nil {
-					return err
-				}
-				defer release()
-			}
-			snap, err := source.Load(ctx)
-			if err != nil {
-				printProblems(cmd.ErrOrStderr(), err)
-				return errReported
-			}
-			w := &wiring{log: log, flags: node}
-			t, err := w.target(ctx, snap)
-			if err != nil {
-				return err
-			}
-			if !dryRun && t.Mode == modeUserspace {
-				return userspace.ErrPlansOnly
-			}
-			engine := reconcile.NewEngine(reconcile.Options{Mode: t.Mode, Backend: t.Backend, Node: t.Node, Flows: &w.flows, Log: log.Named("engine")})
-			engine.SetSnapshot(snap, spec.Delta{All: true})
-			if dryRun {
-				return plan.planKernel(ctx, cmd, engine, t, api.described(&input, snap), snap)
-			}
-			newHost(log).apply(t)
-			r := engine.Round(ctx, reconcile.Request{Reason: "weir reconcile", Full: true})
-			if r.Err == nil {
-				saveRecord(log, snap.Weir.StateDir, recordOf(engine, t, snap.Revision))
-			}
-			return printReport(cmd, &r, plan.format)
+			return f.run(ctx, cmd)
 		},
 	}
-	input.add(cmd)
-	api.add(cmd)
-	node.add(cmd)
-	logs.add(cmd, "warn")
-	cmd.Flags().StringVarP(&plan.format, "output", "o", "text", "how to print the plan or the outcome: text or json; a plan also as yaml or markdown")
-	plan.add(cmd)
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print the plan and change nothing")
+	f.input.add(cmd)
+	f.api.add(cmd)
+	f.node.add(cmd)
+	f.logs.add(cmd, "warn")
+	cmd.Flags().StringVarP(&f.plan.format, "output", "o", "text", "how to print the plan or the outcome: text or json; a plan also as yaml or markdown")
+	f.plan.add(cmd)
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "print the plan and change nothing")
 	return cmd
+}
+
+func (f *reconcileFlags) run(ctx context.Context, cmd *cobra.Command) error {
+	log := f.logs.logger(cmd.ErrOrStderr())
+	source, err := f.api.source(&f.input, &f.node, log, nil)
+	if err != nil {
+		return err
+	}
+	if f.dryRun && !f.plan.kernel() {
+		return f.plan.planInputs(ctx, cmd, &f.input, &f.api, &f.node, source)
+	}
+	if !f.dryRun {
+		release, err := lockNode(log)
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
+	snap, err := source.Load(ctx)
+	if err != nil {
+		printProblems(cmd.ErrOrStderr(), err)
+		return errReported
+	}
+	w := &wiring{log: log, flags: f.node}
+	t, err := w.target(ctx, snap)
+	if err != nil {
+		return err
+	}
+	if !f.dryRun && t.Mode == modeUserspace {
+		return userspace.ErrPlansOnly
+	}
+	engine := reconcile.NewEngine(reconcile.Options{Mode: t.Mode, Backend: t.Backend, Node: t.Node, Flows: &w.flows, Log: log.Named("engine")})
+	engine.SetSnapshot(snap, spec.Delta{All: true})
+	if f.dryRun {
+		return f.plan.planKernel(ctx, cmd, engine, t, f.api.described(&f.input, snap), snap)
+	}
+	newHost(log).apply(t)
+	r := engine.Round(ctx, reconcile.Request{Reason: "weir reconcile", Full: true})
+	if r.Err == nil {
+		saveRecord(log, snap.Weir.StateDir, recordOf(engine, t, snap.Revision))
+	}
+	return printReport(cmd, &r, f.plan.format)
 }
 
 func writePlan(w io.Writer, plan backends.Plan, format string) error {
@@ -122,23 +131,25 @@ func readError(err error) error {
 
 // outcome is a Report as "weir reconcile -o json" prints it.
 type outcome struct {
-	Mode     string             `json:"mode"`
-	Revision string             `json:"revision,omitempty"`
-	Services int                `json:"services"`
-	Created  int                `json:"created"`
-	Updated  int                `json:"updated"`
-	Deleted  int                `json:"deleted"`
-	Isolated map[string]string  `json:"isolated,omitempty"`
-	Seconds  map[string]float64 `json:"seconds"`
-	Error    string             `json:"error,omitempty"`
+	APIVersion string             `json:"apiVersion"`
+	Kind       string             `json:"kind"` // "Outcome"
+	Mode       string             `json:"mode"`
+	Revision   string             `json:"revision,omitempty"`
+	Services   int                `json:"services"`
+	Created    int                `json:"created"`
+	Updated    int                `json:"updated"`
+	Deleted    int                `json:"deleted"`
+	Isolated   map[string]string  `json:"isolated,omitempty"`
+	Seconds    map[string]float64 `json:"seconds"`
+	Error      string             `json:"error,omitempty"`
 }
 
 // printReport prints what was done. It is an error if the kernel does not hold all that was asked.
 func printReport(cmd *cobra.Command, r *reconcile.Report, format string) error {
 	out, errOut := cmd.OutOrStdout(), cmd.ErrOrStderr()
 	if format == "json" {
-		o := outcome{Mode: r.Mode, Revision: r.Revision, Services: r.Services, Created: r.Created, Updated: r.Updated, Deleted: r.Deleted,
-			Seconds: stageSeconds(&r.Stages)}
+		o := outcome{APIVersion: review.APIVersion, Kind: "Outcome", Mode: r.Mode, Revision: r.Revision, Services: r.Services, Created: r.Created, Updated: r.Updated, Deleted: r.Deleted,
+			Seconds: r.Stages.Seconds()}
 		for _, i := range r.Isolated {
 			if o.Isolated == nil {
 				o.Isolated = map[string]string{}
@@ -166,11 +177,6 @@ func printReport(cmd *cobra.Command, r *reconcile.Report, format string) error {
 		return errReported
 	}
 	return nil
-}
-
-func stageSeconds(s *reconcile.Stages) map[string]float64 {
-	return map[string]float64{"observe": s.Observe.Seconds(), "resolve": s.Resolve.Seconds(), "plan": s.Plan.Seconds(),
-		"apply": s.Apply.Seconds(), "flows": s.Flows.Seconds(), "total": s.Total.Seconds()}
 }
 
 func ms(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }

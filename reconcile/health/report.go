@@ -138,11 +138,9 @@ func (m *Metrics) observeStages(r reconcile.Report) {
 	} else {
 		m.syncPartial.Observe(total)
 	}
-	for stage, d := range map[string]time.Duration{
-		"observe": r.Stages.Observe, "resolve": r.Stages.Resolve, "plan": r.Stages.Plan, "apply": r.Stages.Apply, "flows": r.Stages.Flows,
-	} {
-		if d > 0 {
-			m.stages.WithLabelValues(stage).Observe(d.Seconds())
+	for stage, seconds := range r.Stages.Seconds() {
+		if stage != "total" && seconds > 0 {
+			m.stages.WithLabelValues(stage).Observe(seconds)
 		}
 	}
 }

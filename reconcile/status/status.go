@@ -144,8 +144,7 @@ func (b *Board) Report(r reconcile.Report) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := &Sync{Time: r.Start.UTC().Format(time.RFC3339Nano), Reason: r.Reason, Created: r.Created, Updated: r.Updated, Deleted: r.Deleted, Repaired: r.Repaired,
-		Seconds: map[string]float64{"observe": r.Stages.Observe.Seconds(), "resolve": r.Stages.Resolve.Seconds(), "plan": r.Stages.Plan.Seconds(),
-			"apply": r.Stages.Apply.Seconds(), "flows": r.Stages.Flows.Seconds(), "total": r.Stages.Total.Seconds()}}
+		Seconds: r.Stages.Seconds()}
 	if r.Err != nil {
 		s.Error = r.Err.Error()
 	} else {

@@ -33,7 +33,8 @@ func (s *Status) WriteText(w io.Writer) error {
 		}
 	}
 	for _, svc := range s.Services {
-		fmt.Fprintf(&b, "\n%-44s %s\n", svc.Namespace+"/"+svc.Name, strings.Map(printable, svc.Source))
+		line := fmt.Sprintf("%-44s %s", svc.Namespace+"/"+svc.Name, strings.Map(printable, svc.Source))
+		fmt.Fprintf(&b, "\n%s\n", strings.TrimRight(line, " "))
 		if svc.Error != "" {
 			fmt.Fprintf(&b, "    not as asked for: %s\n", strings.Map(printable, svc.Error))
 		}
@@ -41,7 +42,7 @@ func (s *Status) WriteText(w io.Writer) error {
 			fmt.Fprintf(&b, "    %s\n", p)
 			for _, ep := range p.Endpoints {
 				line := "        " + ep.Address
-				if ep.Weight != 1 {
+				if ep.Weight > 1 {
 					line += fmt.Sprintf(" weight %d", ep.Weight)
 				}
 				if ep.State != "" {

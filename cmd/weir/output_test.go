@@ -1,0 +1,96 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"weir/backends"
+	"weir/reconcile"
+	"weir/reconcile/status"
+)
+
+// fullStatus has something in every field.
+func fullStatus() *status.Status {
+	connections := uint64(1234)
+	return &status.Status{
+		APIVersion: status.APIVersion, Kind: "Status", Node: "edge-7", Mode: "iptables", ModeReason: "IPVS is not available: modprobe ip_vs",
+		Revision: "git:4f2a91c",
+		Refused: &status.Refused{Revision: "git:77b0d2e", Since: "2026-01-02T03:04:05Z",
+			Errors: []string{"cluster/web.yaml:14: Service default/web: spec.ports[0].port: 0 is not between 1 and 65535"}},
+		LastSync: &status.Sync{Time: "2026-01-02T03:04:05.678Z", Reason: "input changed", Seconds: map[string]float64{"apply": 0.0171, "total": 0.0184},
+			Created: 3, Updated: 2, Deleted: 1, Repaired: 1, Error: "iptables-restore: exit status 4"},
+		DriftRepaired: 2, TrafficError: "it is not known",
+		Services: []status.Service{
+			{Namespace: "default", Name: "web", Source: "cluster/web.yaml:1", Error: "the address is another virtual server's", Ports: []status.Port{{
+				Name: "http", Protocol: "TCP", Family: "IPv4", Addresses: []string{"10.96.0.80:80", "node port 30080"}, Connections: &connections,
+				Endpoints: []status.Endpoint{{Address: "10.244.1.1:8080", Weight: 1, State: "local"}, {Address: "10.244.2.1:8080", Weight: 3, State: "remote"},
+					{Address: "10.244.2.2:8080", Weight: 1}, {Address: "10.244.2.3:8080", State: "drained"}},
+			}}},
+			{Namespace: "kube-system", Name: "dns", Ports: []status.Port{{Protocol: "UDP", Family: "IPv6", Addresses: []string{"[fd00:10:96::a]:53"}, Endpoints: []status.Endpoint{}}}},
+		},
+	}
+}
+
+// TestStatusFormats prints a Status that has something in every field.
+func TestStatusFormats(t *testing.T) {
+	requireFilled(t, "Status", reflect.ValueOf(fullStatus()))
+	for _, format := range []string{"text", "json"} {
+		var out bytes.Buffer
+		if err := showStatus(t.Context(), &out, format, false, "", func(context.Context) (*status.Status, error) { return fullStatus(), nil }); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "status."+format, out.String())
+		if format == "json" {
+			checkSchema(t, "status.schema.json", out.Bytes())
+		}
+	}
+}
+
+// TestOutcomeFormats prints the outcome of a round that was not all that was asked for.
+func TestOutcomeFormats(t *testing.T) {
+	r := reconcile.Report{Mode: "nftables", Revision: "git:4f2a91c", Services: 2, Created: 3, Updated: 2, Deleted: 1, Err: errors.New("the table is gone"),
+		Stages:   reconcile.Stages{Observe: 1500 * time.Microsecond, Apply: 17100 * time.Microsecond, Total: 18600 * time.Microsecond},
+		Isolated: []reconcile.Isolated{{Service: backends.ServiceName{Namespace: "default", Name: "web"}, Origin: "web.yaml:1", Err: errors.New("refused")}}}
+	for _, format := range []string{"text", "json"} {
+		var cmd cobra.Command
+		var out, errOut bytes.Buffer
+		cmd.SetOut(&out)
+		cmd.SetErr(&errOut)
+		if err := printReport(&cmd, &r, format); !errors.Is(err, r.Err) {
+			t.Errorf("%s: %v", format, err)
+		}
+		if format == "text" {
+			out.Write(errOut.Bytes())
+		} else {
+			checkSchema(t, "outcome.schema.json", out.Bytes())
+		}
+		golden(t, "outcome."+format, out.String())
+	}
+}
+
+// requireFilled fails for fields that are zero in v; of a slice, its first element counts.
+func requireFilled(t *testing.T, path string, v reflect.Value) {
+	t.Helper()
+	if v.IsZero() {
+		t.Errorf("%s is empty", path)
+		return
+	}
+	switch v.Kind() {
+	case reflect.Pointer:
+		requireFilled(t, path, v.Elem())
+	case reflect.Slice:
+		requireFilled(t, path+"[0]", v.Index(0))
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if f := v.Type().Field(i); f.IsExported() {
+				requireFilled(t, path+"."+f.Name, v.Field(i))
+			}
+		}
+	}
+}
