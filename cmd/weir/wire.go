@@ -323,31 +323,40 @@ func backendConfig(c *kubeproxyconfig.KubeProxyConfiguration, node *corev1.Node)
 	return cfg, err
 }
 
-// primary returns the node's primary addresses: what its Node object says, else bindAddress, else what the routes say. It
-// is kube-proxy's order.
+// primary returns the node's primary address of each family: bindAddress, else what its Node object says, as in kube-proxy
+// (detectNodeIPs in cmd/kube-proxy); without either, what the routes say.
 func primary(c *kubeproxyconfig.KubeProxyConfiguration, node *corev1.Node, addrs []hostnet.Address) []netip.Addr {
 	var found []netip.Addr
-	add := func(text string) {
-		a, err := netip.ParseAddr(text)
+	add := func(a netip.Addr) {
 		sameFamily := func(b netip.Addr) bool { return a.Is4() == b.Is4() }
-		if err == nil && !a.IsUnspecified() && !slices.ContainsFunc(found, sameFamily) {
+		if a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() && !slices.ContainsFunc(found, sameFamily) {
 			found = append(found, a)
 		}
 	}
-	if node != nil {
-		for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
-			for _, a := range node.Status.Addresses {
-				if a.Type == kind {
-					add(a.Address)
-				}
+	bind, _ := netip.ParseAddr(c.BindAddress)
+	add(bind)
+	own := nodeAddresses(node)
+	if len(own) == 0 {
+		own = hostnet.Primary(addrs)
+	}
+	for _, a := range own {
+		add(a)
+	}
+	return found
+}
+
+// nodeAddresses returns what a Node object, which may be nil, says of its addresses, the internal ones first.
+func nodeAddresses(node *corev1.Node) []netip.Addr {
+	if node == nil {
+		return nil
+	}
+	var found []netip.Addr
+	for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
+		for _, na := range node.Status.Addresses {
+			if a, err := netip.ParseAddr(na.Address); err == nil && na.Type == kind {
+				found = append(found, a)
 			}
 		}
-	}
-	if len(found) == 0 {
-		add(c.BindAddress)
-	}
-	if len(found) == 0 {
-		return hostnet.Primary(addrs)
 	}
 	return found
 }

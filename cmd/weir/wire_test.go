@@ -18,9 +18,44 @@ import (
 	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
 
 	"weir/backends"
+	"weir/backends/hostnet"
 	"weir/spec"
 	"weir/spec/config"
 )
+
+// TestPrimary goes through what may say which address of a family is the node's own.
+func TestPrimary(t *testing.T) {
+	node := func(addresses ...corev1.NodeAddress) *corev1.Node {
+		return &corev1.Node{Status: corev1.NodeStatus{Addresses: addresses}}
+	}
+	internal := func(a string) corev1.NodeAddress { return corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a} }
+	external := func(a string) corev1.NodeAddress { return corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: a} }
+	here := []hostnet.Address{{Addr: netip.MustParseAddr("203.0.113.1"), Interface: "x"}, {Addr: netip.MustParseAddr("fd00:203::1"), Interface: "x"}}
+	for _, tc := range []struct {
+		name, bind string
+		node       *corev1.Node
+		want       string
+	}{
+		{"the routes", "0.0.0.0", nil, "203.0.113.1 fd00:203::1"},
+		{"a Node that has none", "", node(), "203.0.113.1 fd00:203::1"},
+		{"a Node", "", node(external("198.51.100.1"), internal("192.0.2.1"), internal("fd00::1")), "192.0.2.1 fd00::1"},
+		{"a Node with one family", "", node(internal("192.0.2.1")), "192.0.2.1"},
+		{"a Node that is reached from outside", "", node(external("198.51.100.1")), "198.51.100.1"},
+		{"bindAddress wins over the Node", "192.0.2.9", node(internal("192.0.2.1"), internal("fd00::1")), "192.0.2.9 fd00::1"},
+		{"bindAddress and the routes", "fd00::9", nil, "fd00::9 203.0.113.1"},
+		{"bindAddress is a loopback address", "127.0.0.1", node(internal("192.0.2.1")), "192.0.2.1"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var got []string
+			for _, a := range primary(&kubeproxyconfig.KubeProxyConfiguration{BindAddress: tc.bind}, tc.node, here) {
+				got = append(got, a.String())
+			}
+			if strings.Join(got, " ") != tc.want {
+				t.Errorf("got %v, want %s", got, tc.want)
+			}
+		})
+	}
+}
 
 func TestLocalDetector(t *testing.T) {
 	cidrs := func(s ...string) backends.LocalDetector {
