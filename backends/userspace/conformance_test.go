@@ -120,7 +120,7 @@ func (h *harness) DumpForeign(*testing.T) string {
 
 func (h *harness) Drifts() []backendtest.Drift {
 	return []backendtest.Drift{
-		{Name: "ListenerClosed", Inject: func(*testing.T) { h.listeners.remove(h.listeners.items()[0]) }},
+		{Name: "ListenerClosed", Inject: func(*testing.T) { h.listeners.remove(h.listeners.items()[0], false) }},
 		{Name: "ListenerChanged", Inject: func(t *testing.T) {
 			changed := *h.listeners.items()[0]
 			changed.endpoints = nil

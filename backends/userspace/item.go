@@ -90,6 +90,9 @@ func joined[T fmt.Stringer](values []T) string {
 	return strings.Join(texts, ",")
 }
 
+// use returns what the listener's port is for, in the redirecting form.
+func (l *listen) use() portUse { return portUse{l.key, l.local} }
+
 // allows says whether the listener serves the client.
 func (l *listen) allows(client netip.Addr) bool {
 	return len(l.sources) == 0 || contains(l.sources, client)

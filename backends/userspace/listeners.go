@@ -27,9 +27,15 @@ type Limits struct {
 
 	// pipes bounds the pipes that are lent to connections whose receiver is slow.
 	pipes int64
+	// linger is how long a listener still serves what was redirected to it before the redirection went.
+	linger time.Duration
 }
 
 const descriptorsKept = 256
+
+// defaultLinger has a client send its SYN three times: at once, after 1 s and after 3 s. The kernel redirects them all as it
+// did the first.
+const defaultLinger = 5 * time.Second
 
 func (l Limits) withDefaults() Limits {
 	files := descriptors()
@@ -44,6 +50,9 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.Grace == 0 {
 		l.Grace = 30 * time.Second
+	}
+	if l.linger == 0 {
+		l.linger = defaultLinger
 	}
 	return l
 }
@@ -84,6 +93,8 @@ type listener struct {
 		open() int
 	}
 	current func(*listen)
+	// leaving closes the listener; nil as long as it is wanted.
+	leaving *time.Timer
 }
 
 // NewListeners returns none yet.
@@ -93,30 +104,40 @@ func NewListeners(limits Limits) *Listeners {
 	return l
 }
 
-// items returns what is open.
+// items returns what is open, without what lingers.
 func (l *Listeners) items() []*listen {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var items []*listen
 	for _, protocols := range l.open {
 		for _, o := range protocols {
-			items = append(items, o.item)
+			if o.leaving == nil {
+				items = append(items, o.item)
+			}
 		}
 	}
 	return items
 }
 
 // set opens the listener, or changes what an open one does without closing it. It returns what the listener did before, or
-// nil if it was not open.
+// nil if it was not open, or lingered.
 func (l *Listeners) set(item *listen) (before *listen, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if o := l.open[item.bind][item.protocol]; o != nil {
-		before = o.item
+	o := l.open[item.bind][item.protocol]
+	if o != nil && o.leaving != nil && o.item.use() != item.use() {
+		l.close(o) // what was redirected for one Service is not for another
+		o = nil
+	}
+	if o != nil {
+		if o.leaving == nil {
+			before = o.item
+		}
+		o.stay()
 		o.change(item)
 		return before, nil
 	}
-	o := &listener{item: item, pools: newPools(item), admit: &admission{parent: &l.all, limit: l.limits.PerListener}}
+	o = &listener{item: item, pools: newPools(item), admit: &admission{parent: &l.all, limit: l.limits.PerListener}}
 	if err := l.listen(o); err != nil {
 		return nil, fmt.Errorf("%s: %w", item.key, err)
 	}
@@ -134,17 +155,40 @@ func (o *listener) change(item *listen) {
 	o.proxy.endpointsChanged()
 }
 
-// remove closes the listener; its connections may go on for the grace time.
-func (l *Listeners) remove(item *listen) {
+// remove closes the listener; its connections may go on for the grace time. If traffic was redirected to it until now, it
+// lingers before: a connection that was redirected a moment ago would be refused otherwise.
+func (l *Listeners) remove(item *listen, redirected bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if o := l.open[item.bind][item.protocol]; o != nil {
+	o := l.open[item.bind][item.protocol]
+	switch {
+	case o == nil || o.leaving != nil:
+	case redirected:
+		var timer *time.Timer
+		timer = time.AfterFunc(l.limits.linger, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if o.leaving == timer {
+				l.close(o)
+			}
+		})
+		o.leaving = timer
+	default:
 		l.close(o)
+	}
+}
+
+// stay has a listener that lingers stay open. The lock is held.
+func (o *listener) stay() {
+	if o.leaving != nil {
+		o.leaving.Stop()
+		o.leaving = nil
 	}
 }
 
 // close closes a listener; the lock is held.
 func (l *Listeners) close(o *listener) {
+	o.stay()
 	o.proxy.close()
 	l.ending.Go(o.proxy.wait)
 	if delete(l.open[o.item.bind], o.item.protocol); len(l.open[o.item.bind]) == 0 {

@@ -40,6 +40,9 @@ func newSocket(a netip.Addr) (int, error) {
 	return fd, nil
 }
 
+// backlog is how many connections may wait to be accepted, if net.core.somaxconn allows that.
+const backlog = 1<<16 - 1
+
 // listenTCP returns a socket that listens. The connections that it accepts have its options.
 func listenTCP(bind netip.AddrPort) (int, error) {
 	fd, err := newSocket(bind.Addr())
@@ -54,7 +57,7 @@ func listenTCP(bind netip.AddrPort) (int, error) {
 		err = unix.Bind(fd, sockaddr(bind))
 	}
 	if err == nil {
-		err = unix.Listen(fd, 1<<16-1) // or what net.core.somaxconn allows
+		err = unix.Listen(fd, backlog)
 	}
 	if err != nil {
 		unix.Close(fd)

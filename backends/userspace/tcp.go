@@ -11,6 +11,7 @@ import (
 
 // tcpProxy serves the TCP connections of one Service port. Its listener outlives changes of the endpoints.
 type tcpProxy struct {
+	loops []*loop
 	pools *pools
 	item  atomic.Pointer[listen]
 	admit *admission
@@ -31,7 +32,7 @@ func newTCPProxy(loops []*loop, p *pools, admit *admission, grace time.Duration,
 	if err != nil {
 		return nil, err
 	}
-	t := &tcpProxy{pools: p, admit: admit, grace: grace, fd: fd, conns: map[*pair]struct{}{}}
+	t := &tcpProxy{loops: loops, pools: p, admit: admit, grace: grace, fd: fd, conns: map[*pair]struct{}{}}
 	t.item.Store(item)
 	for _, l := range loops {
 		a := &acceptor{t, l}
@@ -90,6 +91,7 @@ func (a *acceptor) ready(uint32) {
 	}
 }
 
+// accept returns a connection, which wait waits for from then on.
 func (t *tcpProxy) accept() (int, netip.AddrPort, error) {
 	t.accepting.Lock()
 	defer t.accepting.Unlock()
@@ -97,6 +99,9 @@ func (t *tcpProxy) accept() (int, netip.AddrPort, error) {
 		return -1, netip.AddrPort{}, unix.EBADF
 	}
 	fd, from, err := unix.Accept4(t.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+	if err == nil {
+		t.wg.Add(1)
+	}
 	return fd, addrPortOf(from), err
 }
 
@@ -107,9 +112,9 @@ func (t *tcpProxy) serve(l *loop, fd int, from netip.AddrPort) {
 	if !ok || !item.allows(from.Addr()) || !t.admit.enter() {
 		resetOnClose(fd)
 		unix.Close(fd)
+		t.wg.Done()
 		return
 	}
-	t.wg.Add(1)
 	newPair(t, l, fd, from, front, t.pools.of(from.Addr(), item)).start()
 }
 
@@ -168,8 +173,16 @@ func (t *tcpProxy) endpointsChanged() {
 	}
 }
 
-// close ends listening at once and lets the open connections drain.
+// close ends listening at once and lets the open connections drain, those included that wait to be accepted.
 func (t *tcpProxy) close() {
+	for i := range backlog {
+		fd, from, err := t.accept()
+		if err != nil {
+			break
+		}
+		l := t.loops[i%len(t.loops)]
+		l.post(func() { t.serve(l, fd, from) })
+	}
 	t.accepting.Lock()
 	unix.Close(t.fd)
 	t.fd = -1

@@ -261,7 +261,7 @@ func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
 				refused[c.ID] = err
 				b.avoid(l, err)
 			case before == nil:
-				undo = append(undo, func() { b.Listeners.remove(l) })
+				undo = append(undo, func() { b.remove(l) })
 			default:
 				undo = append(undo, func() { b.Listeners.set(before) })
 			}
@@ -291,13 +291,15 @@ func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
 		}
 	}
 	for _, l := range gone {
-		b.Listeners.remove(l)
+		b.remove(l)
 		if b.Redirect != nil {
-			b.Ports.release(portUse{l.key, l.local}, l.bind.Port())
+			b.Ports.release(l.use(), l.bind.Port())
 		}
 	}
 	return backends.Result{}
 }
+
+func (b *Backend) remove(l *listen) { b.Listeners.remove(l, b.Redirect != nil) }
 
 // Script implements backends.Scripter for the redirection; the listeners are this process's own.
 func (b *Backend) Script(p backends.Plan) ([]backends.Program, error) {
@@ -316,6 +318,6 @@ func (b *Backend) Script(p backends.Plan) ([]backends.Program, error) {
 // avoid has the Service port ask for another port if somebody else has this one.
 func (b *Backend) avoid(l *listen, err error) {
 	if b.Redirect != nil && errors.Is(err, unix.EADDRINUSE) {
-		b.Ports.avoid(portUse{l.key, l.local})
+		b.Ports.avoid(l.use())
 	}
 }

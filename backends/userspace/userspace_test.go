@@ -95,6 +95,23 @@ func started(t *testing.T, limits Limits, item *listen) *Listeners {
 	return ls
 }
 
+// poll waits until f returns no error.
+func poll(t *testing.T, f func() error) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatal(err)
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
 func ask(t *testing.T, addr netip.AddrPort) (string, error) {
 	t.Helper()
 	return askFrom(t, "127.0.0.1", addr)
@@ -307,15 +324,12 @@ weir_userspace_refused_total{service="default/web"} 1
 		t.Error(err)
 	}
 	open[0].Close()
-	deadline := time.Now().Add(5 * time.Second)
-	for {
-		if name, err := ask(t, item.bind); err == nil && name == "a" {
-			break
+	poll(t, func() error {
+		if name, err := ask(t, item.bind); err != nil || name != "a" {
+			return fmt.Errorf("a place that was given back was not taken again: %q, %v", name, err)
 		}
-		if time.Now().After(deadline) {
-			t.Fatal("a place that was given back was not taken again")
-		}
-	}
+		return nil
+	})
 }
 
 func TestProxyProtocolTellsTheClientsAddress(t *testing.T) {
@@ -398,13 +412,12 @@ func TestUDPFlows(t *testing.T) {
 		t.Errorf("flows were spread %v", seen)
 	}
 	l := ls.open[item.bind][backends.UDP]
-	deadline := time.Now().Add(10 * time.Second)
-	for l.proxy.open() > 0 {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d idle flows are still open", l.proxy.open())
+	poll(t, func() error {
+		if n := l.proxy.open(); n > 0 {
+			return fmt.Errorf("%d idle flows are still open", n)
 		}
-		time.Sleep(10 * time.Millisecond)
-	}
+		return nil
+	})
 }
 
 func TestUDPFloodIsBounded(t *testing.T) {
@@ -420,13 +433,12 @@ func TestUDPFloodIsBounded(t *testing.T) {
 		c.Write([]byte("x"))
 	}
 	l := ls.open[item.bind][backends.UDP]
-	deadline := time.Now().Add(10 * time.Second)
-	for l.admit.refused.Load() < 184 {
-		if time.Now().After(deadline) {
-			t.Fatalf("only %d of 184 flows over the limit were refused, %d are open", l.admit.refused.Load(), l.proxy.open())
+	poll(t, func() error {
+		if n := l.admit.refused.Load(); n < 184 {
+			return fmt.Errorf("only %d of 184 flows over the limit were refused, %d are open", n, l.proxy.open())
 		}
-		time.Sleep(10 * time.Millisecond)
-	}
+		return nil
+	})
 	if n := l.proxy.open(); n > 16 {
 		t.Errorf("%d flows are open with a limit of 16", n)
 	}
