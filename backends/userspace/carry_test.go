@@ -3,6 +3,7 @@ package userspace
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -42,21 +43,20 @@ func joinedThrough(t *testing.T, limits Limits) (client, server *net.TCPConn, ls
 }
 
 // pairOf returns the only pair there is, once there is one.
-func pairOf(t *testing.T, ls *Listeners) *pair {
+func pairOf(t *testing.T, ls *Listeners) (only *pair) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	poll(t, func() error {
 		for _, protocols := range ls.open {
 			proxy := protocols[backends.TCP].proxy.(*tcpProxy)
 			proxy.mu.Lock()
-			for p := range proxy.conns {
-				proxy.mu.Unlock()
-				return p
+			defer proxy.mu.Unlock()
+			for only = range proxy.conns {
+				return nil
 			}
-			proxy.mu.Unlock()
 		}
-	}
-	t.Fatal("there is no pair")
-	return nil
+		return errors.New("there is no pair")
+	})
+	return only
 }
 
 // onLoop runs f where a pair may be looked at.
@@ -96,11 +96,12 @@ func TestEitherSideMayEndFirst(t *testing.T) {
 
 func awaitOpen(t *testing.T, ls *Listeners, want int) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ls.Open() != want; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d connections are open, want %d", ls.Open(), want)
+	poll(t, func() error {
+		if n := ls.Open(); n != want {
+			return fmt.Errorf("%d connections are open, want %d", n, want)
 		}
-	}
+		return nil
+	})
 }
 
 // TestResetReachesTheOtherSide: from either side, also after the other or the same side has ended its sending.
@@ -123,17 +124,18 @@ func TestResetReachesTheOtherSide(t *testing.T) {
 				one.SetLinger(0)
 				one.Close()
 				// Where a stream has ended already, only a write can tell.
-				var err error
-				for deadline := time.Now().Add(10 * time.Second); err == nil && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+				poll(t, func() error {
+					var err error
 					if before != "the same side has ended" {
 						_, err = other.Read(make([]byte, 1))
 					} else {
 						_, err = other.Write([]byte("x"))
 					}
-				}
-				if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
-					t.Errorf("the other side saw %v", err)
-				}
+					if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+						return fmt.Errorf("the other side saw %v", err)
+					}
+					return nil
+				})
 				awaitOpen(t, ls, 0)
 			})
 		}

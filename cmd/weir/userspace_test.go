@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -206,6 +207,54 @@ func TestUserspaceModeSwitch(t *testing.T) {
 		}
 	}
 	l.end(t)
+}
+
+// TestUserspaceAnswersWhoWasRedirectedBefore: a client that is about to connect when userspace mode is left, and when its
+// Service is deleted, is served all the same.
+func TestUserspaceAnswersWhoWasRedirectedBefore(t *testing.T) {
+	for name, leave := range map[string]func(d *daemon){
+		"the mode is left": func(d *daemon) {
+			d.write(map[string]string{"config.yaml": painConfig + "mode: iptables\n"})
+			d.awaitLog("proxy mode changed: .*to=iptables")
+		},
+		"the Service is deleted": func(d *daemon) {
+			d.write(map[string]string{"web.yaml": strings.NewReplacer("name: web", "name: other", "10.96.0.10", "10.96.0.11").Replace(painService)})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := iptablesMode("nft")
+			m.flags = []string{"--iptables-variant", "nft"}
+			d := painDaemon(t, m)
+			d.write(map[string]string{"config.yaml": painConfig + "mode: userspace\n"})
+			d.start()
+			d.awaitSync()
+			client := d.lab.Host(netlab.Client)
+			iptables := func(args ...string) string {
+				t.Helper()
+				out, err := client.Exec(t.Context(), "iptables-nft", args...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return out
+			}
+			deaf := []string{"INPUT", "-p", "tcp", "--tcp-flags", "SYN,ACK", "SYN,ACK", "-j", "DROP"}
+			iptables(append([]string{"-I"}, deaf...)...)
+			answer := make(chan netlab.Reply, 1)
+			go func() { answer <- client.Probe(netlab.TCP, webFront, patience) }()
+			d.await("a half-open connection", func() error {
+				if rules := iptables("-nvxL", "INPUT"); !regexp.MustCompile(`(?m)^ +[1-9]\d* .*DROP`).MatchString(rules) {
+					return fmt.Errorf("nothing was dropped:\n%s", rules)
+				}
+				return nil
+			})
+			leave(d)
+			d.awaitSync()
+			iptables(append([]string{"-D"}, deaf...)...)
+			if r := <-answer; r.Server != "pod1" {
+				t.Errorf("whoever was redirected before met %v", r)
+			}
+		})
+	}
 }
 
 // TestUserspaceIsNotForOnce: a process that ends cannot serve.
