@@ -25,7 +25,7 @@ func joinedThrough(t *testing.T, limits Limits) (client, server *net.TCPConn, ls
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { endpoint.Close() })
-	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(netip.MustParseAddrPort(endpoint.Addr().String()))}
+	item := web(t, netip.MustParseAddrPort(endpoint.Addr().String()))
 	ls = started(t, limits, item)
 	c, err := net.Dial("tcp", item.bind.String())
 	if err != nil {

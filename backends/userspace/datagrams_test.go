@@ -7,8 +7,6 @@ import (
 	"slices"
 	"testing"
 	"time"
-
-	"weir/backends"
 )
 
 func TestJoinable(t *testing.T) {
@@ -43,7 +41,7 @@ func TestDatagramsStayWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer server.Close()
-	item := &listen{protocol: backends.UDP, bind: freePort(t, "udp"), key: key("dns", backends.UDP), idle: time.Minute, endpoints: endpoints(netip.MustParseAddrPort(server.LocalAddr().String()))}
+	item := dns(t, time.Minute, netip.MustParseAddrPort(server.LocalAddr().String()))
 	started(t, Limits{}, item)
 	client, err := net.Dial("udp", item.bind.String())
 	if err != nil {

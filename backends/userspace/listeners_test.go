@@ -14,9 +14,6 @@ import (
 // TestRedirectedListenerLingers: whoever was redirected before the redirection went is served, and nobody plans with the
 // listener any more.
 func TestRedirectedListenerLingers(t *testing.T) {
-	web := func() *listen {
-		return &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(echo(t, "a"))}
-	}
 	serves := func(t *testing.T, item *listen, want string) {
 		t.Helper()
 		if name, err := ask(t, item.bind); name != want || err != nil {
@@ -33,7 +30,7 @@ func TestRedirectedListenerLingers(t *testing.T) {
 		})
 	}
 	t.Run("and closes", func(t *testing.T) {
-		item := web()
+		item := web(t, echo(t, "a"))
 		ls := started(t, Limits{linger: time.Millisecond}, item)
 		ls.remove(item, true)
 		if open := ls.items(); len(open) != 0 {
@@ -42,7 +39,7 @@ func TestRedirectedListenerLingers(t *testing.T) {
 		refusesSoon(t, item)
 	})
 	t.Run("and stays if it is wanted again", func(t *testing.T) {
-		item := web()
+		item := web(t, echo(t, "a"))
 		ls := started(t, Limits{linger: time.Hour}, item)
 		ls.remove(item, true)
 		serves(t, item, "a")
@@ -57,7 +54,7 @@ func TestRedirectedListenerLingers(t *testing.T) {
 		serves(t, item, "b")
 	})
 	t.Run("and makes room for another Service", func(t *testing.T) {
-		item := web()
+		item := web(t, echo(t, "a"))
 		ls := started(t, Limits{linger: time.Hour}, item)
 		ls.remove(item, true)
 		other := *item
@@ -71,7 +68,7 @@ func TestRedirectedListenerLingers(t *testing.T) {
 		}
 	})
 	t.Run("but not beyond the process", func(t *testing.T) {
-		item := web()
+		item := web(t, echo(t, "a"))
 		ls := started(t, Limits{linger: time.Hour}, item)
 		ls.remove(item, true)
 		if left := ls.Drain(t.Context()); left != 0 {
@@ -80,7 +77,7 @@ func TestRedirectedListenerLingers(t *testing.T) {
 		refusesSoon(t, item)
 	})
 	t.Run("with UDP", func(t *testing.T) {
-		item := &listen{protocol: backends.UDP, bind: freePort(t, "udp"), key: key("dns", backends.UDP), idle: time.Minute, endpoints: endpoints(echoUDP(t, "a"))}
+		item := dns(t, time.Minute, echoUDP(t, "a"))
 		ls := started(t, Limits{linger: time.Hour}, item)
 		c, err := net.Dial("udp", item.bind.String())
 		if err != nil {
@@ -101,7 +98,7 @@ func TestRedirectedListenerLingers(t *testing.T) {
 
 // TestCloseServesWhoWaits: connections that the kernel has accepted and the proxy has not are served when the listener closes.
 func TestCloseServesWhoWaits(t *testing.T) {
-	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(echo(t, "a"))}
+	item := web(t, echo(t, "a"))
 	ls := started(t, Limits{}, item)
 	busy := make(chan struct{})
 	for _, l := range ls.loops {

@@ -134,8 +134,8 @@ func TestRootlessAddresses(t *testing.T) {
 
 // TestNearClientsHaveEndpointsOfTheirOwn asks from two loopback addresses, one of which is near.
 func TestNearClientsHaveEndpointsOfTheirOwn(t *testing.T) {
-	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(echo(t, "far")),
-		near: []netip.Prefix{netip.MustParsePrefix("127.0.0.9/32")}, nearEndpoints: endpoints(echo(t, "near"))}
+	item := web(t, echo(t, "far"))
+	item.near, item.nearEndpoints = []netip.Prefix{netip.MustParsePrefix("127.0.0.9/32")}, endpoints(echo(t, "near"))
 	started(t, Limits{}, item)
 	for from, want := range map[string]string{"127.0.0.1": "far", "127.0.0.9": "near"} {
 		if got, err := askFrom(t, from, item.bind); got != want || err != nil {

@@ -81,6 +81,18 @@ func endpoints(addrs ...netip.AddrPort) []backends.Endpoint {
 	return eps
 }
 
+// web is a TCP listener to the endpoints.
+func web(t *testing.T, to ...netip.AddrPort) *listen {
+	t.Helper()
+	return &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(to...)}
+}
+
+// dns is a UDP listener to the endpoints.
+func dns(t *testing.T, idle time.Duration, to ...netip.AddrPort) *listen {
+	t.Helper()
+	return &listen{protocol: backends.UDP, bind: freePort(t, "udp"), key: key("dns", backends.UDP), idle: idle, endpoints: endpoints(to...)}
+}
+
 func started(t *testing.T, limits Limits, item *listen) *Listeners {
 	t.Helper()
 	ls := NewListeners(limits)
@@ -133,7 +145,7 @@ func askFrom(t *testing.T, from string, addr netip.AddrPort) (string, error) {
 
 func TestTCPTakesTurnsAndPassesOverTheDead(t *testing.T) {
 	a, b, dead := echo(t, "a"), echo(t, "b"), closedPort(t)
-	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(a, dead, b)}
+	item := web(t, a, dead, b)
 	started(t, Limits{}, item)
 	count := map[string]int{}
 	for range 100 {
@@ -149,7 +161,7 @@ func TestTCPTakesTurnsAndPassesOverTheDead(t *testing.T) {
 }
 
 func TestTCPRefusesOnlyWhenEveryEndpointFailed(t *testing.T) {
-	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(closedPort(t), closedPort(t))}
+	item := web(t, closedPort(t), closedPort(t))
 	ls := started(t, Limits{}, item)
 	if _, err := ask(t, item.bind); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Fatalf("with no endpoint answering: got %v, want a reset", err)
@@ -180,7 +192,7 @@ func TestTCPResetIsCarriedAcross(t *testing.T) {
 			c.Close()
 		}
 	}()
-	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(netip.MustParseAddrPort(l.Addr().String()))}
+	item := web(t, netip.MustParseAddrPort(l.Addr().String()))
 	started(t, Limits{}, item)
 	c, err := net.Dial("tcp", item.bind.String())
 	if err != nil {
@@ -197,7 +209,7 @@ func TestTCPResetIsCarriedAcross(t *testing.T) {
 
 func TestRemovedEndpointDrains(t *testing.T) {
 	a, b := echo(t, "a"), echo(t, "b")
-	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(a)}
+	item := web(t, a)
 	ls := started(t, Limits{Grace: 300 * time.Millisecond}, item)
 	c, err := net.Dial("tcp", item.bind.String())
 	if err != nil {
@@ -297,7 +309,7 @@ func TestOneProbeAtATime(t *testing.T) {
 
 func TestAdmissionLimits(t *testing.T) {
 	a := echo(t, "a")
-	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(a)}
+	item := web(t, a)
 	ls := started(t, Limits{Connections: 2, PerListener: 2}, item)
 	var open []net.Conn
 	for range 2 {
@@ -345,8 +357,8 @@ func TestProxyProtocolTellsTheClientsAddress(t *testing.T) {
 			c.Close()
 		}
 	}()
-	item := &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), proxyProtocol: true,
-		endpoints: endpoints(netip.MustParseAddrPort(l.Addr().String()))}
+	item := web(t, netip.MustParseAddrPort(l.Addr().String()))
+	item.proxyProtocol = true
 	started(t, Limits{}, item)
 	c, err := net.Dial("tcp", item.bind.String())
 	if err != nil {
@@ -383,7 +395,7 @@ func echoUDP(t *testing.T, name string) netip.AddrPort {
 
 func TestUDPFlows(t *testing.T) {
 	a, b, dead := echoUDP(t, "a"), echoUDP(t, "b"), freePort(t, "udp")
-	item := &listen{protocol: backends.UDP, bind: freePort(t, "udp"), key: key("dns", backends.UDP), idle: 200 * time.Millisecond, endpoints: endpoints(dead, a, b)}
+	item := dns(t, 200*time.Millisecond, dead, a, b)
 	ls := started(t, Limits{}, item)
 	seen := map[string]int{}
 	for i := range 20 {
@@ -422,7 +434,7 @@ func TestUDPFlows(t *testing.T) {
 
 func TestUDPFloodIsBounded(t *testing.T) {
 	a := echoUDP(t, "a")
-	item := &listen{protocol: backends.UDP, bind: freePort(t, "udp"), key: key("dns", backends.UDP), idle: time.Minute, endpoints: endpoints(a)}
+	item := dns(t, time.Minute, a)
 	ls := started(t, Limits{Connections: 16, PerListener: 16}, item)
 	for range 200 {
 		c, err := net.Dial("udp", item.bind.String())
