@@ -110,7 +110,9 @@ func (a *applying) run(p backends.Plan) error {
 			puts = append(puts, c)
 		}
 	}
-	slices.SortStableFunc(puts, func(x, y backends.Change) int { return cmp.Compare(step(x.New), step(y.New)) })
+	slices.SortStableFunc(puts, func(x, y backends.Change) int {
+		return cmp.Or(cmp.Compare(step(x.New), step(y.New)), cmp.Compare(setOf(x.New), setOf(y.New)))
+	})
 	slices.SortStableFunc(deletes, func(x, y backends.Change) int { return cmp.Compare(stepBack(x.Old), stepBack(y.Old)) })
 	if a.b.draining == nil && len(deletes) > 0 {
 		state, err := a.b.kernel.Read(a.ctx)
@@ -130,33 +132,60 @@ func (a *applying) run(p backends.Plan) error {
 	return a.inOrder(deletes, func(c backends.Change) backends.Item { return c.Old }, a.delete)
 }
 
-// inOrder does the changes one by one, but for those of iptables, which are one step. An error of one change refuses it,
-// unless it is one that all others would meet as well.
+// inOrder does the changes one by one, but for those of iptables, which are one step, and new members of one set, which are
+// one unless any of them is refused. An error of one change refuses it, unless it is one that all others would meet as well.
 func (a *applying) inOrder(changes []backends.Change, item func(backends.Change) backends.Item, do func(backends.Item) error) error {
 	for i := 0; i < len(changes); {
 		if err := a.ctx.Err(); err != nil {
 			return err
 		}
-		if step(item(changes[i])) == rulesStep {
-			end := i
-			for end < len(changes) && step(item(changes[end])) == rulesStep {
-				end++
-			}
-			if err := a.b.restore(a.ctx, changes[i:end]); err != nil {
+		end := i + 1
+		for end < len(changes) && together(item(changes[i]), item(changes[end])) {
+			end++
+		}
+		group := changes[i:end]
+		i = end
+		if step(item(group[0])) == rulesStep {
+			if err := a.b.restore(a.ctx, group); err != nil {
 				return err
 			}
-			i = end
 			continue
 		}
-		c := changes[i]
-		i++
-		if err := do(item(c)); errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("%s %s: %w", c.Op, c.ID, err)
-		} else if err != nil {
-			a.refused[c.ID] = err
+		if a.putMembers(group) {
+			continue
+		}
+		for _, c := range group {
+			if err := do(item(c)); errors.Is(err, unix.EPERM) {
+				return fmt.Errorf("%s %s: %w", c.Op, c.ID, err)
+			} else if err != nil {
+				a.refused[c.ID] = err
+			}
 		}
 	}
 	return nil
+}
+
+// together says whether two items can be made at once.
+func together(x, y backends.Item) bool {
+	return step(x) == rulesStep && step(y) == rulesStep || setOf(x) != "" && setOf(x) == setOf(y)
+}
+
+// setOf returns the name of a Member's set, and "" for any other item.
+func setOf(i backends.Item) string {
+	m, _ := i.(Member)
+	return m.Set
+}
+
+// putMembers puts what is new in one set there, and says whether it did. Else it has to be tried one by one, so that the one
+// at fault is known.
+func (a *applying) putMembers(changes []backends.Change) bool {
+	members := make([]Member, 0, len(changes))
+	for _, c := range changes {
+		if m, ok := c.New.(Member); ok {
+			members = append(members, m)
+		}
+	}
+	return len(members) > 1 && a.b.kernel.PutMembers(members) == nil
 }
 
 func (a *applying) put(item backends.Item) error {

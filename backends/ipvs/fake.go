@@ -138,6 +138,16 @@ func (k *Fake) Put(item backends.Item) error {
 	return nil
 }
 
+// PutMembers implements Kernel.
+func (k *Fake) PutMembers(members []Member) error {
+	for _, m := range members {
+		if err := k.Put(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (k *Fake) putServer(s Server) error {
 	if _, ok := k.Foreign[s.ServerKey]; ok {
 		return ErrForeign

@@ -104,8 +104,21 @@ func (s *ipsets) destroy(set Set) error {
 	return err
 }
 
-func (s *ipsets) add(m Member) error {
-	_, err := s.do(nl.IPSET_CMD_ADD, netlink.Acknowledge, m.Set, m.encode)
+// membersAtOnce is how many members one request holds at most: the list of them is bounded by 64 KiB, and the longest
+// member has 80 bytes.
+const membersAtOnce = 500
+
+// add puts members in the set of the first one, which is that of all.
+func (s *ipsets) add(members []Member) error {
+	_, err := s.do(nl.IPSET_CMD_ADD, netlink.Acknowledge, members[0].Set, func(e *netlink.AttributeEncoder) {
+		e.Uint32(nl.IPSET_ATTR_LINENO, 0) // the kernel wants it with a list
+		e.Nested(nl.IPSET_ATTR_ADT, func(e *netlink.AttributeEncoder) error {
+			for _, m := range members {
+				m.encode(e)
+			}
+			return nil
+		})
+	})
 	return err
 }
 

@@ -21,6 +21,10 @@ type Kernel interface {
 	// Timeouts. A virtual server that is there and not weir's is ErrForeign.
 	Put(item backends.Item) error
 
+	// PutMembers does what Put would with each of them, all of one set, at a fraction of the cost. After an error, any of
+	// them may be there.
+	PutMembers(members []Member) error
+
 	// Delete removes an Item. To remove what is absent succeeds.
 	Delete(item backends.Item) error
 }

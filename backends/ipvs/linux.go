@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/moby/ipvs"
@@ -194,11 +195,21 @@ func (k *Linux) Put(item backends.Item) error {
 	case Set:
 		return k.sets.create(i)
 	case Member:
-		return k.sets.add(i)
+		return k.sets.add([]Member{i})
 	case Timeouts:
 		return k.ipvs.SetConfig(&ipvs.Config{TimeoutTCP: i.TCP, TimeoutTCPFin: i.TCPFin, TimeoutUDP: i.UDP})
 	}
 	return fmt.Errorf("%T is not an object of IPVS", item)
+}
+
+// PutMembers implements Kernel.
+func (k *Linux) PutMembers(members []Member) error {
+	for some := range slices.Chunk(members, membersAtOnce) {
+		if err := k.sets.add(some); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Delete implements Kernel.

@@ -126,6 +126,7 @@ ip link set lo up
 ` + env.String() + `# The machine is there for what a test may otherwise miss: nothing is skipped in it for want of a kernel.
 export WEIR_TEST_REQUIRE=1 WEIR_TEST_REQUIRE_IPVS=1 WEIR_TEST_VM=1 WEIR_TEST_BINARY=/usr/sbin/weir
 cd /src/` + j.dir + `
+echo "` + startMark + `" >/dev/ttyS1
 { ` + j.command + `; } </dev/ttyS1 >/dev/ttyS1 2>&1
 code=$?
 [ $code = 0 ] || dmesg | sed '1,/Run .init as/d' >/dev/ttyS0

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 // machine is what qemu is told. Its first serial port is the kernel's log, the second the test's output.
@@ -21,6 +23,18 @@ type machine struct {
 
 // exitMark begins the line with which the guest's init ends; the exit code follows.
 const exitMark = "weir-vm-exit:"
+
+// startMark is the line that init writes once the machine is up, before it runs anything.
+const startMark = "weir-vm-started"
+
+const (
+	// bootLimit is how long a machine may take until then: twenty times what it takes where nothing else runs.
+	bootLimit = 90 * time.Second
+	// bootAttempts is how often that is tried. An emulated machine with several processors hangs once in a while.
+	bootAttempts = 3
+)
+
+var errNotStarted = fmt.Errorf("the machine did not start within %s", bootLimit)
 
 // What costs most where every instruction is emulated: mitigations of faults that no emulator has, clocks that are devices,
 // a fifth level of page tables, string instructions that are emulated byte by byte, pages that are cleared twice.
@@ -51,7 +65,19 @@ func (m machine) interact(ctx context.Context) error {
 	return cmd.Run()
 }
 
-// boot runs the machine until it powers off and returns the exit code that the guest reported.
+// run boots the machine until it has started once, lets it run until it powers off, and returns the exit code that the guest
+// reported.
+func (m machine) run(ctx context.Context) (code int, err error) {
+	for range bootAttempts {
+		if code, err = m.boot(ctx); !errors.Is(err, errNotStarted) {
+			break
+		}
+		fmt.Fprintln(os.Stderr, "vmexec:", err)
+	}
+	return code, err
+}
+
+// boot is one attempt of run.
 func (m machine) boot(ctx context.Context) (int, error) {
 	log, err := os.CreateTemp("", "weir-vm-*.log")
 	if err != nil {
@@ -59,9 +85,14 @@ func (m machine) boot(ctx context.Context) (int, error) {
 	}
 	defer os.Remove(log.Name())
 	defer log.Close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watchdog := time.AfterFunc(bootLimit, func() { cancel(errNotStarted) })
+	defer watchdog.Stop()
+
 	runtime.LockOSThread() // the parent-death signal is tied to the thread
 	defer runtime.UnlockOSThread()
-	out := &console{w: os.Stdout, code: -1}
+	out := &console{w: os.Stdout, code: -1, started: func() { watchdog.Stop() }}
 	cmd := m.command(ctx, log.Name(), "-serial", "stdio")
 	cmd.Stdout = out
 	err = cmd.Run()
@@ -79,11 +110,12 @@ func (m machine) boot(ctx context.Context) (int, error) {
 	return out.code, nil
 }
 
-// console passes on what the guest prints, without the carriage returns of its serial line and without the exit mark.
+// console passes on what the guest prints, without the carriage returns of its serial line and without the marks.
 type console struct {
-	w    io.Writer
-	line []byte
-	code int
+	w       io.Writer
+	line    []byte
+	code    int
+	started func()
 }
 
 func (c *console) Write(p []byte) (int, error) {
@@ -95,6 +127,10 @@ func (c *console) Write(p []byte) (int, error) {
 		}
 		line := c.line[:i+1]
 		c.line = c.line[i+1:]
+		if bytes.HasPrefix(line, []byte(startMark)) {
+			c.started()
+			continue
+		}
 		if rest, ok := bytes.CutPrefix(line, []byte(exitMark)); ok {
 			c.code, _ = strconv.Atoi(string(bytes.TrimSpace(rest)))
 			continue

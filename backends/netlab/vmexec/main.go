@@ -72,7 +72,7 @@ func run() (int, error) {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, *limit, fmt.Errorf("the machine was stopped at its time limit of %s", *limit))
 	defer cancel()
-	return m.boot(ctx)
+	return m.run(ctx)
 }
 
 // moduleRoot finds the directory of go.mod from the current one upwards.
