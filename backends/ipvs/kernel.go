@@ -9,7 +9,7 @@ import (
 )
 
 // Kernel is all that the backend needs of the kernel besides iptables and sysctls. It has no context in most of its methods,
-// since each is one short exchange.
+// since each is one short exchange. It is safe for concurrent use.
 type Kernel interface {
 	// Read returns all that is weir's.
 	Read(ctx context.Context) (*State, error)
@@ -39,6 +39,8 @@ type State struct {
 	Sets         []Set
 	Members      []Member
 	Timeouts     Timeouts
+	// Accepted is how many connections each of the Servers was sent since it was made.
+	Accepted map[ServerKey]uint64
 }
 
 // ErrForeign is a virtual server that somebody else made where weir wants one.

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
@@ -27,8 +28,9 @@ const (
 // dumpAttempts is how often a list that changed while it was read is read again.
 const dumpAttempts = 5
 
-// Linux is the Kernel of the network namespace that Open was called in. It is used by one goroutine at a time.
+// Linux is the Kernel of the network namespace that Open was called in.
 type Linux struct {
+	mu    sync.Mutex // of all that follows: the sockets have one exchange at a time
 	ipvs  *ipvs.Handle
 	route *netlink.Handle
 	sets  *ipsets
@@ -69,7 +71,9 @@ func (k *Linux) Close() {
 
 // Read implements Kernel.
 func (k *Linux) Read(ctx context.Context) (*State, error) {
-	s := &State{}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s := &State{Accepted: map[ServerKey]uint64{}}
 	if err := k.readAddresses(s); err != nil {
 		return nil, err
 	}
@@ -90,6 +94,7 @@ func (k *Linux) Read(ctx context.Context) (*State, error) {
 			return nil, err
 		}
 		s.Servers = append(s.Servers, server)
+		s.Accepted[server.ServerKey] = uint64(svc.Stats.Connections)
 		s.Destinations = append(s.Destinations, destinations...)
 	}
 	config, err := k.ipvs.GetConfig()
@@ -149,6 +154,8 @@ func (k *Linux) findLink() error {
 
 // Destinations implements Kernel.
 func (k *Linux) Destinations(key ServerKey) ([]Destination, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	list, err := k.destinations(key, service(Server{ServerKey: key}))
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
 		return nil, nil
@@ -178,6 +185,8 @@ func (k *Linux) destinations(key ServerKey, svc *ipvs.Service) ([]Destination, e
 
 // Put implements Kernel.
 func (k *Linux) Put(item backends.Item) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	switch i := item.(type) {
 	case Link:
 		return k.putLink()
@@ -204,6 +213,8 @@ func (k *Linux) Put(item backends.Item) error {
 
 // PutMembers implements Kernel.
 func (k *Linux) PutMembers(members []Member) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	for some := range slices.Chunk(members, membersAtOnce) {
 		if err := k.sets.add(some); err != nil {
 			return err
@@ -214,6 +225,8 @@ func (k *Linux) PutMembers(members []Member) error {
 
 // Delete implements Kernel.
 func (k *Linux) Delete(item backends.Item) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	err := k.remove(item)
 	for _, absent := range []error{unix.ESRCH, unix.ENOENT, unix.EADDRNOTAVAIL, unix.ENODEV} {
 		if errors.Is(err, absent) {

@@ -252,6 +252,43 @@ func TestDrainedGoWithTheirLastConnection(t *testing.T) {
 	n.mustHoldNothingOf(t, webAddr)
 }
 
+// TestPersistentClientsMove: a client whose endpoint leaves keeps its open connection, and its next one goes to an endpoint
+// that stays, to which it is bound from then on.
+func TestPersistentClientsMove(t *testing.T) {
+	n := newNode(t, testSettings())
+	sticky := func(weights ...int) *backends.Entry {
+		e := web(weights...)
+		e.Affinity = time.Hour
+		return e
+	}
+	n.converge(t, sticky(1, 1, 1))
+	flow, first := n.open(netlab.Client, webAddr)
+	if who := count(n.openMany(netlab.Client, webAddr, 4)); who[first] != 4 {
+		t.Fatalf("the client of %s reaches %v", first, who)
+	}
+	weights := []int{1, 1, 1}
+	pod := int(first[len(first)-1] - '0')
+	weights[pod-1] = -1
+	n.converge(t, sticky(weights...))
+	if who := n.ask(flow); who != first {
+		t.Errorf("the open connection is answered by %s now, not by %s", who, first)
+	}
+	if d, ok := n.destination(webKey, pod); !ok || d.Until == 0 {
+		t.Errorf("the destination is not leaving: %+v, %v", d, ok)
+	}
+	_, next := n.open(netlab.Client, webAddr)
+	if next == first {
+		t.Errorf("a new connection reaches %s, which is leaving", first)
+	}
+	if who := count(n.openMany(netlab.Client, webAddr, 4)); who[next] != 4 {
+		t.Errorf("the client of %s reaches %v", next, who)
+	}
+	n.converge(t, sticky(1, 1, 1))
+	if who := count(n.openMany(netlab.Client, webAddr, 4)); who[next] != 4 {
+		t.Errorf("after %s came back the client of %s reaches %v", first, next, who)
+	}
+}
+
 // TestPain04WeightIsRestored: a destination that was left at weight 0, by weir or by anybody, serves again.
 func TestPain04WeightIsRestored(t *testing.T) {
 	n := newNode(t, testSettings())

@@ -47,8 +47,8 @@ makes no sense.`,
 			if len(others) == 0 {
 				return errors.New("this node has neither iptables nor nftables that could be read")
 			}
-			for _, other := range others {
-				if dryRun {
+			if dryRun {
+				for _, other := range others {
 					plan, err := other.engine.PlanCleanup(ctx)
 					if err != nil {
 						return readError(err)
@@ -56,15 +56,18 @@ makes no sense.`,
 					if err := writePlan(cmd.OutOrStdout(), plan, output.format); err != nil {
 						return err
 					}
-					continue
 				}
-				r := other.engine.Cleanup(ctx)
-				if r.Err != nil {
-					return fmt.Errorf("%s: %w", other.name, r.Err)
-				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: %d removed\n", other.name, r.Deleted)
+				return nil
 			}
-			return nil
+			var failed error
+			cleanup(ctx, others, func(name string, deleted int, err error) {
+				if err != nil {
+					failed = errors.Join(failed, fmt.Errorf("%s: %w", name, err))
+					return
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %d removed\n", name, deleted)
+			})
+			return failed
 		},
 	}
 	node.addVariant(cmd.Flags())

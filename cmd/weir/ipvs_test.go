@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"weir/backends/ipvs"
@@ -205,6 +206,64 @@ func TestIPVSComesWhereItWasMissing(t *testing.T) {
 	inForce("ipvs")
 	if own := d.ownRules(); !strings.Contains(own, "10.96.0.10:80") || strings.Contains(own, "WEIR-SERVICES") {
 		t.Errorf("the kernel holds:\n%s", own)
+	}
+}
+
+// ipvsLegacyMode is ipvsMode with the other variant of iptables below it.
+func ipvsLegacyMode() mode {
+	m := ipvsMode
+	m.flags = []string{"--proxy-mode", "ipvs", "--no-fallback", "--iptables-variant", "legacy"}
+	m.saves = [][]string{{"iptables-legacy-save"}, {"ip6tables-legacy-save"}}
+	return m
+}
+
+// TestIPVSOverLegacy runs the scenarios that need every chain and set of ipvs mode with iptables-legacy.
+func TestIPVSOverLegacy(t *testing.T) {
+	needIPVS(t)
+	chosen := map[string]bool{
+		"cluster-ip": true, "dual-stack": true, "external-traffic-policy-local": true, "hairpin": true, "health-check-node-port": true,
+		"internal-traffic-policy-local": true, "no-endpoints-reject": true, "node-port": true, "source-ranges": true, "udp": true,
+	}
+	for _, s := range readScenarios(t) {
+		if chosen[s.name] {
+			delete(chosen, s.name)
+			t.Run(s.name, func(t *testing.T) {
+				t.Parallel()
+				runScenario(t, s, ipvsLegacyMode(), uint64(time.Now().UnixNano()))
+			})
+		}
+	}
+	if len(chosen) > 0 {
+		t.Errorf("there are no scenarios %v", chosen)
+	}
+}
+
+// TestIPVSCleanupOfBothVariants: rules of both variants of iptables match the same sets, and one cleanup removes it all.
+func TestIPVSCleanupOfBothVariants(t *testing.T) {
+	needIPVS(t)
+	d := painDaemon(t, ipvsMode)
+	d.mode.saves = append(ipvsLegacyMode().saves, d.mode.saves...)
+	d.addForeign()
+	before := d.foreignRules()
+	d.write(map[string]string{"slice.yaml": painSlice(1, 2)})
+	for _, m := range []mode{ipvsMode, ipvsLegacyMode()} {
+		d.mode.flags = m.flags
+		if out, err := d.run("reconcile"); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	own := d.ownRules()
+	if n := strings.Count(own, ":WEIR-IPVS-FILTER"); n != 4 {
+		t.Fatalf("the chain is there %d times, not once for each family and variant:\n%s", n, own)
+	}
+	if out, err := d.cleanup(); err != nil {
+		t.Errorf("cleanup: %v\n%s", err, out)
+	}
+	if diff := cmp.Diff(before, d.foreignRules()); diff != "" {
+		t.Errorf("cleanup changed what others own (-before +after):\n%s", diff)
+	}
+	if left := d.ownRules(); left != "" {
+		t.Errorf("cleanup left:\n%s", left)
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/tools/txtar"
 
+	"weir/backends/ipvs"
 	"weir/backends/netlab"
 	"weir/spec/filesource"
 )
@@ -51,8 +52,12 @@ func TestPlansNeverLie(t *testing.T) {
 		{modeIPTables, "nft", []string{"iptables-nft-save", "ip6tables-nft-save"}, 1},
 		{modeIPTables, "legacy", []string{"iptables-legacy-save", "ip6tables-legacy-save"}, 4},
 		{modeNFTables, "auto", []string{"nft -s list ruleset"}, 1},
+		{modeIPVS, "nft", []string{"iptables-nft-save", "ip6tables-nft-save", "ipvsadm -S -n", "ipset save", "ip -o address"}, 4},
 	} {
 		t.Run(m.mode+"-"+m.variant, func(t *testing.T) {
+			if m.mode == modeIPVS {
+				netlab.RequireIPVS(t, ipvs.Probe(t.Context()))
+			}
 			l := &liar{t: t, mode: m.mode, variant: m.variant, programs: m.programs, state: t.TempDir()}
 			for i, sequence := range append(scenarioSteps(t), randomSteps()...) {
 				if i%m.every != 0 {

@@ -273,15 +273,14 @@ func (d *daemon) sweep(mode string) {
 	if d.current.Rootless {
 		return
 	}
-	for _, other := range d.wiring.others(d.ctx, mode) {
-		r := other.engine.Cleanup(d.ctx)
+	cleanup(d.ctx, d.wiring.others(d.ctx, mode), func(name string, deleted int, err error) {
 		switch {
-		case r.Err != nil:
-			d.log.Warn("cannot tell or remove what an earlier run in another mode left", "from", other.name, "error", r.Err)
-		case r.Deleted > 0:
-			d.log.Info("removed what an earlier run in another mode left", "from", other.name, "deleted", r.Deleted)
+		case err != nil:
+			d.log.Warn("cannot tell or remove what an earlier run in another mode left", "from", name, "error", err)
+		case deleted > 0:
+			d.log.Info("removed what an earlier run in another mode left", "from", name, "deleted", deleted)
 		}
-	}
+	})
 }
 
 // startMemory is the heap that the collector is asked to stay within at first. At 10,000 Services with 5 endpoints each the

@@ -67,8 +67,11 @@ func TestStatusOfDaemon(t *testing.T) {
 // TestStatusTraffic counts connections, in a mode where the kernel counts them and in one where weir does.
 func TestStatusTraffic(t *testing.T) {
 	netlab.Require(t)
-	for _, flags := range [][]string{{"--proxy-mode", "iptables", "--iptables-variant", "nft"}, {"--proxy-mode", "iptables", "--iptables-variant", "legacy"}, {"--proxy-mode", "userspace"}, {"--proxy-mode", "nftables"}} {
+	for _, flags := range [][]string{{"--proxy-mode", "iptables", "--iptables-variant", "nft"}, {"--proxy-mode", "iptables", "--iptables-variant", "legacy"}, {"--proxy-mode", "userspace"}, {"--proxy-mode", "nftables"}, ipvsMode.flags} {
 		t.Run(strings.Join(flags, " "), func(t *testing.T) {
+			if flags[1] == ipvsMode.name {
+				needIPVS(t)
+			}
 			t.Parallel()
 			d := newRunDaemon(t)
 			d.lab.Host("pod1").Serve(t, netlab.TCP, 8080)
@@ -80,14 +83,17 @@ func TestStatusTraffic(t *testing.T) {
 					t.Fatal(r)
 				}
 			}
-			got := weir(t, "", "status", "web", "--traffic", "--state-dir", d.state)
 			want := "10.96.0.10:80; connections: 5\n"
 			if flags[1] == "nftables" {
 				want = `traffic   not known: "weir counts no connections in this proxy mode"`
 			}
-			if got.code != 0 || !strings.Contains(got.stdout, want) {
-				t.Errorf("exit code %d: %s%s", got.code, got.stdout, got.stderr)
-			}
+			d.await("status to say "+want, func() error { // IPVS sums its counters up every two seconds
+				got := weir(t, "", "status", "web", "--traffic", "--state-dir", d.state)
+				if got.code != 0 || !strings.Contains(got.stdout, want) {
+					return fmt.Errorf("exit code %d: %s%s", got.code, got.stdout, got.stderr)
+				}
+				return nil
+			})
 		})
 	}
 }

@@ -251,6 +251,25 @@ func (w *wiring) others(ctx context.Context, mode string) []leftover {
 	return all
 }
 
+// cleanup takes down all that the leftovers are of, and tells done how each went. Those of ipvs mode share its sets, which go
+// only when the rules of every variant of iptables have gone that match them: so what failed is tried again after the rest.
+func cleanup(ctx context.Context, all []leftover, done func(name string, deleted int, err error)) {
+	deleted := map[string]int{}
+	var again []leftover
+	for _, l := range all {
+		r := l.engine.Cleanup(ctx)
+		if deleted[l.name] = r.Deleted; r.Err != nil {
+			again = append(again, l)
+		} else {
+			done(l.name, r.Deleted, nil)
+		}
+	}
+	for _, l := range again {
+		r := l.engine.Cleanup(ctx)
+		done(l.name, deleted[l.name]+r.Deleted, r.Err)
+	}
+}
+
 // variants returns the variants of iptables that may hold anything of weir's. Legacy is left out unless its tables are
 // there: to ask iptables-legacy for them would make them.
 func (w *wiring) variants() []iptables.Mode {
