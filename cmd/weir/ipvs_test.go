@@ -238,7 +238,8 @@ func TestIPVSOverLegacy(t *testing.T) {
 	}
 }
 
-// TestIPVSCleanupOfBothVariants: rules of both variants of iptables match the same sets, and one cleanup removes it all.
+// TestIPVSCleanupOfBothVariants: rules of both variants of iptables match the same sets, and one cleanup removes it all, but
+// for what somebody else uses: that it names.
 func TestIPVSCleanupOfBothVariants(t *testing.T) {
 	needIPVS(t)
 	d := painDaemon(t, ipvsMode)
@@ -256,6 +257,16 @@ func TestIPVSCleanupOfBothVariants(t *testing.T) {
 	if n := strings.Count(own, ":WEIR-IPVS-FILTER"); n != 4 {
 		t.Fatalf("the chain is there %d times, not once for each family and variant:\n%s", n, own)
 	}
+	use := []string{"-t", "raw", "-A", "PREROUTING", "-m", "set", "--match-set", "WEIR-IPVS-CLUSTER-4", "dst,dst"}
+	d.nodeExec("iptables-nft", use...)
+	if out, err := d.cleanup(); err == nil || !strings.Contains(err.Error(), "set WEIR-IPVS-CLUSTER-4") {
+		t.Errorf("with a set that somebody else uses, cleanup says %v\n%s", err, out)
+	}
+	if left := strings.TrimSpace(d.ownRules()); strings.Count(left, "\n") > 0 {
+		t.Errorf("besides the set that somebody else uses, cleanup left:\n%s", left)
+	}
+	use[2] = "-D"
+	d.nodeExec("iptables-nft", use...)
 	if out, err := d.cleanup(); err != nil {
 		t.Errorf("cleanup: %v\n%s", err, out)
 	}

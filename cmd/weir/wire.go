@@ -258,7 +258,7 @@ func cleanup(ctx context.Context, all []leftover, done func(name string, deleted
 	var again []leftover
 	for _, l := range all {
 		r := l.engine.Cleanup(ctx)
-		if deleted[l.name] = r.Deleted; r.Err != nil {
+		if deleted[l.name] = r.Deleted; unclean(r) != nil {
 			again = append(again, l)
 		} else {
 			done(l.name, r.Deleted, nil)
@@ -266,8 +266,17 @@ func cleanup(ctx context.Context, all []leftover, done func(name string, deleted
 	}
 	for _, l := range again {
 		r := l.engine.Cleanup(ctx)
-		done(l.name, deleted[l.name]+r.Deleted, r.Err)
+		done(l.name, deleted[l.name]+r.Deleted, unclean(r))
 	}
+}
+
+// unclean says why a cleanup left something.
+func unclean(r reconcile.Report) error {
+	err := r.Err
+	for _, i := range r.Isolated {
+		err = errors.Join(err, i.Err)
+	}
+	return err
 }
 
 // variants returns the variants of iptables that may hold anything of weir's. Legacy is left out unless its tables are
