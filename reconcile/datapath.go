@@ -26,7 +26,8 @@ type dataPath struct {
 
 	// rendered holds the Entries that the tracker's desired side is made from.
 	rendered map[backends.ServiceName][]*backends.Entry
-	// good holds what the kernel accepted last of each Service, and fresh names those that may differ from it.
+	// good holds what the kernel accepted last of the Services of which that is not what is rendered, as far as is known;
+	// fresh names those that were rendered since.
 	good  map[backends.ServiceName][]*backends.Entry
 	fresh map[backends.ServiceName]struct{}
 	// stale names the Services to render again; all says that everything is, the scaffolding included.
@@ -253,6 +254,9 @@ func (d *dataPath) renderAll(want wanted, now time.Time) error {
 		entries[i], rendered[i] = es, items
 	}
 	d.tracker.Clear()
+	for name := range d.rendered {
+		d.rerender(name)
+	}
 	clear(d.rendered)
 	if err := d.tracker.SetBase(d.backend.Base()); err != nil {
 		return fmt.Errorf("the scaffolding of %s: %w", d.mode, err)
@@ -290,24 +294,31 @@ func (d *dataPath) set(name backends.ServiceName, entries []*backends.Entry, ite
 			d.blame(culprit{service: name}, err, now)
 		}
 	}
-	d.fresh[name] = struct{}{}
-	remember(d.rendered, name, entries)
+	d.rerender(name)
+	if len(entries) == 0 {
+		delete(d.rendered, name)
+	} else {
+		d.rendered[name] = entries
+	}
 }
 
-func remember(m map[backends.ServiceName][]*backends.Entry, name backends.ServiceName, entries []*backends.Entry) {
-	if len(entries) == 0 {
-		delete(m, name)
-		return
+// rerender notes that what is rendered of a Service is about to change.
+func (d *dataPath) rerender(name backends.ServiceName) {
+	d.fresh[name] = struct{}{}
+	if _, ok := d.good[name]; !ok {
+		d.good[name] = d.rendered[name]
 	}
-	m[name] = entries
 }
 
 // accepted records that the kernel holds what is desired, except for those who are held back.
 func (d *dataPath) accepted(now time.Time) {
 	for name := range d.fresh {
 		if !d.isolated.holds(culprit{service: name}, now) {
-			remember(d.good, name, d.rendered[name])
+			delete(d.good, name)
 		}
+	}
+	if len(d.good) == 0 {
+		d.good = map[backends.ServiceName][]*backends.Entry{}
 	}
 	d.fresh = map[backends.ServiceName]struct{}{}
 	clear(d.drift)
@@ -328,8 +339,8 @@ func (d *dataPath) refuse(c culprit, err error, now time.Time) bool {
 }
 
 func (d *dataPath) revert(name backends.ServiceName, now time.Time) bool {
-	good := d.good[name]
-	if slices.Equal(good, d.rendered[name]) {
+	good, ok := d.good[name]
+	if !ok || slices.Equal(good, d.rendered[name]) {
 		return false
 	}
 	items, err := d.renderService(good)

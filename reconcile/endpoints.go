@@ -66,6 +66,7 @@ func (r *resolver) candidates(f backends.Family, port string, protocol backends.
 				r.notice("", "EndpointSlice %s: ports[%d].port is missing: its endpoints are not used for port %q", slice.Name, i, port)
 				continue
 			}
+			found = slices.Grow(found, len(slice.Endpoints))
 			for j := range slice.Endpoints {
 				if c, ok := r.candidate(slice, j, uint16(*p.Port)); ok {
 					found = append(found, c)
@@ -164,6 +165,8 @@ type policies struct{ cluster, local bool }
 func selectEndpoints(all []candidate, use policies, node *Node) (chosen []backends.Endpoint, any bool) {
 	inCluster := clusterSelection(all, node)
 	inLocal := localSelection(all)
+	var few [16]backends.Endpoint
+	buf := few[:0]
 	for _, c := range all {
 		any = any || c.ready || c.draining()
 		ep := backends.Endpoint{
@@ -174,10 +177,10 @@ func selectEndpoints(all []candidate, use policies, node *Node) (chosen []backen
 			Weight:  c.weight,
 		}
 		if ep.Cluster || ep.Local && use.local {
-			chosen = append(chosen, ep)
+			buf = append(buf, ep)
 		}
 	}
-	return chosen, any
+	return append(chosen, buf...), any // with no room to spare: they are kept
 }
 
 // servingAddrs returns who may keep the flows it has: a terminating endpoint finishes what it began.

@@ -1,6 +1,7 @@
 package review
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,7 +36,7 @@ type recordDoc struct {
 	Families   []string   `json:"families"`
 	Mode       string     `json:"mode"`
 	Revision   string     `json:"revision,omitempty"`
-	Entries    []entryDoc `json:"entries"`
+	Entries    []entryDoc `json:"entries"` // the last, for Write
 }
 
 type entryDoc struct {
@@ -76,10 +77,27 @@ func (r *Record) Write(w io.Writer) error {
 	for _, f := range r.Families {
 		doc.Families = append(doc.Families, f.String())
 	}
-	for _, e := range r.Entries {
-		doc.Entries = append(doc.Entries, docOf(e))
+	head, err := json.Marshal(doc)
+	if err != nil {
+		return err
 	}
-	return json.NewEncoder(w).Encode(doc)
+	// One Entry at a time, since the text of all of them may be larger than the rest of the process.
+	if _, err := fmt.Fprintf(w, "%s\n", bytes.TrimSuffix(head, []byte("]}"))); err != nil {
+		return err
+	}
+	enc := json.NewEncoder(w)
+	for i, e := range r.Entries {
+		if i > 0 {
+			if _, err := io.WriteString(w, ","); err != nil {
+				return err
+			}
+		}
+		if err := enc.Encode(docOf(e)); err != nil {
+			return err
+		}
+	}
+	_, err = io.WriteString(w, "]}\n")
+	return err
 }
 
 func docOf(e *backends.Entry) entryDoc {
@@ -89,6 +107,7 @@ func docOf(e *backends.Entry) entryDoc {
 		SourceRanges: e.SourceRanges, InternalLocal: e.InternalLocal, ExternalLocal: e.ExternalLocal, AffinitySeconds: int64(e.Affinity / time.Second),
 		Serving: e.Serving, HasEndpoints: e.HasEndpoints, HealthCheckNodePort: e.HealthCheckNodePort, ProxyProtocol: e.ProxyProtocol, Scheduler: e.Scheduler,
 	}
+	d.Endpoints = make([]endpointDoc, 0, len(e.Endpoints))
 	for _, ep := range e.Endpoints {
 		d.Endpoints = append(d.Endpoints, endpointDoc{ep.Addr, ep.Cluster, ep.Local, ep.Remote, ep.Weight})
 	}

@@ -87,7 +87,7 @@ func (r *revisions) locked() (hint, bool) {
 // now returns the revision of what the tree has read. It costs what was touched since it was last asked, and everything
 // if the commit is another.
 func (r *revisions) now() spec.Revision {
-	defer clear(r.tree.touched)
+	defer func() { r.tree.touched = map[string]bool{} }() // an emptied map keeps its room
 	r.locate()
 	if r.repo == nil {
 		r.watch(nil)

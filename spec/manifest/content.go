@@ -35,16 +35,20 @@ const (
 )
 
 // kind is one of the kinds that a Set understands.
-type kind string
+type kind uint8
 
 const (
-	kindService   kind = "Service"
-	kindSlice     kind = "EndpointSlice"
-	kindEndpoints kind = "Endpoints"
-	kindNode      kind = "Node"
+	kindService kind = iota
+	kindSlice
+	kindEndpoints
+	kindNode
 	// kindLocked is an entry of an AllocationLock.
-	kindLocked kind = "lock"
+	kindLocked
 )
+
+func (k kind) String() string {
+	return [...]string{kindService: "Service", kindSlice: "EndpointSlice", kindEndpoints: "Endpoints", kindNode: "Node", kindLocked: "lock"}[k]
+}
 
 // objectID names an object. Nodes have no namespace.
 type objectID struct {
@@ -89,16 +93,27 @@ type content struct {
 	size int
 	hash uint64
 
-	objects  []*object
+	objects []*object
+	*others
+
+	// raw is the document itself while an Update that brought it runs, for finding the lines of fields.
+	raw []byte
+}
+
+// others is what few documents have besides objects. Those that have none of it share noOthers, which saves memory.
+type others struct {
 	config   *configuration
 	lock     bool // it is an AllocationLock
 	problems []spec.Problem
 	notices  []spec.Problem
 	// skipped counts objects of other kinds; nil for none.
 	skipped map[string]int
+}
 
-	// raw is the document itself while an Update that brought it runs, for finding the lines of fields.
-	raw []byte
+var noOthers = &others{}
+
+func (o *others) none() bool {
+	return o.config == nil && !o.lock && len(o.problems)+len(o.notices)+len(o.skipped) == 0
 }
 
 // decoder decodes documents. It is safe for concurrent use.
@@ -120,9 +135,12 @@ type document struct {
 }
 
 func (d *decoder) decode(path string, t text, hash uint64) *content {
-	doc := &document{decoder: d, path: path, text: t, out: &content{size: len(t.data), hash: hash, raw: t.data}}
+	doc := &document{decoder: d, path: path, text: t, out: &content{size: len(t.data), hash: hash, others: &others{}, raw: t.data}}
 	doc.decode()
 	doc.unrendered()
+	if doc.out.none() {
+		doc.out.others = noOthers
+	}
 	return doc.out
 }
 

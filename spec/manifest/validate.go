@@ -199,11 +199,11 @@ var plainName = regexp.MustCompile(`^[\w.-]{0,253}/?[\w.-]{0,253}$`)
 // describeID names an object of which the name may be hostile.
 func describeID(id objectID) string {
 	if id.name.Name == "" {
-		return string(id.kind)
+		return id.kind.String()
 	}
 	name := strings.TrimPrefix(id.name.String(), "/")
 	if plainName.MatchString(name) {
 		return id.String()
 	}
-	return string(id.kind) + " " + quote(name)
+	return id.kind.String() + " " + quote(name)
 }
