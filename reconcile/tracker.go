@@ -3,6 +3,7 @@ package reconcile
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"slices"
 
 	"weir/backends"
@@ -280,6 +281,9 @@ func (t *Tracker) touch(r *record) bool {
 func same(a, b backends.Item) bool {
 	if a == nil || b == nil {
 		return a == nil && b == nil
+	}
+	if reflect.ValueOf(a).Comparable() && reflect.ValueOf(b).Comparable() && a == b {
+		return true // most are, and their strings are long
 	}
 	return a.String() == b.String()
 }
