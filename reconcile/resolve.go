@@ -140,8 +140,8 @@ func (r *resolver) entry(f backends.Family, clusterIP netip.Addr, i int) *backen
 	candidates := r.candidates(f, port.Name, protocol)
 	e.Endpoints, e.HasEndpoints = selectEndpoints(candidates, policies{
 		// Even if both policies are Local, traffic of this node's own pods to an external address may go anywhere.
-		cluster: !e.InternalLocal || externallyAccessible(s),
-		local:   e.InternalLocal || e.ExternalLocal,
+		cluster: !e.InternalLocal || e.External(),
+		local:   e.InternalLocal || e.ExternalLocal && e.External(),
 	}, r.node)
 	if protocol == backends.UDP {
 		e.Serving = servingAddrs(candidates)

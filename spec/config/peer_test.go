@@ -1,11 +1,7 @@
 package config
 
 import (
-	"bytes"
-	"encoding/json"
-	"io"
 	"math/rand/v2"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -101,7 +97,7 @@ func TestPeer(t *testing.T) {
 		paths = append(paths, p)
 	}
 	slices.Sort(paths)
-	var docs []string
+	var docs []peerQuestion
 	add := func(fields map[string]any) {
 		tree := map[string]any{"apiVersion": KubeProxyAPIVersion, "kind": KubeProxyKind}
 		for p, v := range fields {
@@ -111,7 +107,7 @@ func TestPeer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		docs = append(docs, string(text))
+		docs = append(docs, peerQuestion{string(text)})
 	}
 	for _, p := range paths {
 		for _, v := range peerValues[p] {
@@ -126,11 +122,11 @@ func TestPeer(t *testing.T) {
 		}
 		add(fields)
 	}
-	answers := askPeer(t, docs)
+	answers := apitest.AskKubeProxy[peerQuestion, peerAnswer](t, docs)
 	accepted := 0
 	for i, doc := range docs {
-		if problem := compareWithPeer(doc, answers[i]); problem != "" {
-			t.Errorf("seed %d: %s\n%s", seed, problem, doc)
+		if problem := compareWithPeer(doc.Document, answers[i]); problem != "" {
+			t.Errorf("seed %d: %s\n%s", seed, problem, doc.Document)
 		}
 		if answers[i].Config != nil {
 			accepted++
@@ -141,39 +137,13 @@ func TestPeer(t *testing.T) {
 	}
 }
 
+type peerQuestion struct {
+	Document string `json:"document"`
+}
+
 type peerAnswer struct {
 	Refused []string
 	Config  *kubeproxyconfig.KubeProxyConfiguration
-}
-
-func askPeer(t *testing.T, docs []string) []peerAnswer {
-	t.Helper()
-	var in bytes.Buffer
-	for _, d := range docs {
-		if err := json.NewEncoder(&in).Encode(d); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cmd := exec.Command(apitest.Binary(t, "kubeproxyconfig"))
-	cmd.Stdin = &in
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var answers []peerAnswer
-	for d := json.NewDecoder(bytes.NewReader(out)); ; {
-		var a peerAnswer
-		if err := d.Decode(&a); err == io.EOF {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		answers = append(answers, a)
-	}
-	if len(answers) != len(docs) {
-		t.Fatalf("%d answers to %d documents", len(answers), len(docs))
-	}
-	return answers
 }
 
 // compareWithPeer says what is wrong with what weir makes of a document, or "".
