@@ -35,10 +35,10 @@ vet:
 lint:
 	$(GO) run $(STATICCHECK) ./...
 
-# Each fuzz target for longer: make fuzz FUZZTIME=10m
+# Other random sequences than those of make test, and each fuzz target for longer: make fuzz FUZZTIME=10m
 fuzz: FUZZTIME = 2m
-fuzz:
-	.ci/fuzz $(FUZZTIME)
+fuzz: deps testserver
+	WEIR_TEST_SEED=$$(date +%s) .ci/fuzz $(FUZZTIME)
 
 # The whole program first, then every package.
 bench: deps testserver

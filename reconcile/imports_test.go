@@ -33,7 +33,7 @@ var importRules = []struct {
 // testsMayImport is what tests may use besides.
 var testsMayImport = map[string][]string{
 	"reconcile": {"backends/fake", "backends/backendtest", "backends/netlab/..."},
-	"backends":  {"backends/backendtest", "backends/netlab/...", "backends"},
+	"backends":  {"backends/backendtest", "backends/netlab/...", "backends", "spec/seed"},
 	"spec":      {"testdata/..."},
 }
 

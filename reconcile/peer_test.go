@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
-	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -18,6 +17,7 @@ import (
 	"weir/backends"
 	"weir/spec"
 	"weir/spec/apisource/apitest"
+	"weir/spec/seed"
 )
 
 type peerQuestion struct {
@@ -46,8 +46,7 @@ type peerPort struct {
 
 // TestResolvePeer gives random Services to Resolve and to kube-proxy's own code, which must agree on every field.
 func TestResolvePeer(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	r := rand.New(rand.NewPCG(seed, 0))
+	r := seed.Rand(t)
 	questions := make([]peerQuestion, 5000)
 	for i := range questions {
 		questions[i].Service = randomPeerService(r)
@@ -80,7 +79,7 @@ func TestResolvePeer(t *testing.T) {
 		slices.SortFunc(got, byKey)
 		slices.SortFunc(want, byKey)
 		if diff := gocmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
-			t.Fatalf("seed %d: weir differs from kube-proxy (-kube-proxy +weir):\n%s\n%+v\n%+v", seed, diff, s.Object.Spec, s.Slices)
+			t.Fatalf("weir differs from kube-proxy (-kube-proxy +weir):\n%s\n%+v\n%+v", diff, s.Object.Spec, s.Slices)
 		}
 	}
 	if served < len(questions)/10 || restricted == 0 {

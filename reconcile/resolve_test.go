@@ -134,6 +134,7 @@ func TestResolveEndpoints(t *testing.T) {
 			}
 			if test.policy == external || test.policy == both {
 				s.Object.Spec.Type = corev1.ServiceTypeNodePort
+				s.Object.Spec.Ports[0].NodePort = 30080
 				s.Object.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 			}
 			entries, _ := Resolve(s, &testNode)

@@ -15,6 +15,7 @@ import (
 	"weir/backends"
 	"weir/backends/backendtest"
 	"weir/backends/netlab"
+	"weir/spec/seed"
 )
 
 // foreignRuleset is what others have on the node: their own tables, one of them with weir's name in another family.
@@ -241,9 +242,7 @@ func TestRandomChanges(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
 			r.b.batchLimit = limit
-			seed := uint64(time.Now().UnixNano())
-			t.Logf("seed %d", seed)
-			rnd := rand.New(rand.NewPCG(seed, 0))
+			rnd := seed.Rand(t)
 			have := map[backends.ID]backends.Item{}
 			live := map[int]*backends.Entry{}
 			for step := range 120 {
@@ -276,9 +275,7 @@ func TestRandomDrift(t *testing.T) {
 	needNFT(t)
 	t.Parallel()
 	r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	rnd := rand.New(rand.NewPCG(seed, 0))
+	rnd := seed.Rand(t)
 	has := map[backends.ID]backends.Item{}
 	sync := func() {
 		var entries []*backends.Entry

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -19,6 +18,7 @@ import (
 
 	"weir/backends/ipvs"
 	"weir/backends/netlab"
+	"weir/spec/seed"
 )
 
 // ipvsMode needs a kernel with IPVS.
@@ -229,7 +229,7 @@ func TestIPVSOverLegacy(t *testing.T) {
 			delete(chosen, s.name)
 			t.Run(s.name, func(t *testing.T) {
 				t.Parallel()
-				runScenario(t, s, ipvsLegacyMode(), uint64(time.Now().UnixNano()))
+				runScenario(t, s, ipvsLegacyMode())
 			})
 		}
 	}
@@ -288,7 +288,7 @@ func TestIPVSSurvivesKills(t *testing.T) {
 	d.write(map[string]string{"slice.yaml": painSlice(1, 2, 3)})
 	d.start()
 	d.awaitSync()
-	random := rand.New(rand.NewPCG(4, uint64(time.Now().UnixNano())))
+	random := seed.Rand(t)
 	l := startNewConnections(d.lab, webFront)
 	for i := range 8 {
 		more := map[string]string{}

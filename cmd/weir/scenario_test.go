@@ -4,19 +4,17 @@ import (
 	"context"
 	"encoding/json"
 	"flag"
-	"hash/fnv"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"weir/backends/netlab"
+	"weir/spec/seed"
 )
 
 var update = flag.Bool("update", false, "write the golden plans instead of comparing with them")
@@ -25,7 +23,6 @@ var update = flag.Bool("update", false, "write the golden plans instead of compa
 func TestScenario(t *testing.T) {
 	netlab.Require(t)
 	scenarios := readScenarios(t)
-	seed := uint64(time.Now().UnixNano())
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
 			if m.needs != nil {
@@ -37,7 +34,7 @@ func TestScenario(t *testing.T) {
 						t.Skip(reason)
 					}
 					t.Parallel()
-					runScenario(t, s, m, seed)
+					runScenario(t, s, m)
 				})
 			}
 		})
@@ -80,11 +77,8 @@ func (s scenario) newLab(t *testing.T) *netlab.Lab {
 
 // runScenario takes one scenario through its steps. After each, the packets go where they should, a dry run has nothing to
 // do, and at random weir is killed: the packets must not notice, and the next process must find everything in place.
-func runScenario(t *testing.T, s scenario, m mode, seed uint64) {
-	h := fnv.New64a()
-	h.Write([]byte(m.name + "/" + s.name))
-	random := rand.New(rand.NewPCG(seed, h.Sum64()))
-
+func runScenario(t *testing.T, s scenario, m mode) {
+	random := seed.Rand(t)
 	d := newDaemon(t, s.newLab(t), m, s.opts.Flags...)
 	d.addForeign()
 	before := d.foreignRules()

@@ -1,11 +1,9 @@
 package config
 
 import (
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -14,6 +12,7 @@ import (
 
 	"weir/spec"
 	"weir/spec/apisource/apitest"
+	"weir/spec/seed"
 )
 
 // peerValues are what TestPeer puts into the fields of a configuration, by path.
@@ -90,8 +89,7 @@ var stricter = map[string]string{
 // TestPeer gives random configurations to weir and to kube-proxy's own defaults and validation: what kube-proxy refuses,
 // weir refuses; what weir refuses and kube-proxy does not is in the list above; and what both take has the same defaults.
 func TestPeer(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	random := rand.New(rand.NewPCG(seed, 0))
+	random := seed.Rand(t)
 	paths := make([]string, 0, len(peerValues))
 	for p := range peerValues {
 		paths = append(paths, p)
@@ -126,7 +124,7 @@ func TestPeer(t *testing.T) {
 	accepted := 0
 	for i, doc := range docs {
 		if problem := compareWithPeer(doc.Document, answers[i]); problem != "" {
-			t.Errorf("seed %d: %s\n%s", seed, problem, doc.Document)
+			t.Errorf("%s\n%s", problem, doc.Document)
 		}
 		if answers[i].Config != nil {
 			accepted++

@@ -2,14 +2,14 @@ package manifest
 
 import (
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
+
+	"weir/spec/seed"
 
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
@@ -102,9 +102,7 @@ func TestRandomPlain(t *testing.T) {
 		"{", "}", "[", "]", ",", ", ", ":", ": ", "#", " # c", "1", "0", "012", "1.5", "yes", "true", "null", "fd00::1", "10.0.0.1/8", "1:2:3",
 		"|", ">", "&a ", "*a", "!", "---", "---\n", "...", "a: {b: c, d: [e, 1]}", "a: [b, 'c']\n", "e:\n- f: 1\n  g: h\n", "@", "/x", "x/y:80", "=", "_",
 	}
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 0))
+	rng := seed.Rand(t)
 	plain, count := 0, 100_000
 	if n, err := strconv.Atoi(os.Getenv("WEIR_RANDOM_PLAIN")); err == nil {
 		count = n

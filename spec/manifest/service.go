@@ -207,7 +207,9 @@ func (v *validator) families(s *corev1.ServiceSpec, addrs []netip.Addr) {
 	if len(s.IPFamilies) > 2 {
 		v.add("has more than two families", "spec.ipFamilies")
 	}
-	if single := policy == "" || policy == corev1.IPFamilyPolicySingleStack; single {
+	// An API server takes a headless Service without a selector to be of both families until it is told otherwise.
+	unset := policy == "" && !(headless(s) && len(s.Selector) == 0)
+	if unset || policy == corev1.IPFamilyPolicySingleStack {
 		if len(s.IPFamilies) == 2 {
 			v.add("must be PreferDualStack or RequireDualStack for a Service of two families", "spec.ipFamilyPolicy")
 		} else if len(addrs) == 2 {
