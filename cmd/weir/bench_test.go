@@ -33,7 +33,7 @@ const endpointsPerService = 5
 //	             of everything in the map of endpoints, and table-ms of the table
 //	sync-ms      CPU time of a full sync when nothing changed
 //	idle-%       of one core
-//	connect-µs   a TCP connection to the last Service; first-µs the same with ten Services
+//	connect-µs   a TCP connection to the last Service; first-µs the same with ten Services, and connect/first the ratio
 //	rss-MB       resident afterwards, and peak-MB the most it was
 func BenchmarkNode(b *testing.B) {
 	for _, m := range modes {
@@ -76,6 +76,7 @@ func benchmarkNode(b *testing.B, m mode, n int) {
 	first, last := medianConnects(few, many)
 	b.ReportMetric(float64(first.Nanoseconds())/1e3, "first-µs")
 	b.ReportMetric(float64(last.Nanoseconds())/1e3, "connect-µs")
+	b.ReportMetric(last.Seconds()/first.Seconds(), "connect/first")
 	many.run()
 }
 
@@ -232,7 +233,7 @@ func (bn *benchNode) oneChainRestore() time.Duration {
 // medianConnects times connections to the last Service of both, by turns, so that noise falls on both alike.
 func medianConnects(few, many *benchNode) (first, last time.Duration) {
 	var took [2][]time.Duration
-	for range 1000 {
+	for range 5000 {
 		for i, bn := range []*benchNode{few, many} {
 			start := time.Now()
 			conn, err := bn.d.lab.Host(netlab.Client).DialContext(context.Background(), "tcp", bn.front.String())
