@@ -1,8 +1,12 @@
 package ipvs
 
 import (
+	"slices"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"weir/backends"
 	"weir/backends/backendtest"
 )
 
@@ -19,6 +23,64 @@ func TestSecondPlanIsEmpty(t *testing.T) {
 		b.converge(t)
 		if p := b.plan(t); !p.Empty() {
 			t.Errorf("after the Services went there is still to do:\n%s", p)
+		}
+	})
+}
+
+// TestRulesAreConstant: what a Service adds is never a rule of iptables, or a set.
+func TestRulesAreConstant(t *testing.T) {
+	b := fakeRig(t).backend(testSettings())
+	for _, e := range backendtest.Sample() {
+		items, err := b.Render(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range items {
+			switch i.(type) {
+			case Rules, Set:
+				t.Errorf("%s adds %s", e.Key, i)
+			}
+		}
+	}
+}
+
+// fussy is a Kernel that does not take the members with one address.
+type fussy struct {
+	Kernel
+	addr string
+}
+
+func (k fussy) Put(item backends.Item) error {
+	if m, ok := item.(Member); ok && m.Addr.String() == k.addr {
+		return unix.EINVAL
+	}
+	return k.Kernel.Put(item)
+}
+
+func (k fussy) PutMembers(members []Member) error {
+	if slices.ContainsFunc(members, func(m Member) bool { return m.Addr.String() == k.addr }) {
+		return unix.EINVAL
+	}
+	return k.Kernel.PutMembers(members)
+}
+
+// TestOneBadMember: of members that are made at once, only the one that the kernel does not take is refused.
+func TestOneBadMember(t *testing.T) {
+	eachKernel(t, func(t *testing.T, r *rig) {
+		b := r.backend(testSettings())
+		entries := backendtest.Sample()
+		bad := entries[0].ClusterIP.String()
+		b.kernel = fussy{r.kernel, bad}
+		refused := b.Apply(t.Context(), b.plan(t, entries...)).Refused
+		for id, item := range b.desired(t, entries...) {
+			m, ok := item.(Member)
+			if is, want := refused[id] != nil, ok && m.Addr.String() == bad; is != want {
+				t.Errorf("%s is refused: %v", item, refused[id])
+			}
+		}
+		b.kernel = r.kernel
+		if p := b.plan(t, entries...); len(p.Changes) != len(refused) || len(refused) == 0 {
+			t.Errorf("%d were refused, and still to do is:\n%s", len(refused), p)
 		}
 	})
 }
