@@ -12,7 +12,7 @@ import (
 )
 
 // schedulers are all that kernels have.
-var schedulers = []string{"rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "mh", "fo", "ovf"}
+var schedulers = []string{"rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "mh", "fo", "ovf", "twos"}
 
 // Doctor looks for what the mode needs, with the scheduler that is to be used, on a kernel of the given version.
 func Doctor(scheduler string, kernel [2]int) []doctor.Check {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -12,8 +13,8 @@ import (
 )
 
 // Fake is a Kernel in memory: a model of IPVS, of the interface and of ipsets. Addresses go with the interface and
-// destinations with their virtual server, as they do in the kernel; nothing is made in what is not there. It is not safe for
-// concurrent use.
+// destinations with their virtual server, as they do in the kernel; nothing is made in what is not there. Its exported
+// fields are for whoever has it alone.
 type Fake struct {
 	// Schedulers that the kernel has; nil means all.
 	Schedulers []string
@@ -28,6 +29,7 @@ type Fake struct {
 	// Log holds every change in order.
 	Log []string
 
+	mu           sync.Mutex // of all that follows, and of the exported fields while a method runs
 	link         bool
 	addresses    map[backends.ID]Address
 	servers      map[ServerKey]Server
@@ -57,6 +59,8 @@ func (k *Fake) called(method string, item backends.Item) error {
 
 // Read implements Kernel.
 func (k *Fake) Read(context.Context) (*State, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if err := k.called("Read", nil); err != nil {
 		return nil, err
 	}
@@ -82,6 +86,8 @@ func (k *Fake) list(key ServerKey) []Destination {
 
 // Destinations implements Kernel.
 func (k *Fake) Destinations(key ServerKey) ([]Destination, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if err := k.called("Destinations", nil); err != nil {
 		return nil, err
 	}
@@ -90,6 +96,12 @@ func (k *Fake) Destinations(key ServerKey) ([]Destination, error) {
 
 // Put implements Kernel.
 func (k *Fake) Put(item backends.Item) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.put(item)
+}
+
+func (k *Fake) put(item backends.Item) error {
 	if err := k.called("put", item); err != nil {
 		return err
 	}
@@ -140,8 +152,10 @@ func (k *Fake) Put(item backends.Item) error {
 
 // PutMembers implements Kernel.
 func (k *Fake) PutMembers(members []Member) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	for _, m := range members {
-		if err := k.Put(m); err != nil {
+		if err := k.put(m); err != nil {
 			return err
 		}
 	}
@@ -164,6 +178,8 @@ func (k *Fake) putServer(s Server) error {
 
 // Delete implements Kernel.
 func (k *Fake) Delete(item backends.Item) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if err := k.called("delete", item); err != nil {
 		return err
 	}

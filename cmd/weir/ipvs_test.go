@@ -80,9 +80,10 @@ func TestFallbackWithoutIPVS(t *testing.T) {
 	d := newRunDaemon(t)
 	d.lab.Host("pod1").Serve(t, netlab.TCP, 8080)
 	d.mode.flags = []string{"--iptables-variant", "nft"}
-	d.write(map[string]string{"config.yaml": ipvsConfig})
+	d.write(map[string]string{"config.yaml": ipvsConfig + "ipvs: {minSyncPeriod: 3s, syncPeriod: 77s}\niptables: {minSyncPeriod: 20ms, syncPeriod: 66s}\n"})
 	d.start()
 	d.awaitSync()
+	d.awaitLog("sync_period=1m6s min_sync_period=20ms")
 	client := d.lab.Host(netlab.Client)
 	if r := client.Probe(netlab.TCP, netip.MustParseAddrPort("10.96.0.10:80"), answerWait); r.Outcome != netlab.Answered {
 		t.Errorf("a client gets %v", r)
@@ -320,9 +321,10 @@ func TestIPVSConfigIsLive(t *testing.T) {
 		d.write(map[string]string{"config.yaml": painConfig + "ipvs: " + section + "\n"})
 	}
 	d.write(map[string]string{"web.yaml": nodePort})
-	config("{syncPeriod: 5s, minSyncPeriod: 0s}")
+	config("{syncPeriod: 5s, minSyncPeriod: 10ms}")
 	d.start()
 	d.awaitSync()
+	d.awaitLog("sync_period=5s min_sync_period=10ms")
 	sysctl := func(name string) string {
 		return strings.TrimSpace(d.nodeExec("cat", "/proc/sys/net/ipv4/"+name))
 	}

@@ -134,8 +134,28 @@ func TestBackendConfig(t *testing.T) {
 	if got, err = backendConfig(c, nil); err != nil || got.MasqueradeMark != 1<<14 || !got.MasqueradeAll || !got.LocalhostNodePorts {
 		t.Errorf("nftables: %+v, %v", got, err)
 	}
-	if least, full := syncPeriods(c); least != time.Second || full != 30*time.Second {
-		t.Errorf("sync periods: %v, %v", least, full)
+}
+
+// TestSyncPeriods: each mode has its own; userspace mode has those of iptables, and so has the one in force where IPVS is
+// missing (TestFallbackWithoutIPVS).
+func TestSyncPeriods(t *testing.T) {
+	c := config.Default().KubeProxyConfiguration
+	for _, s := range []struct {
+		mode        kubeproxyconfig.ProxyMode
+		least, full *metav1.Duration
+	}{
+		{modeIPTables, &c.IPTables.MinSyncPeriod, &c.IPTables.SyncPeriod},
+		{modeIPVS, &c.IPVS.MinSyncPeriod, &c.IPVS.SyncPeriod},
+		{modeNFTables, &c.NFTables.MinSyncPeriod, &c.NFTables.SyncPeriod},
+		{modeUserspace, &c.IPTables.MinSyncPeriod, &c.IPTables.SyncPeriod},
+	} {
+		c.Mode = s.mode
+		was := [2]metav1.Duration{*s.least, *s.full}
+		s.least.Duration, s.full.Duration = 3*time.Second, 77*time.Second
+		if least, full := syncPeriods(c); least != 3*time.Second || full != 77*time.Second {
+			t.Errorf("%s: %v at least, %v at most", s.mode, least, full)
+		}
+		*s.least, *s.full = was[0], was[1]
 	}
 }
 
