@@ -11,10 +11,12 @@ import (
 type Comparison struct {
 	Plan    backends.Plan
 	Backend backends.Backend
-	// Entries are what was asked for, sorted by key.
+	// Entries are what was asked for and can be rendered, sorted by key.
 	Entries []*backends.Entry
 	// Desired and Observed are all Items of both sides, sorted by ID.
 	Desired, Observed []backends.Item
+	// Isolated is what cannot be rendered for this node, and is left out of the plan.
+	Isolated []Isolated
 	// Owners says for which Service ports an Item is desired.
 	Owners func(backends.ID) []backends.PortKey
 }
@@ -26,7 +28,7 @@ func (e *Engine) Compare(ctx context.Context, reason string) (*Comparison, error
 	if err != nil {
 		return nil, err
 	}
-	c := &Comparison{Plan: plan, Entries: e.Wanted(), Owners: func(backends.ID) []backends.PortKey { return nil }}
+	c := &Comparison{Plan: plan, Isolated: e.Isolated(), Owners: func(backends.ID) []backends.PortKey { return nil }}
 	d := e.next
 	if d == nil {
 		d = e.active
@@ -35,6 +37,9 @@ func (e *Engine) Compare(ctx context.Context, reason string) (*Comparison, error
 		return c, nil
 	}
 	c.Backend = d.backend
+	for _, name := range e.names() {
+		c.Entries = append(c.Entries, d.rendered[name]...)
+	}
 	c.Desired, c.Observed = d.tracker.sides()
 	c.Owners = func(id backends.ID) []backends.PortKey {
 		if r := d.tracker.records[id]; r != nil && r.desired != nil {

@@ -206,7 +206,7 @@ func (d *dataPath) readAll(ctx context.Context) ([]backends.ID, error) {
 	return d.tracker.ReplaceObserved(items), nil
 }
 
-// render brings the desired side up to date. A Service that cannot be rendered keeps what it had.
+// render brings the desired side up to date. A port that cannot be rendered keeps what it had, and its Service is blamed.
 func (d *dataPath) render(want wanted, now time.Time) error {
 	for c, p := range d.isolated {
 		if c.item == "" && !p.retry.After(now) {
@@ -225,12 +225,11 @@ func (d *dataPath) render(want wanted, now time.Time) error {
 		if d.isolated.waits(culprit{service: name}, now) {
 			continue // it is put among the stale again when its time has come
 		}
-		entries := want.entries(name)
-		if items, err := d.renderService(entries); err != nil {
+		entries, items, err := d.renderService(want.entries(name), d.rendered[name])
+		if err != nil {
 			d.blame(culprit{service: name}, err, now)
-		} else {
-			d.set(name, entries, items, now)
 		}
+		d.set(name, entries, items, now)
 	}
 	d.stale = map[backends.ServiceName]struct{}{}
 	return nil
@@ -242,16 +241,10 @@ func (d *dataPath) renderAll(want wanted, now time.Time) error {
 	rendered := make([][][]backends.Item, len(names))
 	entries := make([][]*backends.Entry, len(names))
 	for i, name := range names {
-		es := want.entries(name)
-		items, err := d.renderService(es)
-		if err != nil {
+		var err error
+		if entries[i], rendered[i], err = d.renderService(want.entries(name), d.rendered[name]); err != nil {
 			d.blame(culprit{service: name}, err, now)
-			es, items = d.rendered[name], nil
-			for _, e := range es {
-				items = append(items, d.tracker.ItemsOf(e.Key))
-			}
 		}
-		entries[i], rendered[i] = es, items
 	}
 	d.tracker.Clear()
 	for name := range d.rendered {
@@ -267,19 +260,42 @@ func (d *dataPath) renderAll(want wanted, now time.Time) error {
 	return nil
 }
 
-func (d *dataPath) renderService(entries []*backends.Entry) ([][]backends.Item, error) {
-	rendered := make([][]backends.Item, len(entries))
+// renderService returns what a Service's Entries want. The error is about those that cannot be rendered: in their place is
+// what had, the Service's Entries so far, says of the same port, if it has it.
+func (d *dataPath) renderService(entries, had []*backends.Entry) (taken []*backends.Entry, rendered [][]backends.Item, err error) {
+	taken, rendered = entries, make([][]backends.Item, 0, len(entries))
 	for i, e := range entries {
-		items, err := d.backend.Render(e)
-		if err == nil {
-			_, err = unique(items)
+		items, fault := d.renderEntry(e)
+		switch {
+		case fault == nil:
+		case err == nil:
+			taken, err = slices.Clone(entries[:i]), fault
+		default:
+			err = fmt.Errorf("%w; %w", err, fault)
+		}
+		if fault != nil {
+			if e = find(had, e.Key); e == nil {
+				continue
+			}
+			items = d.tracker.ItemsOf(e.Key)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("render %v: %w", e.Key, err)
+			taken = append(taken, e)
 		}
-		rendered[i] = items
+		rendered = append(rendered, items)
 	}
-	return rendered, nil
+	return taken, rendered, err
+}
+
+func (d *dataPath) renderEntry(e *backends.Entry) ([]backends.Item, error) {
+	items, err := d.backend.Render(e)
+	if err == nil {
+		_, err = unique(items)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("render %v: %w", e.Key, err)
+	}
+	return items, nil
 }
 
 // set makes the items what the Service's Entries want.
@@ -343,7 +359,7 @@ func (d *dataPath) revert(name backends.ServiceName, now time.Time) bool {
 	if !ok || slices.Equal(good, d.rendered[name]) {
 		return false
 	}
-	items, err := d.renderService(good)
+	_, items, err := d.renderService(good, nil)
 	if err != nil {
 		return false
 	}
@@ -447,7 +463,7 @@ func (d *dataPath) blame(c culprit, err error, now time.Time) bool {
 	if news && c.item != "" {
 		d.log.Warn("held back: nobody's item", "item", c.item, "error", err, "retry", d.isolated[c].delay.String())
 	} else if news {
-		d.log.Warn("held back; other Services are not affected", "service", c.service.String(), "error", err, "retry", d.isolated[c].delay.String())
+		d.log.Warn("held back; nothing else is affected", "service", c.service.String(), "error", err, "retry", d.isolated[c].delay.String())
 	}
 	return news
 }

@@ -370,11 +370,12 @@ func (e *Engine) names() []backends.ServiceName {
 // settle records which Entries are in force now, after a round that succeeded.
 func (e *Engine) settle(rep *Report) {
 	for _, name := range slices.SortedFunc(maps.Keys(e.unsettled), backends.ServiceName.Compare) {
-		if e.active.isolated[culprit{service: name}] != nil {
+		blamed := e.active.isolated[culprit{service: name}]
+		if blamed != nil && blamed.held {
 			continue // the kernel holds what it held before
 		}
-		s := e.services[name]
-		for _, entry := range s.entries {
+		s, now := e.services[name], e.active.rendered[name]
+		for _, entry := range now {
 			old := find(s.inForce, entry.Key)
 			if old != nil && equalEntries(old, entry) {
 				continue
@@ -383,12 +384,15 @@ func (e *Engine) settle(rep *Report) {
 			e.flows.owe(entry.Key, old)
 		}
 		for _, old := range s.inForce {
-			if find(s.entries, old.Key) == nil {
+			if find(now, old.Key) == nil {
 				rep.Gone = append(rep.Gone, old.Key)
 				e.flows.owe(old.Key, old)
 			}
 		}
-		s.inForce = s.entries
+		s.inForce = now
+		if blamed != nil {
+			continue // a port of it cannot be rendered, or the Service was put back to what it was before
+		}
 		if len(s.entries) == 0 {
 			delete(e.services, name)
 		}

@@ -388,6 +388,63 @@ func TestIsolatedBacksOffAndIsPardoned(t *testing.T) {
 	})
 }
 
+// TestOtherPortsGoOn: a port that cannot be rendered keeps what it had, if it had anything; the others of its Service are
+// not affected.
+func TestOtherPortsGoOn(t *testing.T) {
+	twoPorts := func(endpoints int) *spec.Service {
+		s := makeService("a", 1, "TCP", endpoints)
+		s.Object.Spec.Ports = append(s.Object.Spec.Ports, corev1.ServicePort{Name: "q", Port: 81, Protocol: "SCTP"})
+		q := s.Slices[0].Ports[0]
+		q.Name, q.Protocol = ptr("q"), ptr(corev1.ProtocolSCTP)
+		s.Slices[0].Ports = append(s.Slices[0].Ports, q)
+		return s
+	}
+	for _, before := range []int{0, 1} { // whether the kernel holds the port
+		t.Run(fmt.Sprint(before), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, makeService("b", 2, "TCP", 1))
+				if before > 0 {
+					w.set(twoPorts(before))
+				}
+				w.ok(true)
+				w.kernel.Faults.Render = func(e *backends.Entry) error {
+					if e.Key.Port == "q" && len(e.Endpoints) != 1 {
+						return errors.New("cannot be rendered")
+					}
+					return nil
+				}
+				endpoints := func(port string) int {
+					for _, line := range w.kernel.Objects() {
+						if strings.Contains(line, "port/default/a:"+port) && !strings.Contains(line, "front/") {
+							return strings.Count(line, ":8080/")
+						}
+					}
+					return 0
+				}
+				for n := 2; n < 5; n++ {
+					w.set(twoPorts(n))
+					rep := w.round(n == 3)
+					if rep.Err != nil || len(rep.Isolated) != 1 || !strings.Contains(rep.Isolated[0].Err.Error(), "default/a:q/SCTP") {
+						t.Fatalf("%v, isolated: %v", rep.Err, rep.Isolated)
+					}
+					if p, q := endpoints("p"), endpoints("q"); p != n || q != before {
+						t.Errorf("the kernel has %d and %d endpoints, want %d and %d:\n%s", p, q, n, before, strings.Join(w.kernel.Objects(), "\n"))
+					}
+					if len(rep.Changed) != 1 || rep.Changed[0].Key.Port != "p" {
+						t.Errorf("in force is reported of %v", rep.Changed)
+					}
+				}
+				w.kernel.Faults = fake.Faults{}
+				time.Sleep(firstRetry)
+				if rep := w.ok(false); len(rep.Changed) != 1 || rep.Changed[0].Key.Port != "q" {
+					t.Errorf("in force is reported of %v", rep.Changed)
+				}
+				w.converged()
+			})
+		})
+	}
+}
+
 func TestFailuresLoseNothing(t *testing.T) {
 	faults := map[string]fake.Faults{
 		"busy":                  {Busy: 2},

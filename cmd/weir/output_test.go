@@ -4,13 +4,16 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"reflect"
 	"testing"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/vishvananda/netlink"
 
 	"weir/backends"
+	"weir/backends/netlab"
 	"weir/reconcile"
 	"weir/reconcile/status"
 )
@@ -92,5 +95,33 @@ func requireFilled(t *testing.T, path string, v reflect.Value) {
 				requireFilled(t, path+"."+f.Name, v.Field(i))
 			}
 		}
+	}
+}
+
+// TestPlanAgainstKernel prints what a dry run finds on a node that holds nothing yet and has an IPv4 address only, down to
+// the rules.
+func TestPlanAgainstKernel(t *testing.T) {
+	netlab.Require(t)
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := &netlink.Addr{IPNet: netlink.NewIPNet(net.IPv4(192, 0, 2, 7))}
+	if err := netlink.AddrAdd(lo, address); err != nil {
+		t.Fatal(err)
+	}
+	defer netlink.AddrDel(lo, address)
+	for _, format := range []string{"text", "json", "markdown"} {
+		t.Run(format, func(t *testing.T) {
+			out, errOut, code := weirCommand(t, "reconcile", "--dry-run", "--detail", "rules", "-f", "kernel.yaml", "--hostname-override", "edge-7", "-o", format,
+				"--log-level", "error")
+			if code != exitFailure || errOut != "" {
+				t.Errorf("exit code %d for a Service that cannot be programmed; stderr: %s", code, errOut)
+			}
+			golden(t, "kernel."+format, out)
+			if format == "json" {
+				checkSchema(t, "plan.schema.json", []byte(out))
+			}
+		})
 	}
 }

@@ -247,7 +247,7 @@ func (f *planFlags) print(cmd *cobra.Command, plan *review.Plan) error {
 	if err := writeReview(cmd.OutOrStdout(), plan, f.format); err != nil {
 		return err
 	}
-	if f.failOn != "" && plan.Worst() == review.SeverityWarning {
+	if plan.Summary.Isolated > 0 || f.failOn != "" && plan.Worst() == review.SeverityWarning {
 		return errReported
 	}
 	if f.exitCode && !plan.Empty() {

@@ -42,7 +42,7 @@ no privileges are needed. That is for CI: what will this pull request do on the 
 
 A Service's annotation weir/silence lists warnings that are known and accepted: "W001,W004".
 
-Exit codes: 0 the node is as the input says (or the plan was printed); 1 the input is not valid, something could not be
+Exit codes: 0 the node is as the input says (or the plan was printed); 1 the input is not valid, something cannot be
 applied, or --fail-on found something; 2 the command line makes no sense, or --exit-code was given and there are changes
 (what else is wrong is then 1).`,
 		Example: `  weir reconcile -f ./cluster --dry-run

@@ -22,10 +22,21 @@ type Kernel struct {
 	Shared Count `json:"shared"`
 	// Unclaimed counts what nothing asks for, among weir's own objects: left over, or put there by somebody else.
 	Unclaimed Count `json:"unclaimed"`
+	// Isolated are the Services that cannot be programmed on this node: what the kernel holds for them stays as it is.
+	Isolated []Isolated `json:"isolated,omitempty"`
 	// Rules lists every change in the kernel's own terms, if that was asked for.
 	Rules []Rule `json:"rules,omitempty"`
 	// Programs are what is run to make them, with their input, where the backend works by programs; also only if asked for.
 	Programs []backends.Program `json:"programs,omitempty"`
+}
+
+// Isolated is a Service, or what belongs to none, that is left out of the Plan.
+type Isolated struct {
+	Object string `json:"object"`
+	Source string `json:"source,omitempty"`
+	Error  string `json:"error"`
+
+	service backends.ServiceName
 }
 
 // Rule is one change of one kernel object.
@@ -54,6 +65,9 @@ func AgainstKernel(node string, c *reconcile.Comparison, applied *State, rules b
 		g.Mode = &Mode{Old: applied.Mode, New: c.Plan.Backend}
 	}
 	k.account(rules)
+	for _, i := range c.Isolated {
+		k.kernel.Isolated = append(k.kernel.Isolated, Isolated{Object: i.String(), Source: i.Origin, Error: i.Err.Error(), service: i.Service})
+	}
 	if s, ok := c.Backend.(backends.Scripter); ok && rules {
 		// An error would be one of a Plan that the backend itself made.
 		k.kernel.Programs, _ = s.Script(c.Plan)

@@ -42,6 +42,8 @@ type Summary struct {
 	Removed   int `json:"removed"`
 	Unchanged int `json:"unchanged"`
 	Nodes     int `json:"nodes"`
+	// Isolated counts those that cannot be programmed. What the kernel holds for them may still change.
+	Isolated int `json:"isolated,omitempty"`
 	// Kernel counts the kernel objects; nil if the plan is not against a kernel.
 	Kernel *Count `json:"kernel,omitempty"`
 }
@@ -120,6 +122,12 @@ func New(from, to Input, services int, groups []Group, warnings []Warning) *Plan
 		}
 		if g.Kernel != nil {
 			p.Summary.Kernel = &g.Kernel.Total
+			p.Summary.Isolated = len(g.Kernel.Isolated)
+			for _, i := range g.Kernel.Isolated {
+				if _, changes := ops[i.service]; !changes && i.service != (backends.ServiceName{}) {
+					services--
+				}
+			}
 		}
 	}
 	gone := 0

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -96,6 +97,9 @@ func (p *Plan) SummaryLine() string {
 	line := strings.Join(parts, ", ")
 	if k := s.Kernel; k != nil && *k != (Count{}) {
 		line += fmt.Sprintf("; kernel objects: %s", k)
+	}
+	if s.Isolated > 0 {
+		line += fmt.Sprintf("; %d that cannot be programmed", s.Isolated)
 	}
 	if s.Nodes > 1 {
 		line += fmt.Sprintf("; %d nodes", s.Nodes)
@@ -247,11 +251,19 @@ func (t *texter) kernel(k *Kernel) {
 			blank = true
 		}
 	}
+	for _, i := range k.Isolated {
+		t.line("%s", t.style.paint("!", "! not programmed: "+i.String()))
+		blank = true
+	}
 	if blank {
 		t.line("")
 	}
+	var last []string
 	for _, r := range k.Rules {
-		t.line("# for %s", Clean(strings.Join(r.For, ", ")))
+		if !slices.Equal(r.For, last) {
+			last = r.For
+			t.line("# for %s", Clean(strings.Join(r.For, ", ")))
+		}
 		if r.Old != "" {
 			t.lines(Remove, r.Old)
 		}
@@ -279,19 +291,26 @@ func (t *texter) lines(op Op, text string) {
 }
 
 func (t *texter) warning(w Warning) {
-	t.line("%s", t.style.paint("!", "! "+warningText(w)))
+	t.line("%s", t.style.paint("!", "! "+w.String()))
+}
+
+// String returns the Isolated as one line.
+func (i Isolated) String() string { return joined(i.Source, i.Object, i.Error) }
+
+// joined puts ": " between what is not empty.
+func joined(parts ...string) string {
+	var cleaned []string
+	for _, p := range parts {
+		if p != "" {
+			cleaned = append(cleaned, Clean(p))
+		}
+	}
+	return strings.Join(cleaned, ": ")
 }
 
 // String returns the warning as one line.
-func (w Warning) String() string { return warningText(w) }
-
-func warningText(w Warning) string {
-	text := string(w.ID)
-	for _, part := range []string{w.Source, w.Object, w.Detail} {
-		if part != "" {
-			text += ": " + Clean(part)
-		}
-	}
+func (w Warning) String() string {
+	text := joined(string(w.ID), w.Source, w.Object, w.Detail)
 	if len(w.Nodes) > 0 {
 		text += " (" + nodesText(w.Nodes) + ")"
 	}
