@@ -31,7 +31,7 @@ type Backend interface {
 	Base() []Item
 
 	// Render returns the Items that the kernel holds for one Entry. Two Entries may return equal Items with the same ID:
-	// such an Item is shared, and goes when the last Entry that returned it goes. An error isolates the Entry's Service.
+	// such an Item is shared, and goes when the last Entry that returned it goes. An error, which need not name the Entry, isolates it.
 	Render(e *Entry) ([]Item, error)
 
 	// Observe reads what the kernel holds of the objects that this mechanism of weir owns, and changes nothing. An error

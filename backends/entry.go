@@ -2,6 +2,7 @@ package backends
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -175,4 +176,39 @@ func (e *Entry) choose(local bool) []Endpoint {
 // External says whether the Entry has any address besides its ClusterIP.
 func (e *Entry) External() bool {
 	return e.NodePort != 0 || len(e.ExternalIPs) > 0 || len(e.LoadBalancerIPs) > 0
+}
+
+// Check says why the Entry cannot be rendered by any backend, so that it is not the kernel that refuses it: addresses have
+// to be plain ones of its family, ports not 0.
+func (e *Entry) Check() error {
+	f := e.Key.Family
+	wrong := func(a netip.Addr) bool {
+		return !a.IsValid() || a.Is4In6() || a.Zone() != "" || FamilyOf(a) != f
+	}
+	switch {
+	case e.Key.Protocol != TCP && e.Key.Protocol != UDP && e.Key.Protocol != SCTP:
+		return fmt.Errorf("protocol %s cannot be balanced", e.Key.Protocol)
+	case wrong(e.ClusterIP):
+		return fmt.Errorf("clusterIP %q is not an %s address", e.ClusterIP, f)
+	case e.Port == 0:
+		return errors.New("port 0 cannot be served")
+	}
+	for _, list := range [][]netip.Addr{e.ExternalIPs, e.LoadBalancerIPs} {
+		for _, a := range list {
+			if wrong(a) {
+				return fmt.Errorf("external address %q is not an %s address", a, f)
+			}
+		}
+	}
+	for _, p := range e.SourceRanges {
+		if !p.IsValid() || wrong(p.Addr()) {
+			return fmt.Errorf("source range %q is not an %s prefix", p, f)
+		}
+	}
+	for _, ep := range e.Endpoints {
+		if wrong(ep.Addr.Addr()) || ep.Addr.Port() == 0 {
+			return fmt.Errorf("endpoint %q is not an %s address with a port", ep.Addr, f)
+		}
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"net/netip"
@@ -36,42 +37,12 @@ func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
 	return r.items, nil
 }
 
-// check refuses what could not be rendered, so that it is not the kernel that refuses it.
+// check refuses what could not be rendered.
 func (b *Backend) check(e *backends.Entry) error {
-	f := e.Key.Family
-	wrong := func(a netip.Addr) bool {
-		return !a.IsValid() || a.Zone() != "" || a.Is4In6() || backends.FamilyOf(a) != f
+	if b.trees[e.Key.Family] == nil {
+		return fmt.Errorf("this node programs no %s", e.Key.Family)
 	}
-	switch {
-	case b.trees[f] == nil:
-		return fmt.Errorf("%s: this node programs no %s", e.Key, f)
-	case e.Key.Protocol != backends.TCP && e.Key.Protocol != backends.UDP && e.Key.Protocol != backends.SCTP:
-		return fmt.Errorf("%s: protocol %s cannot be balanced", e.Key, e.Key.Protocol)
-	case wrong(e.ClusterIP):
-		return fmt.Errorf("%s: clusterIP %q is not an %s address", e.Key, e.ClusterIP, f)
-	case e.Port == 0:
-		return fmt.Errorf("%s: port 0 cannot be served", e.Key)
-	case b.interfaceErr != nil:
-		return b.interfaceErr
-	}
-	for _, list := range [][]netip.Addr{e.ExternalIPs, e.LoadBalancerIPs} {
-		for _, a := range list {
-			if wrong(a) {
-				return fmt.Errorf("%s: external address %q is not an %s address", e.Key, a, f)
-			}
-		}
-	}
-	for _, p := range e.SourceRanges {
-		if !p.IsValid() || wrong(p.Addr()) {
-			return fmt.Errorf("%s: source range %q is not an %s prefix", e.Key, p, f)
-		}
-	}
-	for _, ep := range e.Endpoints {
-		if wrong(ep.Addr.Addr()) || ep.Addr.Port() == 0 {
-			return fmt.Errorf("%s: endpoint %q is not an %s address with a port", e.Key, ep.Addr, f)
-		}
-	}
-	return nil
+	return cmp.Or(b.interfaceErr, e.Check())
 }
 
 // rendering is the work on one Entry.

@@ -1,8 +1,10 @@
 package ipvs
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -34,38 +36,13 @@ func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
 }
 
 func (b *Backend) check(e *backends.Entry) error {
-	f := e.Key.Family
-	wrong := func(a netip.Addr) bool {
-		return !a.IsValid() || a.Is4In6() || a.Zone() != "" || backends.FamilyOf(a) != f
-	}
 	switch {
-	case !slices.Contains(b.cfg.Families, f):
-		return fmt.Errorf("%s: this node has no %s", e.Key, f)
-	case !slices.Contains([]backends.Protocol{backends.TCP, backends.UDP, backends.SCTP}, e.Key.Protocol):
-		return fmt.Errorf("%s: protocol %s cannot be balanced", e.Key, e.Key.Protocol)
-	case wrong(e.ClusterIP):
-		return fmt.Errorf("%s: clusterIP %q is not an %s address", e.Key, e.ClusterIP, f)
-	case e.Port == 0:
-		return fmt.Errorf("%s: port 0 cannot be served", e.Key)
+	case !slices.Contains(b.cfg.Families, e.Key.Family):
+		return fmt.Errorf("this node has no %s", e.Key.Family)
 	case e.ProxyProtocol:
-		return fmt.Errorf("%s: IPVS cannot send a PROXY protocol header; use the userspace mode, or drop the annotation", e.Key)
+		return errors.New("IPVS cannot send a PROXY protocol header; use the userspace mode, or drop the annotation")
 	}
-	for _, a := range slices.Concat(e.ExternalIPs, e.LoadBalancerIPs) {
-		if wrong(a) {
-			return fmt.Errorf("%s: external address %q is not an %s address", e.Key, a, f)
-		}
-	}
-	for _, p := range e.SourceRanges {
-		if !p.IsValid() || wrong(p.Addr()) {
-			return fmt.Errorf("%s: source range %q is not an %s prefix", e.Key, p, f)
-		}
-	}
-	for _, ep := range e.Endpoints {
-		if wrong(ep.Addr.Addr()) || ep.Addr.Port() == 0 {
-			return fmt.Errorf("%s: endpoint %q is not an %s address with a port", e.Key, ep.Addr, f)
-		}
-	}
-	return checkInterface(b.cfg.LocalDetector.Interface)
+	return cmp.Or(e.Check(), checkInterface(b.cfg.LocalDetector.Interface))
 }
 
 // rendering is the work on one Entry.

@@ -33,13 +33,13 @@ type group struct {
 // Render returns the Items of one Entry: one for each of its fronts, the chains for their shapes, its ClusterIP and its
 // endpoints for the hairpin.
 func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
-	if !e.ClusterIP.IsValid() || e.Port == 0 || backends.FamilyOf(e.ClusterIP) != e.Key.Family {
-		return nil, fmt.Errorf("nftables: %s: ClusterIP %s, port %d: not an address and port of %s", e.Key, e.ClusterIP, e.Port, e.Key.Family)
+	if err := e.Check(); err != nil {
+		return nil, err
 	}
 	r := renderer{b: b, e: e, fam: e.Key.Family, comment: comment(e.Key)}
 	items, err := r.fronts()
 	if err != nil {
-		return nil, fmt.Errorf("nftables: %s: %w", e.Key, err)
+		return nil, err
 	}
 	items = append(items, newMember(clusterIPs, e.ClusterIP))
 	return append(items, r.hairpins()...), nil

@@ -3,6 +3,7 @@ package nftables
 import (
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -85,19 +86,18 @@ func TestDisjoint(t *testing.T) {
 
 func TestRenderRefuses(t *testing.T) {
 	b := New(testConfig())
-	for name, change := range map[string]func(*backends.Entry){
-		"no address":     func(e *backends.Entry) { e.ClusterIP = netip.Addr{} },
-		"no port":        func(e *backends.Entry) { e.Port = 0 },
-		"another family": func(e *backends.Entry) { e.ClusterIP = netip.IPv6Loopback() },
-		"too many":       func(e *backends.Entry) { e.Endpoints = make([]backends.Endpoint, maxSlots+1) },
+	for want, change := range map[string]func(*backends.Entry){
+		`clusterIP "invalid IP" is not an IPv4 address`: func(e *backends.Entry) { e.ClusterIP = netip.Addr{} },
+		"port 0 cannot be served":                       func(e *backends.Entry) { e.Port = 0 },
+		`clusterIP "::1" is not an IPv4 address`:        func(e *backends.Entry) { e.ClusterIP = netip.IPv6Loopback() },
+		"at most 65535 can be programmed": func(e *backends.Entry) {
+			e.Endpoints = slices.Repeat([]backends.Endpoint{{Addr: netip.MustParseAddrPort("10.0.0.1:80"), Cluster: true, Weight: 1}}, maxSlots+1)
+		},
 	} {
 		e := entry(backends.IPv4, 1, backends.TCP)
 		change(e)
-		for i := range e.Endpoints {
-			e.Endpoints[i] = backends.Endpoint{Cluster: true, Weight: 1}
-		}
-		if _, err := b.Render(e); err == nil || !strings.Contains(err.Error(), e.Key.String()) {
-			t.Errorf("%s: %v", name, err)
+		if _, err := b.Render(e); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
 		}
 	}
 }

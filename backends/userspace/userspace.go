@@ -87,6 +87,9 @@ func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
 	if e.Key.Protocol == backends.SCTP {
 		return nil, fmt.Errorf("SCTP cannot be proxied in userspace mode; use mode iptables, ipvs or nftables for this Service")
 	}
+	if err := e.Check(); err != nil {
+		return nil, err
+	}
 	if b.Redirect == nil {
 		return b.renderRootless(e), nil
 	}
