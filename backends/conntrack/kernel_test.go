@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -21,23 +20,6 @@ import (
 )
 
 func TestMain(m *testing.M) { netlab.Main(m) }
-
-// inNamespace gives the test a network namespace of its own. The thread is never unlocked, so that it ends with the test.
-func inNamespace(t *testing.T) {
-	t.Helper()
-	netlab.Require(t)
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatalf("unshare: %v", err)
-	}
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // create puts a flow into the kernel's table: client to dst, answered by replySrc. As with IPVS's, no NAT is on record.
 func create(t *testing.T, protocol uint8, client, dst, replySrc string) {
@@ -82,7 +64,7 @@ func clients(t *testing.T) []string {
 }
 
 func TestClean(t *testing.T) {
-	inNamespace(t)
+	netlab.InNamespace(t)
 	const a, b = "10.244.0.1:5353", "10.244.0.2:5353"
 	// The client's port is the flow's number; what ends in .1 must stay, what ends in .2 must go.
 	create(t, unix.IPPROTO_UDP, "192.0.2.1:1", "10.96.0.10:53", b)
@@ -119,7 +101,7 @@ func TestClean(t *testing.T) {
 }
 
 func TestDumpHasOneProtocolOnly(t *testing.T) {
-	inNamespace(t)
+	netlab.InNamespace(t)
 	create(t, unix.IPPROTO_TCP, "192.0.2.1:1", "10.96.0.10:53", "10.244.0.1:53")
 	create(t, unix.IPPROTO_UDP, "192.0.2.1:2", "10.96.0.10:53", "10.244.0.1:5353")
 	k, err := openKernel()
@@ -139,7 +121,7 @@ func TestDumpHasOneProtocolOnly(t *testing.T) {
 }
 
 func TestPain11_RestartKeepsHealthyFlows(t *testing.T) {
-	inNamespace(t)
+	netlab.InNamespace(t)
 	const flows = 3000 // more than one netlink message holds
 	for i := range flows {
 		create(t, unix.IPPROTO_UDP, fmt.Sprintf("192.0.2.1:%d", i+1), "10.96.0.10:53", fmt.Sprintf("10.244.0.%d:53", i%2+1))
@@ -155,7 +137,7 @@ func TestPain11_RestartKeepsHealthyFlows(t *testing.T) {
 }
 
 func TestCleanWithoutPrivileges(t *testing.T) {
-	inNamespace(t)
+	netlab.InNamespace(t)
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var none [2]unix.CapUserData
 	if err := unix.Capset(&header, &none[0]); err != nil {
@@ -169,7 +151,7 @@ func TestCleanWithoutPrivileges(t *testing.T) {
 
 // TestApplyLimitsToKernel sets what belongs to a network namespace and is refused what belongs to the host.
 func TestApplyLimitsToKernel(t *testing.T) {
-	inNamespace(t)
+	netlab.InNamespace(t)
 	// Some rule has to be there for the kernel to show the parameters.
 	natTo(t, "")
 	s := hostnet.Sysctl{}
@@ -188,7 +170,7 @@ func TestApplyLimitsToKernel(t *testing.T) {
 // TestPain10_StaleFlowFollowsTheEndpoint sends real packets: a client that keeps its socket is stuck, first with no
 // endpoint and then with one that has gone, until its flow is removed.
 func TestPain10_StaleFlowFollowsTheEndpoint(t *testing.T) {
-	inNamespace(t)
+	netlab.InNamespace(t)
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		t.Fatal(err)

@@ -22,20 +22,15 @@ import (
 
 func TestMain(m *testing.M) { netlab.Main(m) }
 
-// inNamespace gives the test a network namespace of its own with the interfaces lo and eth0, both up. The thread is never
-// unlocked, so that it ends with the test.
+// inNamespace gives the test a network namespace of its own with the interfaces lo and eth0, both up.
 func inNamespace(t *testing.T) {
 	t.Helper()
-	netlab.Require(t)
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatalf("unshare: %v", err)
-	}
+	netlab.InNamespace(t)
 	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "peer0"}
 	if err := netlink.LinkAdd(veth); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"lo", "eth0", "peer0"} {
+	for _, name := range []string{"eth0", "peer0"} {
 		if err := netlink.LinkSetUp(link(t, name)); err != nil {
 			t.Fatal(err)
 		}

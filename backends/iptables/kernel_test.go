@@ -5,14 +5,12 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"runtime"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	hclog "github.com/hashicorp/go-hclog"
-	"golang.org/x/sys/unix"
 
 	"weir/backends"
 	"weir/backends/backendtest"
@@ -26,11 +24,7 @@ var both = []backends.Family{backends.IPv4, backends.IPv6}
 // realKernel returns the iptables of an empty network namespace that is the test's own.
 func realKernel(t testing.TB, mode Mode) Kernel {
 	t.Helper()
-	netlab.Require(t)
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(err)
-	}
+	netlab.InNamespace(t)
 	k, err := Probe(t.Context(), hclog.NewNullLogger(), both, mode)
 	if err != nil {
 		t.Fatal(err)

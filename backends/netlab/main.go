@@ -89,6 +89,30 @@ func RequireIPVS(t testing.TB, missing error) {
 	t.Skipf("to run it in a virtual machine: make vm-test: %v", missing)
 }
 
+// InNamespace gives the test a network namespace of its own, in which lo is up. It stays on its thread, which ends with it.
+func InNamespace(t testing.TB) {
+	t.Helper()
+	Require(t)
+	runtime.LockOSThread() // and never unlocked
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatalf("make a network namespace: %v", err)
+	}
+	if err := loopbackUp(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback interface: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bring up loopback interface: %w", err)
+	}
+	return nil
+}
+
 // reexec runs this binary again with the same arguments, and returns its exit status. The error says why no namespaces
 // could be made.
 func reexec() (int, error) {
@@ -141,12 +165,5 @@ func prepare() error {
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=0755"); err != nil {
 		return fmt.Errorf("mount a private /run: %w", err)
 	}
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("find loopback interface: %w", err)
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("bring up loopback interface: %w", err)
-	}
-	return nil
+	return loopbackUp()
 }

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -69,11 +68,7 @@ type harness struct {
 }
 
 func newHarness(t *testing.T, redirecting bool) *harness {
-	netlab.Require(t)
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatal(err)
-	}
+	netlab.InNamespace(t)
 	for _, f := range []string{"ipv4", "ipv6"} {
 		if err := os.WriteFile("/proc/sys/net/"+f+"/ip_nonlocal_bind", []byte("1"), 0); err != nil {
 			t.Fatal(err)
