@@ -32,6 +32,7 @@ func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
 type applying struct {
 	b       *Backend
 	ctx     context.Context
+	puts    []backends.Change
 	refused map[backends.ID]error
 	// teardown says that everything goes: then nobody waits for connections.
 	teardown bool
@@ -93,7 +94,7 @@ func stepBack(i backends.Item) int {
 }
 
 func (a *applying) run(p backends.Plan) error {
-	var puts, deletes []backends.Change
+	var deletes []backends.Change
 	for _, c := range p.Changes {
 		i := c.New
 		if c.Op == backends.Delete {
@@ -107,10 +108,10 @@ func (a *applying) run(p backends.Plan) error {
 			_, all := i.(Link)
 			a.teardown = a.teardown || all
 		default:
-			puts = append(puts, c)
+			a.puts = append(a.puts, c)
 		}
 	}
-	slices.SortStableFunc(puts, func(x, y backends.Change) int {
+	slices.SortStableFunc(a.puts, func(x, y backends.Change) int {
 		return cmp.Or(cmp.Compare(step(x.New), step(y.New)), cmp.Compare(setOf(x.New), setOf(y.New)))
 	})
 	slices.SortStableFunc(deletes, func(x, y backends.Change) int { return cmp.Compare(stepBack(x.Old), stepBack(y.Old)) })
@@ -121,7 +122,7 @@ func (a *applying) run(p backends.Plan) error {
 		}
 		a.b.note(state)
 	}
-	if err := a.inOrder(puts, func(c backends.Change) backends.Item { return c.New }, a.put); err != nil {
+	if err := a.inOrder(a.puts, func(c backends.Change) backends.Item { return c.New }, a.put); err != nil {
 		return err
 	}
 	if a.teardown {
@@ -194,9 +195,7 @@ func (a *applying) put(item backends.Item) error {
 		_, err := a.b.sysctl.Ensure(i.Name, i.Value)
 		return err
 	case Server:
-		if delete(a.b.insisting, i.ServerKey); i.insists() && a.b.insisting != nil {
-			a.b.insisting[i.ServerKey] = struct{}{}
-		}
+		return a.putServer(i)
 	case Address:
 		delete(a.b.leaving, i.Addr)
 	case Destination:
@@ -205,6 +204,31 @@ func (a *applying) put(item backends.Item) error {
 		}
 	}
 	return a.b.kernel.Put(item)
+}
+
+func (a *applying) putServer(s Server) error {
+	err := a.b.kernel.Put(s)
+	if errors.Is(err, ErrForeign) && a.edited(s.ServerKey) {
+		s.Retake = true
+		err = a.b.kernel.Put(s)
+	}
+	if err == nil {
+		a.b.known[s.ServerKey] = s.insists()
+	}
+	return err
+}
+
+// edited says whether a virtual server without weir's mark is one of weir's, which lost it: it was there with the mark, and
+// still has a destination that it is to have.
+func (a *applying) edited(key ServerKey) bool {
+	if _, known := a.b.known[key]; !known {
+		return false
+	}
+	have, err := a.b.kernel.Destinations(key)
+	return err == nil && slices.ContainsFunc(a.puts, func(c backends.Change) bool {
+		d, ok := c.New.(Destination)
+		return ok && d.Server == key && slices.ContainsFunc(have, func(h Destination) bool { return h.Addr == d.Addr })
+	})
 }
 
 func (a *applying) delete(item backends.Item) error {
@@ -239,6 +263,7 @@ func (a *applying) deleteServers() error {
 			return err
 		}
 	}
+	clear(a.b.known)
 	a.b.draining, a.b.leaving = map[ServerKey]struct{}{}, map[netip.Addr]struct{}{}
 	return nil
 }

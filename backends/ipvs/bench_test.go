@@ -63,34 +63,35 @@ func creation(b *testing.B, node *inside, n int) backends.Plan {
 	return p
 }
 
-// bare makes the objects of a plan with nothing but the kernel's own requests, in the order in which they can be made.
+// bare makes the objects of a plan with nothing but the kernel's own requests, as few as can be, in an order in which they
+// can be made.
 func bare(b *testing.B, node *inside, p backends.Plan) {
 	b.Helper()
 	k := node.kernel.(*Linux)
-	for at := range 3 {
-		for _, c := range p.Changes {
-			var err error
-			switch i := c.New.(type) {
-			case Address:
-				if at == 0 {
-					err = k.route.AddrAdd(k.link, address(i.Addr))
-				}
-			case Server:
-				if at == 0 {
-					err = k.ipvs.NewService(service(i))
-				}
-			case Destination:
-				if at == 1 {
-					err = k.ipvs.NewDestination(service(Server{ServerKey: i.Server}), destination(i))
-				}
-			case Member:
-				if at == 2 {
-					err = k.sets.add([]Member{i})
-				}
-			}
-			if err != nil {
-				b.Fatalf("%s: %v", c.New, err)
-			}
+	members := map[string][]Member{}
+	must := func(err error) {
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, c := range p.Changes {
+		switch i := c.New.(type) {
+		case Address:
+			must(k.route.AddrAdd(k.link, address(i.Addr)))
+		case Server:
+			must(k.ipvs.NewService(service(i)))
+		case Member:
+			members[i.Set] = append(members[i.Set], i)
+		}
+	}
+	for _, c := range p.Changes {
+		if i, ok := c.New.(Destination); ok {
+			must(k.ipvs.NewDestination(service(Server{ServerKey: i.Server}), destination(i)))
+		}
+	}
+	for _, all := range members {
+		for some := range slices.Chunk(all, membersAtOnce) {
+			must(k.sets.add(some))
 		}
 	}
 }

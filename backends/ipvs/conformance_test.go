@@ -126,6 +126,9 @@ func (h harness) Drifts() []backendtest.Drift {
 			}
 		}}
 	}
+	alter := func(name string, change func(d *mobyipvs.Destination)) backendtest.Drift {
+		return backendtest.Drift{Name: name, Inject: func(t *testing.T) { h.alter(t, dest("1", 1), change) }}
+	}
 	rules := func(name, table, lines string) backendtest.Drift {
 		return backendtest.Drift{Name: name, Inject: func(t *testing.T) {
 			h.in(func() {
@@ -149,6 +152,9 @@ func (h harness) Drifts() []backendtest.Drift {
 		put("SchedulerChanged", Server{ServerKey: web, Scheduler: "wrr"}),
 		put("AffinityAdded", Server{ServerKey: web, Scheduler: "rr", Affinity: 60}),
 		put("DestinationAdded", dest("99", 1)),
+		alter("ForwardedOtherwise", func(d *mobyipvs.Destination) { d.ConnectionFlags = mobyipvs.ConnFwdDirectRoute }),
+		alter("Bounded", func(d *mobyipvs.Destination) { d.UpperThreshold = 1 }),
+		{Name: "Edited", Inject: func(t *testing.T) { h.edit(t, Server{ServerKey: web, Scheduler: "wlc"}) }},
 		put("AddressAdded", Address{Addr: netip.MustParseAddr("192.0.2.99")}),
 		put("MemberAdded", strange),
 		put("TimeoutsChanged", Timeouts{TCP: 77e9}),

@@ -73,7 +73,7 @@ func checkServers() doctor.Check {
 		if services, err = handle.GetServices(); err == nil {
 			own := 0
 			for _, s := range services {
-				if s.Flags&ownerMask == ownerMark {
+				if owned(s) {
 					own++
 				}
 			}

@@ -44,7 +44,7 @@ func (b *Backend) deleteDestination(d Destination) error {
 
 // drains says whether connections of the virtual server are waited for.
 func (b *Backend) drains(k ServerKey) bool {
-	_, insists := b.insisting[k]
+	insists := b.known[k]
 	return !insists && b.set.DrainLimit > 0 && k.Protocol != backends.UDP && k.Mark&b.datagrams == 0
 }
 
@@ -71,6 +71,7 @@ func (b *Backend) deleteServer(s Server) error {
 		}
 		delete(b.draining, s.ServerKey)
 	}
+	delete(b.known, s.ServerKey)
 	return b.kernel.Delete(s)
 }
 
@@ -151,6 +152,7 @@ func (b *Backend) reapServer(key ServerKey, now uint32) (left int, err error) {
 	}
 	if len(list) > 0 && kept == 0 {
 		// One that is wanted has a destination that is not leaving.
+		delete(b.known, key)
 		return 0, b.kernel.Delete(Server{ServerKey: key})
 	}
 	return left, nil

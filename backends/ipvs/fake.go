@@ -119,7 +119,7 @@ func (k *Fake) put(item backends.Item) error {
 		if _, ok := k.servers[i.Server]; !ok {
 			return unix.ESRCH
 		}
-		if i.Until > 0 {
+		if i.Altered = false; i.Until > 0 {
 			i.Weight = 0
 		}
 		k.destinations[i.Server][i.ID()] = i
@@ -163,9 +163,11 @@ func (k *Fake) PutMembers(members []Member) error {
 }
 
 func (k *Fake) putServer(s Server) error {
-	if _, ok := k.Foreign[s.ServerKey]; ok {
+	if _, ok := k.Foreign[s.ServerKey]; ok && !s.Retake {
 		return ErrForeign
 	}
+	delete(k.Foreign, s.ServerKey)
+	s.Retake = false
 	if k.Schedulers != nil && !slices.Contains(k.Schedulers, s.Scheduler) {
 		return missingScheduler(s.Scheduler, unix.ENOENT)
 	}
@@ -190,8 +192,10 @@ func (k *Fake) Delete(item backends.Item) error {
 	case Address:
 		delete(k.addresses, i.ID())
 	case Server:
-		delete(k.servers, i.ServerKey)
-		delete(k.destinations, i.ServerKey)
+		if _, ok := k.Foreign[i.ServerKey]; !ok {
+			delete(k.servers, i.ServerKey)
+			delete(k.destinations, i.ServerKey)
+		}
 	case Destination:
 		delete(k.destinations[i.Server], i.ID())
 	case Set:

@@ -22,7 +22,8 @@
 // Whose a virtual server is can be seen in the kernel: the top byte of its flags, of which the kernel uses only the lowest
 // bits and keeps the others, holds a mark. So a lost state directory loses nothing, `weir cleanup` needs none, and there is
 // no moment in which a crash could leave a virtual server that nobody owns. Virtual servers without the mark are never
-// touched, wherever they are: the field excludeCIDRs asks for what holds of all addresses.
+// touched, wherever they are: the field excludeCIDRs asks for what holds of all addresses. One that ipvsadm edits loses its
+// mark. A process that knew it as weir's takes it back.
 //
 // Graceful termination is kept in the kernel too. A destination that is not wanted any more but has connections gets weight
 // 0, and its upper threshold, which means nothing then, holds the second at which it goes even so. Virtual servers all of
@@ -92,9 +93,9 @@ type Backend struct {
 	// gone. Both are nil until they are read.
 	draining map[ServerKey]struct{}
 	leaving  map[netip.Addr]struct{}
-	// insisting holds the virtual servers that insist.
-	insisting map[ServerKey]struct{}
-	now       func() time.Time
+	// known holds the virtual servers that were weir's when this Backend saw or made them, and whether they insist.
+	known map[ServerKey]bool
+	now   func() time.Time
 }
 
 // New returns a Backend that programs the families of cfg.
@@ -102,7 +103,7 @@ func New(cfg backends.Config, set Settings, tables Tables, kernel Kernel) *Backe
 	if set.Scheduler == "" {
 		set.Scheduler = "rr"
 	}
-	b := &Backend{cfg: cfg, set: set, tables: tables, kernel: kernel, pods: map[backends.Family]source{}, inside: 1 << 31, datagrams: 1, now: time.Now}
+	b := &Backend{cfg: cfg, set: set, tables: tables, kernel: kernel, pods: map[backends.Family]source{}, known: map[ServerKey]bool{}, inside: 1 << 31, datagrams: 1, now: time.Now}
 	switch cfg.MasqueradeMark {
 	case b.inside:
 		b.inside = 1 << 30

@@ -56,6 +56,8 @@ type Server struct {
 	// Fallback has a scheduler that hashes clients (sh, mh) find another destination for those that belong to one with
 	// weight 0, as one that leaves has. Else they are refused.
 	Fallback bool
+	// Retake has Put take a virtual server that is there without weir's mark for weir's.
+	Retake bool
 }
 
 // ID and String implement backends.Item.
@@ -80,6 +82,9 @@ type Destination struct {
 	Until uint32
 	// Connections is how many it has, as it was read.
 	Connections int
+	// Altered says that somebody gave it what those of weir do not have: another way of forwarding than NAT, or a bound of
+	// its connections. Put puts that right.
+	Altered bool
 }
 
 // ID and String implement backends.Item.
@@ -87,7 +92,11 @@ func (d Destination) ID() backends.ID {
 	return backends.ID(d.Server.String() + " -> " + d.Addr.String())
 }
 func (d Destination) String() string {
-	return string(d.ID()) + " weight " + strconv.Itoa(int(d.Weight))
+	text := string(d.ID()) + " weight " + strconv.Itoa(int(d.Weight))
+	if d.Altered {
+		text += " altered"
+	}
+	return text
 }
 
 // Set is an ipset.

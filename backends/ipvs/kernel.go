@@ -18,14 +18,14 @@ type Kernel interface {
 	Destinations(key ServerKey) ([]Destination, error)
 
 	// Put makes an Item what it says, whether it is there or not: a Link, Address, Server, Destination, Set, Member or
-	// Timeouts. A virtual server that is there and not weir's is ErrForeign.
+	// Timeouts. A virtual server that is there and not weir's is ErrForeign, unless it is to be retaken.
 	Put(item backends.Item) error
 
 	// PutMembers does what Put would with each of them, all of one set, at a fraction of the cost. After an error, any of
 	// them may be there.
 	PutMembers(members []Member) error
 
-	// Delete removes an Item. To remove what is absent succeeds.
+	// Delete removes an Item. To remove what is absent succeeds, and so does a virtual server that is not weir's: it stays.
 	Delete(item backends.Item) error
 }
 
@@ -44,7 +44,7 @@ type State struct {
 }
 
 // ErrForeign is a virtual server that somebody else made where weir wants one.
-var ErrForeign = errors.New("somebody else made this virtual server, and weir leaves it alone; remove it with ipvsadm -D, or give the Service another address or port")
+var ErrForeign = errors.New("somebody else made this virtual server, or edited it while weir was away, and weir leaves it alone; remove it with ipvsadm -D, or give the Service another address or port")
 
 // ownerMark is what the top byte of the flags of weir's virtual servers holds.
 const (

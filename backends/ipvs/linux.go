@@ -82,7 +82,7 @@ func (k *Linux) Read(ctx context.Context) (*State, error) {
 		return nil, fmt.Errorf("list virtual servers: %w", err)
 	}
 	for _, svc := range services {
-		if svc.Flags&ownerMask != ownerMark {
+		if !owned(svc) {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
@@ -177,7 +177,10 @@ func (k *Linux) destinations(key ServerKey, svc *ipvs.Service) ([]Destination, e
 		}
 		if d.Weight == 0 && d.LowerThreshold == leavingMark {
 			dest.Until = d.UpperThreshold
+		} else {
+			dest.Altered = d.UpperThreshold > 0 || d.LowerThreshold > 0
 		}
+		dest.Altered = dest.Altered || d.ConnectionFlags&ipvs.ConnectionFlagFwdMask != ipvs.ConnFwdMasq
 		list = append(list, dest)
 	}
 	return list, nil
@@ -253,7 +256,11 @@ func (k *Linux) remove(item backends.Item) error {
 		}
 		return k.route.AddrDel(k.link, address(i.Addr))
 	case Server:
-		return k.ipvs.DelService(service(i))
+		svc := service(i)
+		if there, err := k.ipvs.GetService(svc); err != nil || !owned(there) {
+			return err
+		}
+		return k.ipvs.DelService(svc)
 	case Destination:
 		return k.ipvs.DelDestination(service(Server{ServerKey: i.Server}), destination(i))
 	case Set:
@@ -306,7 +313,7 @@ func (k *Linux) putServer(s Server) error {
 		switch {
 		case getErr != nil:
 			return fmt.Errorf("read %s: %w", s.ServerKey, getErr)
-		case there.Flags&ownerMask != ownerMark:
+		case !owned(there) && !s.Retake:
 			return ErrForeign
 		}
 		err = k.ipvs.UpdateService(svc)
@@ -316,6 +323,9 @@ func (k *Linux) putServer(s Server) error {
 	}
 	return err
 }
+
+// owned says whether a virtual server has weir's mark.
+func owned(svc *ipvs.Service) bool { return svc.Flags&ownerMask == ownerMark }
 
 func address(a netip.Addr) *netlink.Addr {
 	addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}}

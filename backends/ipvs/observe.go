@@ -65,7 +65,7 @@ func (b *Backend) read(ctx context.Context) ([]backends.Item, error) {
 
 // note tells what is leaving from what is not, and returns the latter.
 func (b *Backend) note(state *State) []backends.Item {
-	b.draining, b.leaving, b.insisting = map[ServerKey]struct{}{}, map[netip.Addr]struct{}{}, map[ServerKey]struct{}{}
+	b.draining, b.leaving = map[ServerKey]struct{}{}, map[netip.Addr]struct{}{}
 	var items []backends.Item
 	staying, leaving := map[ServerKey]bool{}, map[ServerKey]bool{}
 	for _, d := range state.Destinations {
@@ -78,9 +78,7 @@ func (b *Backend) note(state *State) []backends.Item {
 		items = append(items, d)
 	}
 	for _, s := range state.Servers {
-		if s.insists() {
-			b.insisting[s.ServerKey] = struct{}{}
-		}
+		b.known[s.ServerKey] = s.insists()
 		if staying[s.ServerKey] || !leaving[s.ServerKey] {
 			items = append(items, s)
 		}

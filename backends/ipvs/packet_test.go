@@ -385,11 +385,43 @@ func TestPain08OthersServers(t *testing.T) {
 	n.converge(t)
 	n.Apply(t.Context(), n.teardown())
 	for _, key := range []ServerKey{webKey, beside} {
-		there, err := kernel.ipvs.GetService(service(Server{ServerKey: key}))
-		if err != nil || there.SchedName != "wlc" || there.Flags&ownerMask != 0 {
-			t.Errorf("%s is %+v, %v", key, there, err)
-		}
+		n.rig.mustHold(t, Server{ServerKey: key, Scheduler: "wlc"})
 	}
+}
+
+// TestPain08EditedOrReplaced: a virtual server that somebody edits is weir's even though it has lost its mark, and is put
+// right. One that somebody puts in its place is not, and stays when the Service goes.
+func TestPain08EditedOrReplaced(t *testing.T) {
+	eachKernel(t, func(t *testing.T, r *rig) {
+		b := r.backend(testSettings())
+		b.converge(t, web(1, 1))
+		edited := Server{ServerKey: webKey, Scheduler: "wlc"}
+		r.edit(t, edited)
+		b.converge(t, web(1, 1, 1))
+		if p := b.plan(t, web(1, 1, 1)); !p.Empty() {
+			t.Errorf("still to do:\n%s", p)
+		}
+
+		r.edit(t, edited)
+		have, err := r.kernel.Destinations(webKey)
+		if err != nil || len(have) != 3 {
+			t.Fatalf("destinations: %v, %v", have, err)
+		}
+		for _, d := range have {
+			if err := r.kernel.Delete(d); err != nil {
+				t.Fatal(err)
+			}
+		}
+		id := Server{ServerKey: webKey}.ID()
+		if r := b.Apply(t.Context(), b.plan(t, web(1, 1, 1))); r.Err != nil || !errors.Is(r.Refused[id], ErrForeign) {
+			t.Errorf("the place is taken, and weir says %v, %v", r.Refused[id], r.Err)
+		}
+		gone := backends.Plan{Changes: []backends.Change{{Op: backends.Delete, ID: id, Old: Server{ServerKey: webKey, Scheduler: "rr"}}}}
+		if r := b.Apply(t.Context(), gone); r.Err != nil || len(r.Refused) > 0 {
+			t.Errorf("%v, refused %v", r.Err, r.Refused)
+		}
+		r.mustHold(t, edited)
+	})
 }
 
 // teardown is the plan of a cleanup.

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 
+	mobyipvs "github.com/moby/ipvs"
+
 	"weir/backends"
 	"weir/backends/backendtest"
 	"weir/backends/hostnet"
@@ -68,6 +70,53 @@ func realRig(t testing.TB, host *netlab.Host) *rig {
 		t.Cleanup(k.Close)
 	})
 	return r
+}
+
+// edit changes a virtual server as ipvsadm -E does: it loses weir's mark.
+func (r *rig) edit(t *testing.T, s Server) {
+	t.Helper()
+	switch k := r.kernel.(type) {
+	case *Fake:
+		delete(k.servers, s.ServerKey)
+		k.Foreign[s.ServerKey] = s.Scheduler
+	case *Linux:
+		svc := service(s)
+		svc.Flags = 0
+		if err := k.ipvs.UpdateService(svc); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// mustHold fails the test unless the virtual server is there, without weir's mark.
+func (r *rig) mustHold(t *testing.T, s Server) {
+	t.Helper()
+	switch k := r.kernel.(type) {
+	case *Fake:
+		if k.Foreign[s.ServerKey] != s.Scheduler {
+			t.Errorf("%s is gone", s)
+		}
+	case *Linux:
+		if there, err := k.ipvs.GetService(service(s)); err != nil || owned(there) || there.SchedName != s.Scheduler {
+			t.Errorf("instead of %s there is %+v, %v", s, there, err)
+		}
+	}
+}
+
+// alter changes a destination as ipvsadm -e can.
+func (r *rig) alter(t *testing.T, d Destination, change func(d *mobyipvs.Destination)) {
+	t.Helper()
+	switch k := r.kernel.(type) {
+	case *Fake:
+		d.Altered = true
+		k.destinations[d.Server][d.ID()] = d
+	case *Linux:
+		dest := destination(d)
+		change(dest)
+		if err := k.ipvs.UpdateDestination(service(Server{ServerKey: d.Server}), dest); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func testConfig() backends.Config {

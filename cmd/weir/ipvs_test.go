@@ -312,6 +312,55 @@ func TestIPVSSurvivesKills(t *testing.T) {
 	d.checkLeavesNothing(before)
 }
 
+// TestIPVSIsRepaired breaks what a running weir has programmed, as an administrator with the tools of IPVS can, and all of it is
+// repaired. What somebody else has in the place of a Service stays, and the Service is served when it is gone.
+func TestIPVSIsRepaired(t *testing.T) {
+	needIPVS(t)
+	d := painDaemon(t, ipvsMode)
+	d.addForeign()
+	before := d.foreignRules()
+	d.write(map[string]string{"config.yaml": painConfig + "ipvs: {minSyncPeriod: 10ms, syncPeriod: 1s}\n"})
+	d.start()
+	d.awaitSync()
+	const web, taken = "10.96.0.10:80", "10.96.0.20:80"
+	own := d.ownRules()
+	for _, harm := range [][]string{
+		{"ipset", "flush", "WEIR-IPVS-CLUSTER-4"},
+		{"ip", "link", "del", ipvs.LinkName},
+		{"ip", "address", "flush", "dev", ipvs.LinkName},
+		{"ipvsadm", "-D", "-t", web},
+		{"ipvsadm", "-E", "-t", web, "-s", "wlc", "-p", "100"},
+		{"ipvsadm", "-e", "-t", web, "-r", "10.244.1.1:80", "-m", "-w", "0"},
+		{"ipvsadm", "-e", "-t", web, "-r", "10.244.1.1:80", "-g", "-w", "1"},
+		{"iptables-nft", "-t", "nat", "-F", "WEIR-IPVS-SERVICES"},
+		{"iptables-nft", "-D", "INPUT", "-j", "WEIR-IPVS-INPUT"},
+	} {
+		d.nodeExec(harm[0], harm[1:]...)
+		d.await(strings.Join(harm, " ")+" to be repaired", func() error {
+			if diff := cmp.Diff(own, d.ownRules()); diff != "" {
+				return fmt.Errorf("(-before +after):\n%s", diff)
+			}
+			return d.answers("pod1")
+		})
+	}
+
+	d.nodeExec("ipvsadm", "-A", "-t", taken, "-s", "sed")
+	second := strings.NewReplacer("name: web", "name: second", "web-1", "second-1", "10.96.0.10", "10.96.0.20")
+	d.write(map[string]string{"second.yaml": second.Replace(painService), "second-slice.yaml": second.Replace(painSlice(2))})
+	d.awaitLog("vs tcp " + taken + ".*somebody else made this virtual server")
+	if out := d.nodeExec("ipvsadm", "-S", "-n"); !strings.Contains(out, "-A -t "+taken+" -s sed") || strings.Contains(out, taken+" -r") {
+		t.Errorf("what somebody else made is not as it was:\n%s", out)
+	}
+	d.nodeExec("ipvsadm", "-D", "-t", taken)
+	d.await("the second Service", func() error {
+		if r := d.lab.Host(netlab.Client).Probe(netlab.TCP, netip.MustParseAddrPort(taken), time.Second); r.Server != "pod2" {
+			return fmt.Errorf("got %v", r)
+		}
+		return nil
+	})
+	d.checkLeavesNothing(before)
+}
+
 // TestIPVSConfigIsLive changes every field of the ipvs section, and the node's addresses, and looks at what the kernel has.
 func TestIPVSConfigIsLive(t *testing.T) {
 	needIPVS(t)
