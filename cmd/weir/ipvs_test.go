@@ -55,7 +55,10 @@ func virtualServers(d *daemon) (foreign, own string) {
 			switch {
 			case strings.Contains(line, foreignServer), strings.Contains(line, "OTHER"):
 				foreign += line
-			case cmd[0] != "ip", strings.Contains(line, ipvs.LinkName):
+			case cmd[0] != "ip":
+				own += line
+			case strings.Contains(line, ipvs.LinkName):
+				_, line, _ = strings.Cut(line, ": ") // without the number of the interface
 				own += line
 			}
 		}
