@@ -1,7 +1,9 @@
 package apisource
 
 import (
+	"cmp"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -56,8 +58,11 @@ func readCredentials(o Connection) (*credentials, error) {
 		return nil, err
 	}
 	sum, err := fingerprint(o, cfg)
+	if err == nil {
+		err = checkCertificate(cfg)
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("credentials for the Kubernetes API: %w", err)
 	}
 	return &credentials{config: cfg, cluster: clusterOf(cfg), sum: sum}, nil
 }
@@ -146,13 +151,26 @@ func fingerprint(o Connection, cfg *rest.Config) (sum [sha256.Size]byte, err err
 		}
 		data, err := readFile(file)
 		if err != nil {
-			return sum, fmt.Errorf("credentials for the Kubernetes API: %w", err)
+			return sum, err
 		}
 		one := sha256.Sum256(data)
 		h.Write(one[:])
 	}
 	h.Sum(sum[:0])
 	return sum, nil
+}
+
+// checkCertificate says whether there is a client certificate that cannot be used at all: halfway through a rotation its
+// key is another's.
+func checkCertificate(cfg *rest.Config) error {
+	read := rest.CopyConfig(cfg)
+	if err := rest.LoadTLSFiles(read); err != nil || len(read.CertData) == 0 {
+		return err
+	}
+	if _, err := tls.X509KeyPair(read.CertData, read.KeyData); err != nil {
+		return fmt.Errorf("client certificate %s: %w", cmp.Or(cfg.CertFile, "in the kubeconfig"), err)
+	}
+	return nil
 }
 
 func readFile(file string) ([]byte, error) {

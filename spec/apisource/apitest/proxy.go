@@ -35,11 +35,7 @@ func NewProxyOn(t testing.TB, ln net.Listener, dial func() (net.Conn, error)) *P
 	p := &Proxy{ln: ln, dial: dial}
 	t.Cleanup(func() {
 		ln.Close()
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		for _, c := range p.conns {
-			c.Close()
-		}
+		p.Cut()
 	})
 	go p.accept()
 	return p
@@ -53,6 +49,16 @@ func (p *Proxy) Stall(yes bool) { p.stalled.Store(yes) }
 
 // Slow holds back each piece of up to 32 KiB for that long.
 func (p *Proxy) Slow(delay time.Duration) { p.delay.Store(int64(delay)) }
+
+// Cut ends all connections of now. Those that come later are forwarded.
+func (p *Proxy) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.conns {
+		c.Close()
+	}
+	p.conns = nil
+}
 
 func (p *Proxy) accept() {
 	for {

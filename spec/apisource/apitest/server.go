@@ -44,7 +44,10 @@ const (
 	NextToken  = "second-token"
 )
 
-// Options say where the server runs.
+// User is whom those tokens, and client certificates, are of: the ServiceAccount of the examples.
+const User = "system:serviceaccount:kube-system:weir"
+
+// Options say where the server runs, and how.
 type Options struct {
 	// Start starts a command; nil for cmd.Start. A test that has a network namespace for the server gives its own.
 	Start func(*exec.Cmd) error
@@ -52,6 +55,8 @@ type Options struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Port is where the server listens on 127.0.0.1, and the two ports above it are etcd's; 0 for some that are free.
 	Port int
+	// Args are further arguments of kube-apiserver.
+	Args []string
 }
 
 // Server is a kube-apiserver with its etcd.
@@ -67,6 +72,7 @@ type Server struct {
 	etcdURL   string
 	etcdPeer  string
 	etcd, api *process
+	ca        *authority // of client certificates
 }
 
 // Start runs a server until the test ends. The test is skipped if there are no binaries, unless WEIR_TEST_REQUIRE is set.
@@ -90,7 +96,9 @@ func Start(t testing.TB, o Options) *Server {
 		"--bind-address", "127.0.0.1", "--advertise-address", "127.0.0.1", "--secure-port", fmt.Sprint(ports[0]), "--endpoint-reconciler-type", "none",
 		"--token-auth-file", filepath.Join(s.dir, "tokens"), "--authorization-mode", "RBAC", "--disable-admission-plugins", "ServiceAccount",
 		"--service-account-key-file", filepath.Join(s.dir, "sa.key"), "--service-account-signing-key-file", filepath.Join(s.dir, "sa.key"),
-		"--service-account-issuer", "https://test.invalid", "--service-cluster-ip-range", "10.96.0.0/12,fd00:10:96::/112", "--watch-cache=true"}}
+		"--service-account-issuer", "https://test.invalid", "--service-cluster-ip-range", "10.96.0.0/12,fd00:10:96::/112", "--watch-cache=true",
+		"--client-ca-file", filepath.Join(s.dir, "client-ca.crt")}}
+	s.api.args = append(s.api.args, o.Args...)
 	cfg := &rest.Config{Host: "https://" + s.Address, BearerToken: AdminToken, TLSClientConfig: rest.TLSClientConfig{Insecure: true}, QPS: -1, Dial: o.Dial}
 	cfg.ContentType = "application/vnd.kubernetes.protobuf"
 	var err error
@@ -131,20 +139,33 @@ func (s *Server) Kill() { s.api.kill(); s.etcd.kill() }
 // Kubeconfig writes a kubeconfig for a token and an address, and returns its name. The file is replaced atomically.
 func (s *Server) Kubeconfig(file, token, address string) string {
 	s.t.Helper()
+	return s.KubeconfigFor(file, "{token: "+token+"}", address)
+}
+
+// KubeconfigFor is Kubeconfig for any way to prove who one is: user is what a kubeconfig has under that name.
+func (s *Server) KubeconfigFor(file, user, address string) string {
+	s.t.Helper()
 	text := fmt.Sprintf(`apiVersion: v1
 kind: Config
 clusters: [{name: c, cluster: {server: "https://%s", insecure-skip-tls-verify: true}}]
-users: [{name: u, user: {token: %s}}]
+users: [{name: u, user: %s}]
 contexts: [{name: x, context: {cluster: c, user: u}}]
 current-context: x
-`, address, token)
-	if err := os.WriteFile(file+".tmp", []byte(text), 0o600); err != nil {
-		s.t.Fatal(err)
-	}
-	if err := os.Rename(file+".tmp", file); err != nil {
-		s.t.Fatal(err)
-	}
+`, address, user)
+	Replace(s.t, file, []byte(text))
 	return file
+}
+
+// Replace writes a file atomically, readable to its owner alone.
+func Replace(t testing.TB, file string, data []byte) {
+	t.Helper()
+	err := os.WriteFile(file+".tmp", data, 0o600)
+	if err == nil {
+		err = os.Rename(file+".tmp", file)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // SetTokens restarts the API server with the tokens that are valid besides the administrator's.
@@ -158,7 +179,7 @@ func (s *Server) SetTokens(tokens ...string) {
 func (s *Server) writeTokens(tokens ...string) {
 	text := AdminToken + ",admin,admin,system:masters\n"
 	for _, token := range tokens {
-		text += token + ",system:serviceaccount:kube-system:weir,weir,\n"
+		text += token + "," + User + ",weir,\n"
 	}
 	if err := os.WriteFile(filepath.Join(s.dir, "tokens"), []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
@@ -176,6 +197,7 @@ func (s *Server) files() {
 		s.t.Fatal(err)
 	}
 	s.writeTokens(Token, NextToken)
+	s.ca = newAuthority(s.t, filepath.Join(s.dir, "client-ca.crt"))
 }
 
 // process is one program that may be ended and started again.
@@ -301,11 +323,40 @@ func (s *Server) create(object runtime.Object) (err error) {
 // ServiceAccountToken returns a token such as the kubelet gives to a pod.
 func (s *Server) ServiceAccountToken(namespace, name string) string {
 	s.t.Helper()
-	t, err := s.Client.CoreV1().ServiceAccounts(namespace).CreateToken(s.t.Context(), name, &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	return s.token(namespace, name, authenticationv1.TokenRequestSpec{})
+}
+
+func (s *Server) token(namespace, name string, spec authenticationv1.TokenRequestSpec) string {
+	s.t.Helper()
+	t, err := s.Client.CoreV1().ServiceAccounts(namespace).CreateToken(s.t.Context(), name, &authenticationv1.TokenRequest{Spec: spec}, metav1.CreateOptions{})
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	return t.Status.Token
+}
+
+// RevocableToken returns such a token, and what makes the server refuse it, ten seconds later at most.
+func (s *Server) RevocableToken(namespace, name string) (token string, revoke func()) {
+	s.t.Helper()
+	secrets := s.Client.CoreV1().Secrets(namespace)
+	secret, err := secrets.Create(s.t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{GenerateName: "token-"}}, metav1.CreateOptions{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	token = s.token(namespace, name, authenticationv1.TokenRequestSpec{
+		BoundObjectRef: &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Secret", Name: secret.Name, UID: secret.UID}})
+	return token, func() {
+		s.t.Helper()
+		if err := secrets.Delete(s.t.Context(), secret.Name, metav1.DeleteOptions{}); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// ClientCertificate returns a certificate of a user for so long, and its key, in PEM.
+func (s *Server) ClientCertificate(user string, validity time.Duration) (cert, key []byte) {
+	s.t.Helper()
+	return s.ca.issue(s.t, user, validity)
 }
 
 // CA returns the file with the certificate that the server's is signed by: itself.
