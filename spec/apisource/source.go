@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
 	"weir/spec"
 	"weir/spec/manifest"
 )
@@ -254,7 +256,11 @@ func (l *loop) fault() error {
 		return l.refused
 	}
 	for r, w := range l.watches {
-		if w.err != nil {
+		switch {
+		case w.err == nil:
+		case apierrors.IsUnauthorized(w.err) || apierrors.IsForbidden(w.err):
+			return fmt.Errorf("the Kubernetes API refuses %s: %w", resource(r), w.err)
+		default:
 			return fmt.Errorf("the Kubernetes API does not answer for %s: %w", resource(r), w.err)
 		}
 	}
