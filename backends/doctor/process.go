@@ -29,15 +29,15 @@ func NetAdmin() Check {
 // Kernel is about the kernel, and how this process stands to it.
 func Kernel() Check {
 	c := Check{Name: "kernel", State: OK, Detail: KernelRelease()}
-	if !inFirstUserNamespace() {
+	if !InFirstUserNamespace() {
 		c.State = Advice
 		c.Detail += ", and this process is in a user namespace: it cannot load modules, nor set all parameters"
 	}
 	return c
 }
 
-// inFirstUserNamespace says whether root of this namespace is root of the system.
-func inFirstUserNamespace() bool {
+// InFirstUserNamespace says whether root of this namespace is root of the system.
+func InFirstUserNamespace() bool {
 	data, err := os.ReadFile("/proc/self/uid_map")
 	return err != nil || strings.Join(strings.Fields(string(data)), " ") == "0 0 4294967295"
 }

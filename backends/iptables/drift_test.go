@@ -1,10 +1,13 @@
 package iptables
 
 import (
+	"context"
 	"io"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"weir/backends"
 	"weir/backends/backendtest"
@@ -251,6 +254,57 @@ func TestPain14_RefusedAtCommit(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// narrow is a Kernel that takes messages up to a size, as those of an ordinary user are.
+type narrow struct {
+	Kernel
+	size int
+}
+
+func (k narrow) Restore(ctx context.Context, f backends.Family, input []byte) error {
+	if len(input) > k.size {
+		return &RestoreError{TooLong: true, Message: "Message too long"}
+	}
+	return k.Kernel.Restore(ctx, f, input)
+}
+
+// TestTooLong has many Services, and one that alone is larger than a message may be: that one is named, and all others are
+// programmed. What it was before stays.
+func TestTooLong(t *testing.T) {
+	b := New(benchConfig(), narrow{NewFake(), 32 << 10})
+	entries := many(300, true)
+	first := desired(t, b, entries)
+	p := backendtest.Diff(nil, first)
+	setOwners(t, b, entries, p)
+	convergeBy(t, b, p, first)
+
+	large := service("large", backends.IPv4, backends.TCP, 1, 1000)
+	large.Key, large.ClusterIP = entries[7].Key, entries[7].ClusterIP
+	changed := slices.Clone(entries)
+	changed[7] = large
+	for i := range changed[100:] {
+		e := *changed[100+i]
+		e.Endpoints = e.Endpoints[1:]
+		changed[100+i] = &e
+	}
+	want := desired(t, b, changed)
+	p = backendtest.Diff(observed(t, b), want)
+	owners := setOwners(t, b, slices.Concat(entries, changed), p)
+	r := b.Apply(t.Context(), p)
+	if r.Err != nil || len(r.Refused) == 0 {
+		t.Fatalf("%+v", r)
+	}
+	for id, err := range r.Refused {
+		if slices.Contains(owners[id], large.Key) && strings.Contains(err.Error(), "do not fit into one message") {
+			want[id] = first[id]
+		} else {
+			t.Errorf("%s is refused: %v", id, err)
+		}
+	}
+	if d := cmp.Diff(texts(want), texts(observed(t, b))); d != "" {
+		t.Errorf("what was wanted (-) is not what is there (+):\n%s", d)
 	}
 }
 

@@ -223,8 +223,9 @@ func setOwners(t testing.TB, b *Backend, entries []*backends.Entry, p backends.P
 			owners[i.ID()] = append(owners[i.ID()], e.Key)
 		}
 	}
-	for _, keys := range owners {
+	for id, keys := range owners {
 		slices.SortFunc(keys, backends.PortKey.Compare)
+		owners[id] = slices.Compact(keys)
 	}
 	for i := range p.Changes {
 		p.Changes[i].Owners = owners[p.Changes[i].ID]

@@ -3,6 +3,7 @@ package iptables
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 
 	"weir/backends"
@@ -13,8 +14,8 @@ const maxRefusals = 64
 
 // search applies Changes that could not be applied at once: because the kernel refuses some without saying which they are,
 // as the legacy mechanism does, which takes or leaves a table as a whole; or because they do not fit into one message,
-// whose size an ordinary user cannot choose. It applies one half after the other, and takes apart the halves that fail. In the
-// end all but the refused is in force. why is the Result that led here; it stands if there is no use in going on.
+// whose size an ordinary user cannot choose. It applies one half after the other, and takes apart the halves that fail, down
+// to what is of one Service, which is in force as a whole or not at all. In the end all but the refused is in force. why is the Result that led here; it stands if there is no use in going on.
 func (b *Backend) search(ctx context.Context, changes []change, why backends.Result) backends.Result {
 	s := &searching{b: b, refused: make(map[backends.ID]error), refusals: maxRefusals}
 	if b.reread(ctx) != nil || s.try(ctx, split(changes)) != nil {
@@ -93,8 +94,12 @@ func (s *searching) try(ctx context.Context, parts [][]change) error {
 		}
 		return s.try(ctx, parts[half:])
 	}
-	if failed.TooLong || owner(parts[0][0]) == (backends.ServiceName{}) && len(parts[0]) > 1 {
+	nobodys := owner(parts[0][0]) == backends.ServiceName{}
+	if nobodys && (failed.TooLong || len(parts[0]) > 1) {
 		return err // without what belongs to nobody, the rest is of no use
+	}
+	if failed.TooLong {
+		err = fmt.Errorf("its rules do not fit into one message, which without CAP_NET_ADMIN in the first user namespace has room for about 500 endpoints; mode nftables has no such limit: %w", err)
 	}
 	for _, c := range parts[0] {
 		s.refused[c.ID] = err
