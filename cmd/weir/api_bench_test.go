@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -20,7 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"weir/backends/netlab"
-	"weir/spec/apisource/apitest"
 )
 
 // BenchmarkAPI measures a node that follows a real API server on the same machine, by mode and by Services, each with five
@@ -30,7 +27,7 @@ import (
 //	write-ms       the API write alone, which all below include
 //	watch-p50-ms   from before the write until a bare watch has it, and its 99th percentile: a floor
 //	change-p50-ms  from before the write of one EndpointSlice until the kernel has it, and its 99th percentile
-//	change-cpu-ms  CPU time of weir and its commands for one change
+//	change-cpu-ms  CPU time of weir for one change, without that of iptables
 //	idle-%         of one core
 //	rss-MB         resident afterwards, and peak-MB the most it was
 func BenchmarkAPI(b *testing.B) {
@@ -55,24 +52,22 @@ func BenchmarkAPI(b *testing.B) {
 
 // apiBench is an API server on the node of a lab, with Services.
 type apiBench struct {
-	lab     *netlab.Lab
-	server  *apitest.Server
+	*nodeAPI
 	n       int
 	version int
 }
 
 func newAPIBench(b *testing.B, lab *netlab.Lab, n int) *apiBench {
 	b.Helper()
-	node := lab.Node()
-	a := &apiBench{lab: lab, n: n, server: apitest.Start(b, apitest.Options{Port: 16443, Dial: node.DialContext, Start: func(c *exec.Cmd) error { return node.Start(c) }})}
+	a := &apiBench{nodeAPI: newNodeAPI(b, lab), n: n}
 	g, ctx := errgroup.WithContext(b.Context())
 	g.SetLimit(16)
 	for i := range n {
 		g.Go(func() error {
 			svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: benchName(i)}, Spec: corev1.ServiceSpec{
 				ClusterIP: benchIP(i).String(), Selector: map[string]string{"app": benchName(i)}, Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}}
-			_, err := a.server.Client.CoreV1().Services("default").Create(ctx, svc, metav1.CreateOptions{})
-			_, err2 := a.server.Client.DiscoveryV1().EndpointSlices("default").Create(ctx, a.slice(i), metav1.CreateOptions{})
+			_, err := a.Client.CoreV1().Services("default").Create(ctx, svc, metav1.CreateOptions{})
+			_, err2 := a.Client.DiscoveryV1().EndpointSlices("default").Create(ctx, a.slice(i), metav1.CreateOptions{})
 			return errors.Join(err, err2)
 		})
 	}
@@ -117,29 +112,18 @@ clusterCIDR: 10.244.0.0/16
 iptables: {minSyncPeriod: 1ms}
 nftables: {minSyncPeriod: 1ms}
 `)
-	kubeconfig := a.server.Kubeconfig(filepath.Join(b.TempDir(), "kubeconfig"), apitest.AdminToken, a.server.Address)
-	log, err := os.Create(filepath.Join(b.TempDir(), "weir.log"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer log.Close()
-	cmd := a.lab.Node().Command(context.Background(), os.Getenv(binaryEnv), d.args("run", "--kubeconfig", kubeconfig, "--allow-empty")...)
-	cmd.Stdout, cmd.Stderr = log, log
 	start := time.Now()
-	if err := a.lab.Node().Start(cmd); err != nil {
-		b.Fatal(err)
-	}
+	pid, _, stop := bn.start("--kubeconfig", a.kubeconfig(a.Address), "--allow-empty")
 	defer func() {
-		cmd.Process.Kill()
-		cmd.Wait()
+		stop()
 		if _, err := a.lab.Node().Exec(context.Background(), os.Getenv(binaryEnv), "cleanup"); err != nil {
 			b.Error(err)
 		}
 	}()
 	bn.awaitServing()
 	b.ReportMetric(time.Since(start).Seconds(), "start-s")
-	a.changes(b, cmd.Process.Pid)
-	a.rest(b, cmd.Process.Pid)
+	a.changes(b, pid)
+	atRest(b, pid)
 }
 
 // changes takes single changes, each of which waits for the one before.
@@ -154,7 +138,7 @@ func (a *apiBench) changes(b *testing.B, pid int) {
 		a.version++
 		slice, unchanged := a.slice(0), generation()
 		start := time.Now()
-		if _, err := a.server.Client.DiscoveryV1().EndpointSlices("default").Update(b.Context(), slice, metav1.UpdateOptions{}); err != nil {
+		if _, err := a.Client.DiscoveryV1().EndpointSlices("default").Update(b.Context(), slice, metav1.UpdateOptions{}); err != nil {
 			b.Fatal(err)
 		}
 		writes = append(writes, time.Since(start))
@@ -179,7 +163,7 @@ func (a *apiBench) changes(b *testing.B, pid int) {
 // watch returns when each change of the first slice arrives at a client that does nothing else.
 func (a *apiBench) watch(b *testing.B) <-chan time.Time {
 	b.Helper()
-	w, err := a.server.Client.DiscoveryV1().EndpointSlices("default").Watch(b.Context(), metav1.ListOptions{FieldSelector: "metadata.name=" + a.slice(0).Name})
+	w, err := a.Client.DiscoveryV1().EndpointSlices("default").Watch(b.Context(), metav1.ListOptions{FieldSelector: "metadata.name=" + a.slice(0).Name})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -193,17 +177,6 @@ func (a *apiBench) watch(b *testing.B) <-chan time.Time {
 		}
 	}()
 	return arrived
-}
-
-func (a *apiBench) rest(b *testing.B, pid int) {
-	b.Helper()
-	time.Sleep(5 * time.Second)
-	const idle = 10
-	before := cpuTime(b, pid)
-	time.Sleep(idle * time.Second)
-	b.ReportMetric((cpuTime(b, pid)-before).Seconds()*100/idle, "idle-%")
-	b.ReportMetric(memory(b, pid, "VmRSS:"), "rss-MB")
-	b.ReportMetric(memory(b, pid, "VmHWM:"), "peak-MB")
 }
 
 // generations opens a socket on the node and returns what asks the kernel for its count of what anybody has committed to

@@ -256,30 +256,18 @@ func median(d []time.Duration) time.Duration {
 func (bn *benchNode) run() {
 	b := bn.b
 	b.Helper()
-	log, err := os.Create(filepath.Join(b.TempDir(), "weir.log"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer log.Close()
 	const settle = time.Millisecond
-	cmd := bn.d.lab.Node().Command(context.Background(), os.Getenv(binaryEnv), bn.d.args("run", "--log-format", "json", "--settle-time", settle.String())...)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := bn.d.lab.Node().Start(cmd); err != nil {
-		b.Fatal(err)
-	}
-	defer func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	}()
+	pid, log, stop := bn.start("--log-format", "json", "--settle-time", settle.String())
+	defer stop()
 	bn.awaitServing()
 	const changes = 11
 	var took []time.Duration
 	for version := range changes {
 		// After each of the others comes a pause, so that neither minSyncPeriod nor the sync before is waited for.
 		time.Sleep(200 * time.Millisecond)
-		lines := syncLines(b, log.Name())
+		lines := syncLines(b, log)
 		start := bn.write("00/svc-00000.yaml", bn.service(0)+bn.slice(0, version+1))
-		awaitSyncLine(b, log.Name(), lines)
+		awaitSyncLine(b, log, lines)
 		took = append(took, time.Since(start)-settle)
 	}
 	b.ReportMetric(float64(median(took).Microseconds())/1e3, "change-ms")
@@ -292,14 +280,13 @@ func (bn *benchNode) run() {
 			"insert rule ip weir services accept",
 			"flush chain ip weir nat-postrouting; delete set ip weir hairpin",
 		} {
-			worst = max(worst, bn.repair(log.Name(), script))
+			worst = max(worst, bn.repair(log, script))
 		}
 		b.ReportMetric(float64(worst.Milliseconds()), "repair-ms")
-		b.ReportMetric(float64(bn.repair(log.Name(), "flush map ip weir endpoints").Milliseconds()), "flush-ms")
-		b.ReportMetric(float64(bn.repair(log.Name(), "delete table ip weir").Milliseconds()), "table-ms")
+		b.ReportMetric(float64(bn.repair(log, "flush map ip weir endpoints").Milliseconds()), "flush-ms")
+		b.ReportMetric(float64(bn.repair(log, "delete table ip weir").Milliseconds()), "table-ms")
 	}
 
-	pid := cmd.Process.Pid
 	const syncs = 10
 	before := cpuTime(b, pid)
 	time.Sleep(syncs * time.Second)
@@ -309,10 +296,36 @@ func (bn *benchNode) run() {
 kind: KubeProxyConfiguration
 clusterCIDR: 10.244.0.0/16
 `)
-	time.Sleep(3 * time.Second)
-	before = cpuTime(b, pid)
-	time.Sleep(10 * time.Second)
-	b.ReportMetric((cpuTime(b, pid)-before).Seconds()*100/10, "idle-%")
+	atRest(b, pid)
+}
+
+// start runs "weir run" until stop is called.
+func (bn *benchNode) start(flags ...string) (pid int, log string, stop func()) {
+	bn.b.Helper()
+	file, err := os.Create(filepath.Join(bn.b.TempDir(), "weir.log"))
+	if err != nil {
+		bn.b.Fatal(err)
+	}
+	defer file.Close()
+	cmd := bn.d.lab.Node().Command(context.Background(), os.Getenv(binaryEnv), bn.d.args("run", flags...)...)
+	cmd.Stdout, cmd.Stderr = file, file
+	if err := bn.d.lab.Node().Start(cmd); err != nil {
+		bn.b.Fatal(err)
+	}
+	return cmd.Process.Pid, file.Name(), func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+}
+
+// atRest reports what a process costs that has nothing to do.
+func atRest(b *testing.B, pid int) {
+	b.Helper()
+	time.Sleep(5 * time.Second)
+	const idle = 10
+	before := cpuTime(b, pid)
+	time.Sleep(idle * time.Second)
+	b.ReportMetric((cpuTime(b, pid)-before).Seconds()*100/idle, "idle-%")
 	b.ReportMetric(memory(b, pid, "VmRSS:"), "rss-MB")
 	b.ReportMetric(memory(b, pid, "VmHWM:"), "peak-MB")
 }
