@@ -6,11 +6,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"weir/backends/ipvs"
 	"weir/backends/netlab"
 )
 
@@ -80,6 +82,71 @@ func TestSystemdFiles(t *testing.T) {
 			t.Errorf("%s: %v, %v; want mode %v", path, fi, err, mode)
 		}
 	}
+}
+
+// TestSystemdModules: what is loaded at boot is what mode ipvs asks for, its default schedulers, and nothing that is not of it.
+func TestSystemdModules(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(filepath.Join(systemdExamples, "modules-load.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var modules []string
+	for line := range strings.Lines(string(text)) {
+		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "#") {
+			modules = append(modules, line)
+		}
+	}
+	for _, needed := range append(slices.Clone(ipvs.Modules), "ip_vs_rr", "ip_vs_wrr") {
+		if !slices.Contains(modules, needed) {
+			t.Errorf("%s is not loaded at boot", needed)
+		}
+	}
+	for _, m := range modules {
+		if !slices.Contains(ipvs.Modules, m) && !strings.HasPrefix(m, "ip_vs_") {
+			t.Errorf("%q is neither needed nor a scheduler", m)
+		}
+	}
+}
+
+// TestSystemdPull has the command of weir-pull.service bring a change to a node whose clone is where the unit has it.
+func TestSystemdPull(t *testing.T) {
+	t.Parallel()
+	origin, clone := t.TempDir(), filepath.Join(t.TempDir(), "current")
+	git := func(dir string, args ...string) {
+		t.Helper()
+		cmd := exec.Command("git", append([]string{"-C", dir, "-c", "user.name=t", "-c", "user.email=t@example.com"}, args...)...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("git %v: %v\n%s", args, err, out)
+		}
+	}
+	commit := func(files map[string]string) {
+		t.Helper()
+		for name, text := range files {
+			if err := os.WriteFile(filepath.Join(origin, name), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		git(origin, "add", "-A")
+		git(origin, "commit", "-q", "-m", "x")
+	}
+	git(origin, "init", "-q")
+	commit(map[string]string{"config.yaml": painConfig, "web.yaml": painService, "slice.yaml": painSlice(1)})
+	git(".", "clone", "-q", "--depth", "1", "file://"+origin, clone)
+
+	lab := netlab.New(t, netlab.Topology{Pods: 2})
+	lab.Host("pod1").Serve(t, netlab.TCP, 80)
+	lab.Host("pod2").Serve(t, netlab.TCP, 80)
+	d := newDaemon(t, lab, modeNamed(t, "nftables"))
+	d.dir = clone
+	d.start()
+	d.awaitAnswer("pod1")
+	commit(map[string]string{"slice.yaml": painSlice(2)})
+	line := strings.Fields(strings.ReplaceAll(unitSettings(t, "weir-pull.service")["ExecStart"], "/srv/weir/current", clone))
+	if out, err := exec.Command(line[0], line[1:]...).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", line, err, out)
+	}
+	d.awaitAnswer("pod2")
 }
 
 // TestSystemdConfinement runs weir with what the unit leaves it: its capabilities, a file system that is read-only but for
