@@ -353,6 +353,36 @@ func TestAPIAway(t *testing.T) {
 	d.awaitSync()
 }
 
+// TestAPICredentials has the client certificate of a running weir expire, and come back: no restart, and nobody notices.
+func TestAPICredentials(t *testing.T) {
+	t.Parallel()
+	d, s := newAPIDaemon(t, modeNamed(t, "nftables"), 2)
+	s.Create("../../examples/daemonset/rbac.yaml")
+	dir := t.TempDir()
+	cert, key := filepath.Join(dir, "cert"), filepath.Join(dir, "key")
+	write := func(validity time.Duration) {
+		c, k := s.ClientCertificate(apitest.User, validity)
+		apitest.Replace(t, cert, c)
+		apitest.Replace(t, key, k)
+	}
+	write(time.Hour)
+	user := fmt.Sprintf("{client-certificate: %q, client-key: %q}", cert, key)
+	d.flags = []string{"--allow-empty", "--kubeconfig", s.KubeconfigFor(filepath.Join(dir, "kubeconfig"), user, s.Address)}
+	d.start()
+	s.createService(webService10())
+	s.setSlice(podSlice("web-1", "web", 1))
+	d.awaitAnswer("pod1")
+	write(-time.Minute)
+	d.awaitLog("the Kubernetes API refuses [a-z]+: Unauthorized")
+	if err := d.answers("pod1"); err != nil {
+		t.Errorf("with a certificate that has expired: %v", err)
+	}
+	s.setSlice(podSlice("web-1", "web", 2))
+	write(time.Hour)
+	d.awaitAnswer("pod2")
+	d.expectHTTP("http://127.0.0.1:10249/metrics", 200, "weir_api_connected 1\n")
+}
+
 // TestAPIStalls leaves it to the program and its defaults to notice that the network has gone silent.
 func TestAPIStalls(t *testing.T) {
 	t.Parallel()
