@@ -50,6 +50,14 @@ type Generation interface {
 	Generation(ctx context.Context) (uint64, error)
 }
 
+// Notifier is implemented by a Backend with a Generation that is told when somebody else writes, so that it need not be
+// asked often.
+type Notifier interface {
+	// Notified returns a channel, always the same one, that receives when the Generation may have moved. What is told here
+	// comes sooner than by asking; it may be told twice, or not at all.
+	Notified() <-chan struct{}
+}
+
 // Held is what the kernel was last known to hold.
 type Held interface {
 	// Item returns nil if the kernel held nothing of the ID.

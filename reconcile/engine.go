@@ -177,6 +177,18 @@ func (e *Engine) Mode() string {
 // is false if the backend cannot tell.
 func (e *Engine) Moved(ctx context.Context) bool { return e.active != nil && e.active.moved(ctx) }
 
+// Notified returns what tells that Moved should be asked; nil, which never does, if the backend in force has nothing of the
+// kind.
+func (e *Engine) Notified() <-chan struct{} {
+	if e.active == nil {
+		return nil
+	}
+	if n, ok := e.active.backend.(backends.Notifier); ok {
+		return n.Notified()
+	}
+	return nil
+}
+
 // Reap has the backend in force, and the one that is about to be, take down what no connection uses any more. It returns how
 // much is left for later.
 func (e *Engine) Reap(ctx context.Context) (left int, err error) {

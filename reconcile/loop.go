@@ -15,8 +15,10 @@ import (
 
 // The Loop's own times.
 const (
-	// pollPeriod is how often the backend is asked whether somebody else wrote.
-	pollPeriod = 500 * time.Millisecond
+	// pollPeriod is how often the backend is asked whether somebody else wrote, and noticePeriod how often at most when it
+	// says that somebody did.
+	pollPeriod   = 500 * time.Millisecond
+	noticePeriod = 20 * time.Millisecond
 	// reapPeriod is how often the backend is asked to take down what connections still use.
 	reapPeriod = time.Second
 	// readShare bounds the reads that such writes cause: after one that took t, the next waits for readShare times t, so
@@ -64,7 +66,7 @@ type LoopOptions struct {
 //
 // It guarantees: the first round is immediate; later ones start at least MinSyncPeriod apart; a full one starts at the
 // latest SyncPeriod after the one before; a failed one is tried again after a backoff that never exceeds SyncPeriod; a
-// write by somebody else is noticed within half a second, if the backend can tell; a Service that is held back is tried
+// write by somebody else is noticed within half a second, if the backend can tell, and at once if it is told; a Service that is held back is tried
 // again when its own time has come. All of it happens on the goroutine that called Run.
 type Loop struct {
 	o        LoopOptions
@@ -80,8 +82,10 @@ type Loop struct {
 	reason string
 	full   bool
 
-	started, fullAt, retryAt, isolatedAt, pollAt, reapAt, configureAt time.Time
-	failures, refusals                                                int
+	started, fullAt, retryAt, isolatedAt, reapAt, configureAt time.Time
+	// pollAt is when the next poll is due, and pollFrom from when on it may be made sooner; both are set, or none.
+	pollAt, pollFrom   time.Time
+	failures, refusals int
 }
 
 // NewLoop returns a Loop that does nothing until Run.
@@ -109,6 +113,8 @@ func (l *Loop) Run(ctx context.Context) error {
 			l.update(u)
 		case <-l.o.NodeChanges:
 			l.nodeChanged()
+		case <-l.o.Engine.Notified():
+			l.pollAt = l.pollFrom
 		case <-timer.C:
 		}
 		if err := ctx.Err(); err != nil {
@@ -130,7 +136,7 @@ func (l *Loop) step(ctx context.Context) {
 		return
 	}
 	if due(l.pollAt, now) {
-		l.pollAt = now.Add(pollPeriod)
+		l.poll(now, 0)
 		if l.o.Engine.Moved(ctx) {
 			l.want("the kernel's state was changed by somebody else", true)
 		}
@@ -238,10 +244,15 @@ func (l *Loop) schedule(rep Report) {
 		l.reapAt = now.Add(reapPeriod)
 	}
 	if rep.Observed {
-		l.pollAt = now.Add(max(pollPeriod, readShare*rep.Stages.Observe))
+		l.poll(now, readShare*rep.Stages.Observe)
 	} else if l.pollAt.IsZero() {
-		l.pollAt = now.Add(pollPeriod)
+		l.poll(now, 0)
 	}
+}
+
+// poll sets the time of the next poll, after a pause of at least so long.
+func (l *Loop) poll(now time.Time, pause time.Duration) {
+	l.pollFrom, l.pollAt = now.Add(max(noticePeriod, pause)), now.Add(max(pollPeriod, pause))
 }
 
 // backoff returns how long to wait after so many failures in a row: doubling, spread so that many nodes do not retry

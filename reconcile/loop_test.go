@@ -164,6 +164,44 @@ func TestLoopNoticesWritesOfOthers(t *testing.T) {
 	})
 }
 
+// telling is a backend that says when somebody else writes.
+type telling struct {
+	backends.Backend
+	told chan struct{}
+}
+
+func (t *telling) Generation(ctx context.Context) (uint64, error) {
+	return t.Backend.(backends.Generation).Generation(ctx)
+}
+
+func (t *telling) Notified() <-chan struct{} { return t.told }
+
+func TestLoopIsToldOfWritesOfOthers(t *testing.T) {
+	runLoop(t, 0, time.Hour, func(w *loopWorld) {
+		b := &telling{w.settings.Backend, make(chan struct{}, 1)}
+		w.settings.Backend = b
+		w.start()
+		w.sleep(10*time.Second + 107*time.Millisecond)
+		w.times()
+		w.kernel.Flush()
+		b.told <- struct{}{}
+		synctest.Wait()
+		w.expect(10*time.Second + 107*time.Millisecond)
+		w.converged()
+		asked := w.kernel.Calls.Generation
+		for range 1000 { // others write all the time, elsewhere
+			select {
+			case b.told <- struct{}{}:
+			default:
+			}
+			w.sleep(time.Millisecond)
+		}
+		if n, most := w.kernel.Calls.Generation-asked, int(time.Second/noticePeriod)+1; n > most || n < most/2 {
+			t.Errorf("asked %d times in a second, want at most %d", n, most)
+		}
+	})
+}
+
 // slow is a backend whose reads take two seconds.
 type slow struct{ backends.Backend }
 

@@ -222,7 +222,7 @@ func testDrift(t *testing.T, h Harness, i int) {
 }
 
 // checkReread expects that reading only what was touched tells the same as reading everything.
-func checkReread(t *testing.T, b backends.Backend, before held) {
+func checkReread(t *testing.T, b backends.Backend, before Held) {
 	t.Helper()
 	r, ok := b.(backends.Rereader)
 	if !ok {
@@ -238,28 +238,35 @@ func checkReread(t *testing.T, b backends.Backend, before held) {
 	if !ok {
 		return
 	}
-	now := maps.Clone(map[backends.ID]backends.Item(before))
-	for id, i := range items {
-		if delete(now, id); i != nil {
-			now[id] = i
-		}
-	}
-	if plan := Diff(observe(t, b), now); !plan.Empty() {
+	if plan := Diff(observe(t, b), before.After(items)); !plan.Empty() {
 		t.Errorf("reading what was touched does not tell all:\n%s", plan)
 	}
 }
 
-// held makes a set of Items what a Backend knows of the kernel.
-type held map[backends.ID]backends.Item
+// Held makes a set of Items what a Backend knows of the kernel.
+type Held map[backends.ID]backends.Item
 
-func (h held) Item(id backends.ID) backends.Item { return h[id] }
+// Item implements backends.Held.
+func (h Held) Item(id backends.ID) backends.Item { return h[id] }
 
-func (h held) Items(yield func(backends.Item) bool) {
+// Items implements backends.Held.
+func (h Held) Items(yield func(backends.Item) bool) {
 	for _, i := range h {
 		if !yield(i) {
 			return
 		}
 	}
+}
+
+// After returns what is held after a Reread that returned items.
+func (h Held) After(items map[backends.ID]backends.Item) map[backends.ID]backends.Item {
+	now := maps.Clone(map[backends.ID]backends.Item(h))
+	for id, i := range items {
+		if delete(now, id); i != nil {
+			now[id] = i
+		}
+	}
+	return now
 }
 
 // testRandom walks through random states in small steps, as the incremental path does, without reading in between, and

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"weir/backends"
+	"weir/backends/backendtest"
 	"weir/backends/netlab"
 
 	"golang.org/x/sys/unix"
@@ -215,7 +216,7 @@ func BenchmarkRepair(b *testing.B) {
 				r.nft("delete element ip weir endpoints { 10.96.0.1 . tcp . 80 . 0x0 }")
 				b.StartTimer()
 				r.generation()
-				items, ok, err := r.b.Reread(context.Background(), held(want))
+				items, ok, err := r.b.Reread(context.Background(), backendtest.Held(want))
 				if err != nil || !ok || len(items) != 1 {
 					b.Fatal(len(items), ok, err)
 				}

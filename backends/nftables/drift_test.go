@@ -168,6 +168,28 @@ func TestForeignCommits(t *testing.T) {
 	}
 }
 
+// TestNotified: what somebody else commits is told without being asked for, and what weir commits is not.
+func TestNotified(t *testing.T) {
+	needNFT(t)
+	t.Parallel()
+	r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
+	r.sync(variety()...)
+	select {
+	case <-r.b.Notified():
+		t.Error("weir's own commit was told")
+	default:
+	}
+	for range 3 {
+		r.nft("add element ip weir cluster-ips { 10.9.9.9 }")
+		select {
+		case <-r.b.Notified():
+		case <-time.After(patience):
+			t.Fatal("somebody else's commit was not told")
+		}
+		r.sync(variety()...)
+	}
+}
+
 // TestLargePlan: a plan so large that the watch pauses for it does not move the generation, unless somebody else wrote.
 func TestLargePlan(t *testing.T) {
 	needNFT(t)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/net/bpf"
@@ -18,6 +19,8 @@ const settleWait = 200 * time.Millisecond
 // notifications, or they do not come, it takes the tables for touched.
 type watcher struct {
 	conn *conn
+	// bell is another descriptor of the same socket. It is never read from: it only says when there is something to read.
+	bell *os.File
 	// seen is the kernel's generation up to which everything is accounted for.
 	seen uint32
 	// own is the generation that weir's last transaction made.
@@ -33,10 +36,13 @@ func (w *watcher) close() error {
 	if w.conn == nil {
 		return nil
 	}
-	err := w.conn.close()
-	w.conn = nil
+	err := errors.Join(w.bell.Close(), w.conn.close())
+	w.conn, w.bell = nil, nil
 	return err
 }
+
+// Notified implements backends.Notifier, from the first call of Generation on.
+func (b *Backend) Notified() <-chan struct{} { return b.wake }
 
 // Generation moves when somebody else may have written to weir's tables. It costs one small request when nobody wrote at
 // all, and a look at what was written when somebody did.
@@ -49,7 +55,7 @@ func (b *Backend) Generation(ctx context.Context) (uint64, error) {
 	}
 	w := &b.watch
 	if w.conn == nil {
-		if err := w.start(ctx, c); err != nil {
+		if err := w.start(ctx, c, b.wake); err != nil {
 			return 0, fmt.Errorf("nftables: watch the ruleset: %w", err)
 		}
 	}
@@ -66,8 +72,8 @@ func (b *Backend) Generation(ctx context.Context) (uint64, error) {
 	return w.moves, nil
 }
 
-// start subscribes. What happened before is not known, so it counts as a move.
-func (w *watcher) start(ctx context.Context, own *conn) error {
+// start subscribes, and has wake told of what arrives. What happened before is not known, so it counts as a move.
+func (w *watcher) start(ctx context.Context, own *conn, wake chan<- struct{}) error {
 	c, err := dial()
 	if err != nil {
 		return err
@@ -89,12 +95,36 @@ func (w *watcher) start(ctx context.Context, own *conn) error {
 	if err == nil {
 		w.seen, err = own.generation(ctx)
 	}
+	var bell *os.File
+	if err == nil {
+		bell, err = c.duplicate()
+	}
 	if err != nil {
 		return errors.Join(err, c.close())
 	}
-	w.conn = c
+	w.conn, w.bell = c, bell
 	w.lost()
+	go ring(bell, wake)
 	return nil
+}
+
+// ring tells of everything that arrives at a socket, until that is closed.
+func ring(bell *os.File, wake chan<- struct{}) {
+	raw, err := bell.SyscallConn()
+	for err == nil {
+		waited := false
+		err = raw.Read(func(uintptr) bool {
+			again := waited
+			waited = true
+			return again
+		})
+		if err == nil {
+			select {
+			case wake <- struct{}{}:
+			default: // it has not been heard yet
+			}
+		}
+	}
 }
 
 func swap32(n uint32) uint32 {

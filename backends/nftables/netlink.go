@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -53,6 +54,23 @@ func dial() (*conn, error) {
 }
 
 func (c *conn) close() error { return c.nl.Close() }
+
+// duplicate returns another descriptor of the socket.
+func (c *conn) duplicate() (*os.File, error) {
+	raw, err := c.nl.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var file *os.File
+	var dupErr error
+	err = raw.Control(func(fd uintptr) {
+		var dup int
+		if dup, dupErr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); dupErr == nil {
+			file = os.NewFile(uintptr(dup), "nf_tables") // not blocking, as the socket is
+		}
+	})
+	return file, errors.Join(err, dupErr)
+}
 
 // send writes raw messages.
 func (c *conn) send(ctx context.Context, b []byte) error {

@@ -39,6 +39,9 @@ type Backend struct {
 	name   string   // of its tables
 	shapes sync.Map // of shapeKey to *shapeChains
 
+	// wake receives when somebody else may have written.
+	wake chan struct{}
+
 	mu    sync.Mutex // guards what follows
 	conn  *conn
 	watch watcher
@@ -49,15 +52,20 @@ type Backend struct {
 var (
 	_ backends.Backend    = (*Backend)(nil)
 	_ backends.Generation = (*Backend)(nil)
+	_ backends.Notifier   = (*Backend)(nil)
 )
 
 // New returns a Backend for the configuration. It opens nothing: the kernel is reached at the first use, in the network
 // namespace of the thread that makes it.
-func New(cfg backends.Config) *Backend { return &Backend{cfg: cfg, name: backendTable} }
+func New(cfg backends.Config) *Backend { return newBackend(cfg, backendTable) }
 
 // NewLayer returns a Backend whose tables are named weir-userspace. Another proxy mode can use it below itself without
 // sharing anything with nftables mode, so that one of the two can be set up before the other is taken down.
-func NewLayer(cfg backends.Config) *Backend { return &Backend{cfg: cfg, name: layerTable} }
+func NewLayer(cfg backends.Config) *Backend { return newBackend(cfg, layerTable) }
+
+func newBackend(cfg backends.Config, name string) *Backend {
+	return &Backend{cfg: cfg, name: name, wake: make(chan struct{}, 1)}
+}
 
 // Close gives back the sockets. What the kernel holds stays. The Backend can be used again.
 func (b *Backend) Close() error {

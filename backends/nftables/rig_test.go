@@ -2,7 +2,6 @@ package nftables
 
 import (
 	"context"
-	"maps"
 	"net/netip"
 	"os"
 	"testing"
@@ -111,33 +110,14 @@ func (r *rig) observed() map[backends.ID]backends.Item {
 	return have
 }
 
-// held is what was known of the kernel before.
-type held map[backends.ID]backends.Item
-
-func (h held) Item(id backends.ID) backends.Item { return h[id] }
-
-func (h held) Items(yield func(backends.Item) bool) {
-	for _, i := range h {
-		if !yield(i) {
-			return
-		}
-	}
-}
-
 // reread returns what the kernel holds by reading only what was touched since it held what h says.
-func (r *rig) reread(h held) (map[backends.ID]backends.Item, bool) {
+func (r *rig) reread(h backendtest.Held) (map[backends.ID]backends.Item, bool) {
 	r.t.Helper()
 	items, ok, err := r.b.Reread(context.Background(), h)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	now := maps.Clone(map[backends.ID]backends.Item(h))
-	for id, i := range items {
-		if delete(now, id); i != nil {
-			now[id] = i
-		}
-	}
-	return now, ok
+	return h.After(items), ok
 }
 
 func (r *rig) apply(p backends.Plan) {
