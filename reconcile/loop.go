@@ -54,9 +54,10 @@ type LoopOptions struct {
 	// again with a backoff.
 	Configure func(snap *spec.Snapshot) (Settings, error)
 	// OnUpdate is told of every Update, with Err set if Configure refused it, and once more with Err nil when Configure
-	// accepts it later. OnReport is told of every round. They may be nil, are called from the Loop's goroutine, and must
+	// accepts it later. OnRound is told of every round before it, OnReport after it. They may be nil, are called from the Loop's goroutine, and must
 	// not call back.
 	OnUpdate func(spec.Update)
+	OnRound  func(Request)
 	OnReport func(Report)
 	// Log may be nil.
 	Log hclog.Logger
@@ -211,6 +212,9 @@ func (l *Loop) round(ctx context.Context) {
 	req := Request{Reason: l.reason, Full: l.full}
 	l.reason, l.full = "", false
 	l.started = time.Now()
+	if l.o.OnRound != nil {
+		l.o.OnRound(req)
+	}
 	rep := l.o.Engine.Round(ctx, req)
 	if ctx.Err() != nil && rep.Err != nil {
 		return // cut short on the way out: not a failure worth telling

@@ -11,8 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// settleWait is how long the notifications of a commit are waited for that the kernel has already counted.
-const settleWait = 200 * time.Millisecond
+// noticeBuffer holds what the kernel says at once when somebody empties a map of 250,000 elements; what does not fit is
+// lost, and everything has to be read. The memory is used for that moment only.
+const noticeBuffer = 32 << 20
+
+// settleWait is how long the next notification of a commit is waited for that the kernel has already counted, and readLimit
+// how long they are read at most.
+const (
+	settleWait = 200 * time.Millisecond
+	readLimit  = 2 * time.Second
+)
 
 // watcher tells commits that touched weir's tables from all other. It holds a socket that receives what every transaction
 // changed, except weir's own, and reads it only when the ruleset's generation has moved. Where the kernel had to drop
@@ -78,6 +86,7 @@ func (w *watcher) start(ctx context.Context, own *conn, wake chan<- struct{}) er
 	if err != nil {
 		return err
 	}
+	_ = c.nl.SetReadBuffer(noticeBuffer)
 	pid := own.nl.PID()
 	// Notifications carry the port of the socket that committed; the filter reads it in network order.
 	filter, err := bpf.Assemble([]bpf.Instruction{
@@ -151,14 +160,14 @@ func (w *watcher) read(now uint32, name string) bool {
 		}
 		return nil
 	}
-	err := w.conn.nl.SetReadDeadline(time.Now().Add(settleWait))
-	for err == nil {
+	var err error
+	for limit := time.Now().Add(readLimit); err == nil && time.Now().Before(limit); {
 		err = w.conn.receive(false, read)
 		if errors.Is(err, unix.EAGAIN) {
 			if complete {
 				return moved
 			}
-			err = w.conn.receive(true, read)
+			err = errors.Join(w.conn.nl.SetReadDeadline(time.Now().Add(settleWait)), w.conn.receive(true, read))
 		}
 	}
 	w.touched = touched{everything: true} // something was lost, or does not come

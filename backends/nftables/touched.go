@@ -74,6 +74,9 @@ func (t *touched) note(typ uint16, data []byte, name string) bool {
 		mark(&t.sets, o)
 	case subsys(unix.NFT_MSG_NEWSETELEM), subsys(unix.NFT_MSG_DELSETELEM):
 		o.name = cString(second)
+		if _, whole := t.sets[o]; whole {
+			break
+		}
 		attributes(third, func(_ uint16, item []byte) { t.element(o, parseElement(item).key) })
 	}
 	return true
