@@ -264,7 +264,7 @@ func (d *daemon) onReport(r reconcile.Report) {
 	d.notify.verdict(fmt.Sprintf("%s, revision %s, %s", r.Mode, r.Revision, plural(r.Services, "Service")))
 	if d.unsaved && r.Full {
 		// With each full sync, and not with each change: it costs what there is, and only gives names to things.
-		d.unsaved = !d.record.save(d.log, d.snapshot.Weir.StateDir, recordOf(d.engine, d.current, d.snapshot.Revision))
+		d.unsaved = !d.record.save(d.log, d.snapshot.Weir.StateDir, d.board.Record)
 	}
 	if !d.swept {
 		d.swept = true

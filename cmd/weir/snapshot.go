@@ -35,11 +35,11 @@ type recordFile struct {
 	writing sync.WaitGroup
 }
 
-// save says whether the record is being written; it is not while another one is.
-func (f *recordFile) save(log hclog.Logger, stateDir string, r *review.Record) bool {
+// save says whether the record that take returns is being written; it is not while another one is.
+func (f *recordFile) save(log hclog.Logger, stateDir string, take func() *review.Record) bool {
 	if !f.saved {
 		f.saved = true
-		saveRecord(log, stateDir, r)
+		saveRecord(log, stateDir, take())
 		return true
 	}
 	if !f.busy.CompareAndSwap(false, true) {
@@ -47,7 +47,7 @@ func (f *recordFile) save(log hclog.Logger, stateDir string, r *review.Record) b
 	}
 	f.writing.Go(func() {
 		defer f.busy.Store(false)
-		saveRecord(log, stateDir, r)
+		saveRecord(log, stateDir, take())
 	})
 	return true
 }

@@ -165,16 +165,25 @@ func (b *Board) Report(r reconcile.Report) {
 }
 
 // sorted returns what is in force, sorted by key.
-func (b *Board) sorted() []*backends.Entry {
-	return slices.SortedFunc(maps.Values(b.entries), func(x, y *backends.Entry) int { return x.Key.Compare(y.Key) })
+func (b *Board) sorted() []*backends.Entry { return sortEntries(slices.Collect(maps.Values(b.entries))) }
+
+func sortEntries(entries []*backends.Entry) []*backends.Entry {
+	slices.SortFunc(entries, func(x, y *backends.Entry) int { return x.Key.Compare(y.Key) })
+	return entries
 }
 
 // Record returns what is in force as weir snapshot writes it.
 func (b *Board) Record() *review.Record {
+	r := b.record()
+	sortEntries(r.Entries) // without keeping a round waiting that has something to tell
+	return r
+}
+
+func (b *Board) record() *review.Record {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return &review.Record{Node: b.node.Name, Zone: b.node.Zone, Families: slices.Clone(b.node.Families), Revision: b.status.Revision,
-		State: review.State{Mode: b.status.Mode, Entries: b.sorted()}}
+		State: review.State{Mode: b.status.Mode, Entries: slices.Collect(maps.Values(b.entries))}}
 }
 
 // Status returns all there is to tell, of the Services that match name only: "" for all, "web" in any namespace, or

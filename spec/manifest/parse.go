@@ -78,8 +78,15 @@ func (d *decoder) parse(ctx context.Context, files []File, known func(path strin
 	return parsed, err
 }
 
-// parallel calls do for 0 to n-1 on all cores.
+// parallel calls do for 0 to n-1 on all cores. One alone is not worth waking another for.
 func parallel(ctx context.Context, n int, do func(int)) error {
+	if n == 1 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		do(0)
+		return nil
+	}
 	var next atomic.Int64
 	g, ctx := errgroup.WithContext(ctx)
 	for range min(runtime.GOMAXPROCS(0), n) {
