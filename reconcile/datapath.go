@@ -408,14 +408,18 @@ func (d *dataPath) apply(ctx context.Context, now time.Time, rep *Report) error 
 // learn records what the kernel confirmed of a plan, and blames those it refused. The error says that the rest cannot be
 // tried again before the next round.
 func (d *dataPath) learn(plan backends.Plan, result backends.Result, now time.Time, rep *Report) error {
-	var refused []backends.Change
-	confirmed := make([]backends.Change, 0, len(plan.Changes))
-	for _, c := range plan.Changes {
-		if _, no := result.Refused[c.ID]; no {
-			refused = append(refused, c)
-		} else if result.Err == nil {
-			confirmed = append(confirmed, c)
+	var confirmed, refused []backends.Change
+	switch {
+	case len(result.Refused) > 0:
+		for _, c := range plan.Changes {
+			if _, no := result.Refused[c.ID]; no {
+				refused = append(refused, c)
+			} else if result.Err == nil {
+				confirmed = append(confirmed, c)
+			}
 		}
+	case result.Err == nil:
+		confirmed = plan.Changes
 	}
 	d.tracker.Confirm(confirmed)
 	for _, c := range confirmed {

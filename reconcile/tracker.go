@@ -47,7 +47,8 @@ type record struct {
 
 // owner is a Service port and the items it wants.
 type owner struct {
-	key     backends.PortKey
+	// key is an array of one, so that a slice of it can be handed out: most items have one owner only.
+	key     [1]backends.PortKey
 	records []*record
 }
 
@@ -75,7 +76,7 @@ func NewTracker() *Tracker {
 func (t *Tracker) Set(key backends.PortKey, items []backends.Item) error {
 	o := t.owners[key]
 	if o == nil {
-		o = &owner{key: key}
+		o = &owner{key: [1]backends.PortKey{key}}
 	}
 	if err := t.set(o, items); err != nil {
 		return fmt.Errorf("%v: %w", key, err)
@@ -237,7 +238,7 @@ func (t *Tracker) before(a, b *owner) bool {
 	if a == t.base || b == t.base {
 		return a == t.base && b != t.base
 	}
-	return a.key.Compare(b.key) < 0
+	return a.key[0].Compare(b.key[0]) < 0
 }
 
 // want sets the desired side of r.
@@ -288,7 +289,8 @@ func same(a, b backends.Item) bool {
 	return a.String() == b.String()
 }
 
-// ReplaceObserved makes items the whole of what the kernel holds. It returns the IDs that differ now and did not before.
+// ReplaceObserved makes items the whole of what the kernel holds. It returns the IDs that differ now and did not before, in no
+// order.
 func (t *Tracker) ReplaceObserved(items []backends.Item) []backends.ID {
 	seen := make(map[*record]struct{}, len(items))
 	var drift []backends.ID
@@ -309,12 +311,11 @@ func (t *Tracker) ReplaceObserved(items []backends.Item) []backends.ID {
 			update(r, nil)
 		}
 	}
-	slices.Sort(drift)
 	return drift
 }
 
 // Reobserve makes items what the kernel holds of their IDs, nil for one that is gone. It returns the IDs that differ now and
-// did not before.
+// did not before, in no order.
 func (t *Tracker) Reobserve(items map[backends.ID]backends.Item) []backends.ID {
 	var drift []backends.ID
 	for id, item := range items {
@@ -325,7 +326,6 @@ func (t *Tracker) Reobserve(items map[backends.ID]backends.Item) []backends.ID {
 			drift = append(drift, id)
 		}
 	}
-	slices.Sort(drift)
 	return drift
 }
 
@@ -378,25 +378,25 @@ func (t *Tracker) Pending(skip func(backends.ID, []backends.PortKey) bool) []bac
 	return changes
 }
 
-// ownersOf returns the keys of r's owners in order, or of its last one if it has none.
+// ownersOf returns the keys of r's owners in order, or of its last one if it has none. They are only to be read.
 func (t *Tracker) ownersOf(r *record) []backends.PortKey {
+	lone := r.first
+	if lone == nil {
+		lone = r.last
+	}
+	if r.more == nil {
+		if lone == nil || lone == t.base {
+			return nil
+		}
+		return lone.key[:]
+	}
 	var keys []backends.PortKey
-	add := func(o *owner) {
-		if o != nil && o != t.base {
-			keys = append(keys, o.key)
+	for o := range r.more {
+		if o != t.base {
+			keys = append(keys, o.key[0])
 		}
 	}
-	switch {
-	case r.first == nil:
-		add(r.last)
-	case r.more == nil:
-		add(r.first)
-	default:
-		for o := range r.more {
-			add(o)
-		}
-		slices.SortFunc(keys, backends.PortKey.Compare)
-	}
+	slices.SortFunc(keys, backends.PortKey.Compare)
 	return keys
 }
 
@@ -408,7 +408,7 @@ func (t *Tracker) Conflicts() []Conflict {
 		keys := t.ownersOf(r)
 		for o, item := range r.more {
 			if o != t.base && !same(item, r.desired) {
-				c.Losers = append(c.Losers, o.key)
+				c.Losers = append(c.Losers, o.key[0])
 			}
 		}
 		if r.more[t.base] == nil {

@@ -165,7 +165,9 @@ func (b *Board) Report(r reconcile.Report) {
 }
 
 // sorted returns what is in force, sorted by key.
-func (b *Board) sorted() []*backends.Entry { return sortEntries(slices.Collect(maps.Values(b.entries))) }
+func (b *Board) sorted() []*backends.Entry {
+	return sortEntries(slices.Collect(maps.Values(b.entries)))
+}
 
 func sortEntries(entries []*backends.Entry) []*backends.Entry {
 	slices.SortFunc(entries, func(x, y *backends.Entry) int { return x.Key.Compare(y.Key) })
