@@ -1,7 +1,9 @@
 package ipvs
 
 import (
+	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +43,37 @@ func TestRulesAreConstant(t *testing.T) {
 				t.Errorf("%s adds %s", e.Key, i)
 			}
 		}
+	}
+}
+
+// TestLoopbackNodePorts: IPVS cannot serve them, so nothing is programmed for them, and who asks for them is told.
+func TestLoopbackNodePorts(t *testing.T) {
+	cfg := testConfig()
+	cfg.NodePortAddresses = []netip.Addr{netip.MustParseAddr("127.0.0.1"), cfg.NodeAddresses[0]}
+	if w := Warnings(cfg); len(w) > 0 {
+		t.Errorf("nobody asked, and weir says %q", w)
+	}
+	cfg.LocalhostNodePorts = true
+	if w := Warnings(cfg); len(w) != 1 || !strings.Contains(w[0], "iptables.localhostNodePorts") {
+		t.Errorf("weir says %q", w)
+	}
+	e := web(1)
+	e.NodePort = 30080
+	items, err := New(cfg, testSettings(), nil, nil).Render(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := 0
+	for _, i := range items {
+		if s, ok := i.(Server); ok && s.Addr.Port() == e.NodePort {
+			served++
+			if s.Addr.Addr() != cfg.NodeAddresses[0] {
+				t.Errorf("unexpected: %s", s)
+			}
+		}
+	}
+	if served != 1 {
+		t.Errorf("the node port is served on %d addresses", served)
 	}
 }
 

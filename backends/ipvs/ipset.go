@@ -92,7 +92,10 @@ func (s *ipsets) create(set Set) error {
 			return nil
 		})
 	})
-	if errors.Is(err, nl.IPSetError(nl.IPSET_ERR_FIND_TYPE)) {
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return fmt.Errorf("there is an ipset of that name and another kind: remove it with `weir cleanup`: %w", err)
+	case errors.Is(err, nl.IPSetError(nl.IPSET_ERR_FIND_TYPE)):
 		return fmt.Errorf("the kernel has no ipset of type %s: load the module with `modprobe ip_set_%s`", set.Type,
 			strings.NewReplacer(":", "_", ",", "").Replace(set.Type))
 	}

@@ -224,6 +224,7 @@ func ipvsLegacyMode() mode {
 // TestIPVSOverLegacy runs the scenarios that need every chain and set of ipvs mode with iptables-legacy.
 func TestIPVSOverLegacy(t *testing.T) {
 	needIPVS(t)
+	t.Parallel()
 	chosen := map[string]bool{
 		"cluster-ip": true, "dual-stack": true, "external-traffic-policy-local": true, "hairpin": true, "health-check-node-port": true,
 		"internal-traffic-policy-local": true, "no-endpoints-reject": true, "node-port": true, "source-ranges": true, "udp": true,
