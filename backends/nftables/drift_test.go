@@ -190,6 +190,27 @@ func TestNotified(t *testing.T) {
 	}
 }
 
+// TestUnsettled: while the kernel has yet to tell what it counted, the generation is not known; what is never told may have
+// been about weir's tables.
+func TestUnsettled(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
+	r.sync(variety()...)
+	before := r.generation()
+	w := &r.b.watch
+	w.own, w.seen = 0, w.seen-1 // a commit that was counted and not told
+	if n, err := r.b.Generation(t.Context()); !errors.Is(err, errUnsettled) {
+		t.Fatalf("%d, %v", n, err)
+	}
+	w.awaited = time.Now().Add(-readLimit)
+	if now := r.generation(); now == before {
+		t.Error("what was never told does not count as a move")
+	}
+	if now := r.generation(); now != r.generation() {
+		t.Error("it moves though nobody writes")
+	}
+}
+
 // TestLargePlan: a plan so large that the watch pauses for it does not move the generation, unless somebody else wrote.
 func TestLargePlan(t *testing.T) {
 	needNFT(t)

@@ -15,12 +15,15 @@ import (
 // lost, and everything has to be read. The memory is used for that moment only.
 const noticeBuffer = 32 << 20
 
-// settleWait is how long the next notification of a commit is waited for that the kernel has already counted, and readLimit
-// how long they are read at most.
+// settleWait is how long a call of Generation waits for the next notification of a commit that the kernel has already counted,
+// and readLimit how long they may take in all: a second for 250,000 elements.
 const (
-	settleWait = 200 * time.Millisecond
-	readLimit  = 2 * time.Second
+	settleWait = 50 * time.Millisecond
+	readLimit  = 5 * time.Second
 )
+
+// errUnsettled says that the kernel has yet to tell what a commit was about.
+var errUnsettled = errors.New("nftables: the kernel has not told yet what somebody else wrote")
 
 // watcher tells commits that touched weir's tables from all other. It holds a socket that receives what every transaction
 // changed, except weir's own, and reads it only when the ruleset's generation has moved. Where the kernel had to drop
@@ -36,6 +39,10 @@ type watcher struct {
 	// moves counts the times that somebody else may have touched the tables, and touched is what, since it was read last.
 	moves   uint64
 	touched touched
+	// awaited is since when notifications are waited for that belong to no commit accounted for, and hit says that one of
+	// those which came is about the tables.
+	awaited time.Time
+	hit     bool
 	// paused says that notifications are not received for now.
 	paused bool
 }
@@ -71,11 +78,8 @@ func (b *Backend) Generation(ctx context.Context) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("nftables: %w", err)
 	}
-	if now != w.seen {
-		if w.read(now, b.name) {
-			w.moves++
-		}
-		w.seen = now
+	if now != w.seen && !w.read(now, b.name) {
+		return 0, errUnsettled
 	}
 	return w.moves, nil
 }
@@ -147,32 +151,46 @@ func (w *watcher) lost() {
 	w.touched = touched{everything: true}
 }
 
-// read reads the notifications of all commits up to the generation now and says whether one was about the tables of this
-// name. The kernel notifies before the next commit can begin: after a commit of weir's own all earlier ones have notified.
+// read accounts for all commits up to the generation now. It is false if their notifications are still to come. The kernel
+// notifies before the next commit can begin: after a commit of weir's own all earlier ones have notified.
 func (w *watcher) read(now uint32, name string) bool {
-	moved, complete := false, now == w.own
+	complete := now == w.own
 	read := func(r reply) error {
 		switch {
 		case r.typ == subsys(unix.NFT_MSG_NEWGEN):
 			complete = complete || int32(generationOf(r.data)-now) >= 0
 		case r.typ>>8 == unix.NFNL_SUBSYS_NFTABLES:
-			moved = w.touched.note(r.typ, r.data, name) || moved
+			w.hit = w.touched.note(r.typ, r.data, name) || w.hit
 		}
 		return nil
+	}
+	if w.awaited.IsZero() {
+		w.awaited = time.Now()
 	}
 	var err error
 	for limit := time.Now().Add(readLimit); err == nil && time.Now().Before(limit); {
 		err = w.conn.receive(false, read)
 		if errors.Is(err, unix.EAGAIN) {
 			if complete {
-				return moved
+				if w.hit {
+					w.moves++
+				}
+				w.account(now)
+				return true
 			}
 			err = errors.Join(w.conn.nl.SetReadDeadline(time.Now().Add(settleWait)), w.conn.receive(true, read))
 		}
 	}
-	w.touched = touched{everything: true} // something was lost, or does not come
+	if errors.Is(err, os.ErrDeadlineExceeded) && time.Since(w.awaited) < readLimit {
+		return false
+	}
+	w.lost() // or it does not come
+	w.account(now)
 	return true
 }
+
+// account says that nothing up to a generation is left to be read.
+func (w *watcher) account(now uint32) { w.seen, w.hit, w.awaited = now, false, time.Time{} }
 
 // quiet is how many changes a plan has at least for the subscription to pause while it is applied: otherwise the kernel
 // makes a notification of every element, only for the filter to drop it, which costs as much as the commit.

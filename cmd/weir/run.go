@@ -299,7 +299,7 @@ func (d *daemon) sweep(mode string) {
 const (
 	startGarbage  = 25
 	laterGarbage  = 10
-	repairGarbage = 100
+	repairGarbage = 50
 )
 
 func setGarbage(percent int) {
