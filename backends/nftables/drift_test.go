@@ -193,15 +193,28 @@ func TestNotified(t *testing.T) {
 // TestUnsettled: while the kernel has yet to tell what it counted, the generation is not known; what is never told may have
 // been about weir's tables.
 func TestUnsettled(t *testing.T) {
+	needNFT(t)
 	t.Parallel()
 	r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
 	r.sync(variety()...)
 	before := r.generation()
 	w := &r.b.watch
-	w.own, w.seen = 0, w.seen-1 // a commit that was counted and not told
-	if n, err := r.b.Generation(t.Context()); !errors.Is(err, errUnsettled) {
-		t.Fatalf("%d, %v", n, err)
+	unsettle := func() {
+		w.own, w.seen = 0, w.seen-1 // a commit that was counted and not told
+		for range 2 {
+			if n, err := r.b.Generation(t.Context()); !errors.Is(err, errUnsettled) {
+				t.Fatalf("%d, %v", n, err)
+			}
+		}
 	}
+	unsettle()
+	r.nft("add element ip weir cluster-ips { 10.9.9.9 }")
+	if now := r.generation(); now == before || w.touched.everything {
+		t.Error("what was told late is not known")
+	}
+	r.sync(variety()...)
+	before = r.generation()
+	unsettle()
 	w.awaited = time.Now().Add(-readLimit)
 	if now := r.generation(); now == before {
 		t.Error("what was never told does not count as a move")

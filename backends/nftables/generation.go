@@ -167,7 +167,7 @@ func (w *watcher) read(now uint32, name string) bool {
 	if w.awaited.IsZero() {
 		w.awaited = time.Now()
 	}
-	var err error
+	err := w.conn.nl.SetReadDeadline(time.Now().Add(settleWait)) // the one before may have passed
 	for limit := time.Now().Add(readLimit); err == nil && time.Now().Before(limit); {
 		err = w.conn.receive(false, read)
 		if errors.Is(err, unix.EAGAIN) {
