@@ -136,12 +136,13 @@ func (b *Backend) commit(ctx context.Context, c *conn, changes []backends.Change
 	if err != nil {
 		return err
 	}
-	if len(changes) >= quiet {
-		b.watch.pause()
+	before, err := c.generation(ctx)
+	if err == nil && len(changes) >= quiet {
+		b.watch.pause(before, b.name)
+		before, err = c.generation(ctx) // somebody may have committed until then
 	}
 	alone := false
 	defer func() { b.watch.resume(alone) }()
-	before, err := c.generation(ctx)
 	if err != nil {
 		return err
 	}

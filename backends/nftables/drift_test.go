@@ -244,8 +244,14 @@ func TestLargePlan(t *testing.T) {
 		have = want
 	}
 	r.nft("delete element ip weir endpoints { 10.96.0.1 . tcp . 80 . 0 }")
-	if r.generation() == was {
+	now := r.generation()
+	if now == was {
 		t.Error("the drift after it did not move the generation")
+	}
+	r.b.watch.own, r.b.watch.seen = 0, r.b.watch.seen-1 // a commit that was counted, and told of while the watch paused
+	r.apply(backendtest.Diff(map[backends.ID]backends.Item{}, have))
+	if r.generation() == now {
+		t.Error("what was told during the plan did not move the generation")
 	}
 }
 

@@ -196,8 +196,11 @@ func (w *watcher) account(now uint32) { w.seen, w.hit, w.awaited = now, false, t
 // makes a notification of every element, only for the filter to drop it, which costs as much as the commit.
 const quiet = 500
 
-// pause ends the subscription until resume.
-func (w *watcher) pause() {
+// pause ends the subscription until resume. What was told until the generation now is read before.
+func (w *watcher) pause(now uint32, name string) {
+	if w.conn != nil && w.seen != now {
+		w.read(now, name)
+	}
 	if w.conn != nil && w.conn.nl.LeaveGroup(unix.NFNLGRP_NFTABLES) == nil {
 		w.paused = true
 	}
@@ -218,14 +221,15 @@ func (w *watcher) resume(alone bool) {
 }
 
 // committed accounts for transactions of weir's own: before is the generation ahead of them. It says whether nobody else
-// committed between.
+// committed between, nor before without being accounted for.
 func (w *watcher) committed(before, after uint32, transactions int) bool {
 	if after != before+uint32(transactions) {
 		return false
 	}
 	w.own = after
-	if w.seen == before {
-		w.seen = after
+	if w.seen != before {
+		return false
 	}
+	w.seen = after
 	return true
 }
