@@ -48,8 +48,10 @@ type credentials struct {
 	config *rest.Config
 	// cluster tells clusters apart.
 	cluster string
-	// sum is a hash of every file that was read, but for a token's, which client-go reads anew by itself.
+	// sum is a hash of every file that was read, but for a token's.
 	sum [sha256.Size]byte
+	// token is a hash of the token's file. client-go reads that anew by itself, each minute.
+	token [sha256.Size]byte
 }
 
 func readCredentials(o Connection) (*credentials, error) {
@@ -57,14 +59,18 @@ func readCredentials(o Connection) (*credentials, error) {
 	if err != nil {
 		return nil, err
 	}
-	sum, err := fingerprint(o, cfg)
+	sum, err := fingerprint(o.Kubeconfig, cfg.CAFile, cfg.CertFile, cfg.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("credentials for the Kubernetes API: %w", err)
+	}
+	token, err := fingerprint(cfg.BearerTokenFile)
 	if err == nil {
 		err = checkCertificate(cfg)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("credentials for the Kubernetes API: %w", err)
 	}
-	return &credentials{config: cfg, cluster: clusterOf(cfg), sum: sum}, nil
+	return &credentials{config: cfg, cluster: clusterOf(cfg), sum: sum, token: token}, nil
 }
 
 // client is a connection to one API server with one set of credentials.
@@ -143,9 +149,10 @@ func clusterOf(cfg *rest.Config) string {
 	return "ca:" + hex.EncodeToString(sum[:])
 }
 
-func fingerprint(o Connection, cfg *rest.Config) (sum [sha256.Size]byte, err error) {
+// fingerprint returns a hash of files, of which "" is none.
+func fingerprint(files ...string) (sum [sha256.Size]byte, err error) {
 	h := sha256.New()
-	for _, file := range []string{o.Kubeconfig, cfg.CAFile, cfg.CertFile, cfg.KeyFile} {
+	for _, file := range files {
 		if file == "" {
 			continue
 		}

@@ -17,8 +17,8 @@ import (
 	"weir/spec/apisource/apitest"
 )
 
-// patience is generous: client-go takes a minute to read a token's file again, and half of one between two attempts.
-const patience = 4 * time.Minute
+// patience is generous: client-go takes up to half a minute, and its jitter, between two attempts.
+const patience = 3 * time.Minute
 
 // watcher follows a Source as the reconciler would: it applies every Update to a model by its Delta alone.
 type watcher struct {

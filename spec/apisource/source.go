@@ -3,6 +3,7 @@ package apisource
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -160,10 +161,18 @@ func (l *loop) reconnect(ctx context.Context) {
 // newClient returns nil if the credentials are those in use.
 func (l *loop) newClient() (*client, error) {
 	cr, err := readCredentials(l.Connection)
-	if err != nil || l.client != nil && cr.sum == l.client.credentials.sum {
+	if err != nil || l.client != nil && l.uses(cr) {
 		return nil, err
 	}
 	return connect(cr)
+}
+
+// uses says whether the client has these credentials, or will have them soon enough: another token is waited for unless
+// the one in use is refused.
+func (l *loop) uses(cr *credentials) bool {
+	used := l.client.credentials
+	refused := slices.ContainsFunc(l.watches[:], func(s state) bool { return apierrors.IsUnauthorized(s.err) })
+	return cr.sum == used.sum && (cr.token == used.token || !refused)
 }
 
 func (l *loop) disconnect() {
