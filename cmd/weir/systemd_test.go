@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weir/backends/doctor"
 	"weir/backends/ipvs"
 	"weir/backends/netlab"
 )
@@ -63,6 +64,9 @@ func TestSystemdUnits(t *testing.T) {
 // TestSystemdFiles makes what sysusers.d and tmpfiles.d say under a root of its own.
 func TestSystemdFiles(t *testing.T) {
 	t.Parallel()
+	if !doctor.InFirstUserNamespace() {
+		t.Skip("only root of the system can give files to the users that sysusers.d makes")
+	}
 	root := t.TempDir()
 	if err := os.Mkdir(filepath.Join(root, "etc"), 0o755); err != nil {
 		t.Fatal(err)
@@ -185,7 +189,9 @@ func TestSystemdConfinement(t *testing.T) {
 	}
 	for line := range strings.Lines(d.logs()) {
 		// Systemd sets oomScoreAdj before it drops the right to; the size of the conntrack table is not a namespace's to set.
-		if !strings.Contains(line, "oomScoreAdj") && !strings.Contains(line, "nf_conntrack_max") && regexp.MustCompile("permi|read-only").MatchString(line) {
+		excused := strings.Contains(line, "oomScoreAdj") || strings.Contains(line, "nf_conntrack_max") ||
+			strings.Contains(line, "conntrack hash size") && !doctor.InFirstUserNamespace()
+		if !excused && regexp.MustCompile("permi|read-only").MatchString(line) {
 			t.Errorf("the unit leaves too little: %s", line)
 		}
 	}

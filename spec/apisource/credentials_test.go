@@ -57,9 +57,13 @@ func TestCredentials(t *testing.T) {
 			follows("a change after a rotation in time", 2)
 
 			c.expire(t, s, dir)
-			settled := repeat(proxy.Cut) // a watch outlives its credentials, and the server remembers a token for a while
-			w.await("a refusal", func() bool { return w.err != nil && strings.Contains(w.err.Error(), c.refusal) })
-			settled()
+			w.await("a refusal", func() bool {
+				if w.err == nil { // a watch outlives its credentials, and the server remembers a token for a while
+					proxy.Cut()
+					return false
+				}
+				return strings.Contains(w.err.Error(), c.refusal)
+			})
 			if w.endpoints(service) != 2 {
 				t.Error("what was known is gone")
 			}
@@ -70,23 +74,6 @@ func TestCredentials(t *testing.T) {
 			}
 		})
 	}
-}
-
-// repeat calls f until the function that it returns is called.
-func repeat(f func()) (stop func()) {
-	done := make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			f()
-			select {
-			case <-done:
-				return
-			case <-time.After(500 * time.Millisecond):
-			}
-		}
-	})
-	return func() { close(done); wg.Wait() }
 }
 
 func credentials(t *testing.T) []credential {
