@@ -54,8 +54,8 @@ type LoopOptions struct {
 	// again with a backoff.
 	Configure func(snap *spec.Snapshot) (Settings, error)
 	// OnUpdate is told of every Update, with Err set if Configure refused it, and once more with Err nil when Configure
-	// accepts it later. OnRound is told of every round before it, OnReport after it. They may be nil, are called from the Loop's goroutine, and must
-	// not call back.
+	// accepts it later. OnRound is told of every round before it, OnReport after it. They may be nil, are called from the
+	// Loop's goroutine, and must not call back.
 	OnUpdate func(spec.Update)
 	OnRound  func(Request)
 	OnReport func(Report)
@@ -67,8 +67,8 @@ type LoopOptions struct {
 //
 // It guarantees: the first round is immediate; later ones start at least MinSyncPeriod apart; a full one starts at the
 // latest SyncPeriod after the one before; a failed one is tried again after a backoff that never exceeds SyncPeriod; a
-// write by somebody else is noticed within half a second, if the backend can tell, and at once if it is told; a Service that is held back is tried
-// again when its own time has come. All of it happens on the goroutine that called Run.
+// write by somebody else is noticed within half a second, if the backend can tell, and at once if it is told; a Service
+// that is held back is tried again when its own time has come. All of it happens on the goroutine that called Run.
 type Loop struct {
 	o        LoopOptions
 	settings Settings
