@@ -82,6 +82,8 @@ type Loop struct {
 	// reason is why the next round is wanted, "" if none is.
 	reason string
 	full   bool
+	// noticed says that it is wanted because somebody else wrote.
+	noticed bool
 
 	started, fullAt, retryAt, isolatedAt, reapAt, configureAt time.Time
 	// pollAt is when the next poll is due, and pollFrom from when on it may be made sooner; both are set, or none.
@@ -140,6 +142,7 @@ func (l *Loop) step(ctx context.Context) {
 		l.poll(now, 0)
 		if l.o.Engine.Moved(ctx) {
 			l.want("the kernel's state was changed by somebody else", true)
+			l.noticed = true
 		}
 	}
 	if due(l.reapAt, now) {
@@ -220,6 +223,7 @@ func (l *Loop) round(ctx context.Context) {
 		return // cut short on the way out: not a failure worth telling
 	}
 	l.schedule(rep)
+	l.noticed = false
 	logReport(l.o.Log, rep)
 	if l.o.OnReport != nil {
 		l.o.OnReport(rep)
@@ -247,9 +251,10 @@ func (l *Loop) schedule(rep Report) {
 	if l.reapAt.IsZero() {
 		l.reapAt = now.Add(reapPeriod)
 	}
-	if rep.Observed {
+	switch {
+	case rep.Observed && l.noticed:
 		l.poll(now, readShare*rep.Stages.Observe)
-	} else if l.pollAt.IsZero() {
+	case l.pollAt.IsZero():
 		l.poll(now, 0)
 	}
 }
