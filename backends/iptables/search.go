@@ -15,7 +15,8 @@ const maxRefusals = 64
 // search applies Changes that could not be applied at once: because the kernel refuses some without saying which they are,
 // as the legacy mechanism does, which takes or leaves a table as a whole; or because they do not fit into one message,
 // whose size an ordinary user cannot choose. It applies one half after the other, and takes apart the halves that fail, down
-// to what is of one Service, which is in force as a whole or not at all. In the end all but the refused is in force. why is the Result that led here; it stands if there is no use in going on.
+// to what is of one Service, which is in force as a whole or not at all. In the end all but the refused is in force. why is
+// the Result that led here; it stands if there is no use in going on.
 func (b *Backend) search(ctx context.Context, changes []change, why backends.Result) backends.Result {
 	s := &searching{b: b, refused: make(map[backends.ID]error), refusals: maxRefusals}
 	if b.reread(ctx) != nil || s.try(ctx, split(changes)) != nil {

@@ -59,18 +59,17 @@ func readCredentials(o Connection) (*credentials, error) {
 	if err != nil {
 		return nil, err
 	}
-	sum, err := fingerprint(o.Kubeconfig, cfg.CAFile, cfg.CertFile, cfg.KeyFile)
-	if err != nil {
-		return nil, fmt.Errorf("credentials for the Kubernetes API: %w", err)
+	c := &credentials{config: cfg, cluster: clusterOf(cfg)}
+	if c.sum, err = fingerprint(o.Kubeconfig, cfg.CAFile, cfg.CertFile, cfg.KeyFile); err == nil {
+		c.token, err = fingerprint(cfg.BearerTokenFile)
 	}
-	token, err := fingerprint(cfg.BearerTokenFile)
 	if err == nil {
 		err = checkCertificate(cfg)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("credentials for the Kubernetes API: %w", err)
 	}
-	return &credentials{config: cfg, cluster: clusterOf(cfg), sum: sum, token: token}, nil
+	return c, nil
 }
 
 // client is a connection to one API server with one set of credentials.
