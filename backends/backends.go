@@ -25,7 +25,8 @@ type Item interface {
 
 // Backend programs one kernel mechanism. Base and Render are pure and safe for concurrent use; Observe and Apply are
 // called from one goroutine at a time. A Backend is built from an immutable Config: when the Config changes, another
-// Backend of the same mechanism takes over, and what it observes is the work of its predecessor.
+// Backend of the same mechanism takes over, and what it observes is the work of its predecessor. One that is an io.Closer is
+// closed when it is not needed any more: then it gives back its sockets, and what the kernel holds stays.
 type Backend interface {
 	// Base returns the constant scaffolding that is there even if there are no Services.
 	Base() []Item

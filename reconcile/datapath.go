@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"time"
 
@@ -75,10 +76,22 @@ func newDataPath(mode string, b backends.Backend, log hclog.Logger) *dataPath {
 
 // replace hands over to a backend of the same mode with other settings. What is known of the kernel stays.
 func (d *dataPath) replace(b backends.Backend) {
+	if b != d.backend {
+		d.dismiss()
+	}
 	d.backend = b
 	d.all = true
 	d.known = false
 	clear(d.isolated)
+}
+
+// dismiss has the backend give back what it holds.
+func (d *dataPath) dismiss() {
+	if c, ok := d.backend.(io.Closer); ok {
+		if err := c.Close(); err != nil {
+			d.log.Debug("close the backend", "error", err)
+		}
+	}
 }
 
 // retire asks for nothing any more, not even the scaffolding.

@@ -154,7 +154,12 @@ func (e *Engine) SetBackend(mode string, b backends.Backend) {
 
 // enter makes a data path that takes over whatever its mode left behind before.
 func (e *Engine) enter(mode string, b backends.Backend) *dataPath {
-	e.leaving = slices.DeleteFunc(e.leaving, func(d *dataPath) bool { return d.mode == mode })
+	e.leaving = slices.DeleteFunc(e.leaving, func(d *dataPath) bool {
+		if d.mode == mode {
+			d.dismiss()
+		}
+		return d.mode == mode
+	})
 	return newDataPath(mode, b, e.log.With("mode", mode))
 }
 
@@ -273,7 +278,11 @@ func (e *Engine) takeDown(ctx context.Context, rep *Report) {
 		if err != nil {
 			rep.Err = errors.Join(rep.Err, err)
 		}
-		return err == nil && len(d.isolated) == 0
+		done := err == nil && len(d.isolated) == 0
+		if done {
+			d.dismiss()
+		}
+		return done
 	})
 }
 

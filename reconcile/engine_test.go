@@ -552,6 +552,45 @@ func TestSameModeOtherConfig(t *testing.T) {
 	}
 }
 
+// closing is a Backend that counts how often it was closed.
+type closing struct {
+	backends.Backend
+	closed int
+}
+
+func (c *closing) Close() error {
+	c.closed++
+	return nil
+}
+
+// TestBackendsAreClosed: a Backend is closed once another has taken its place, and not as long as it has something to do.
+func TestBackendsAreClosed(t *testing.T) {
+	w := newWorld(t, three()...)
+	made := func(k *fake.Kernel) *closing { return &closing{Backend: fake.New(k, backends.Config{})} }
+	first, second, other := made(w.kernel), made(w.kernel), made(fake.NewKernel())
+	closed := func(want ...int) {
+		t.Helper()
+		if got := []int{first.closed, second.closed, other.closed}; !slices.Equal(got, want) {
+			t.Errorf("closed %v times, want %v", got, want)
+		}
+	}
+	w.engine.SetBackend("fake", first)
+	w.ok(true)
+	closed(0, 0, 0)
+	w.engine.SetBackend("fake", second)
+	w.ok(true)
+	closed(1, 0, 0)
+	w.engine.SetBackend("other", other)
+	closed(1, 0, 0)
+	w.ok(true)
+	closed(1, 1, 0)
+	if len(w.kernel.Objects()) > 0 {
+		t.Errorf("closed before everything was taken down: %v", w.kernel.Objects())
+	}
+	w.engine.Cleanup(t.Context())
+	closed(1, 1, 1)
+}
+
 func TestModeSwitchMakesBeforeItBreaks(t *testing.T) {
 	w := newWorld(t, three()...)
 	w.ok(true)

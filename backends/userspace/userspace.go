@@ -22,6 +22,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"net/netip"
 	"slices"
@@ -185,6 +186,14 @@ func (b *Backend) target(f backends.Family) (netip.Addr, error) {
 		}
 	}
 	return netip.Addr{}, fmt.Errorf("the node has no %s address to redirect to", f)
+}
+
+// Close gives back what the redirection holds. The listeners belong to whoever made them.
+func (b *Backend) Close() error {
+	if c, ok := b.Redirect.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
 }
 
 // Generation moves when somebody else may have changed the redirection. Nobody else changes the listeners.
