@@ -249,17 +249,12 @@ func (l *Listeners) listen(o *listener) error {
 	return nil
 }
 
-// cores returns how many loops there are to be, and makes room for everything else beside them. A loop that waits for events
-// keeps its place in the runtime only while others are free; else the runtime takes it back, and has to wake its monitor for
-// every event, which nearly doubles what the proxy adds to the latency.
-var cores = sync.OnceValue(func() int { return runtime.GOMAXPROCS(2 * runtime.GOMAXPROCS(0)) })
-
 // begin starts a loop for each core, unless that has been done.
 func (l *Listeners) begin() error {
 	if len(l.loops) > 0 {
 		return nil
 	}
-	n := cores()
+	n := runtime.GOMAXPROCS(0)
 	for range n {
 		loop, err := newLoop(int(l.limits.pipes) / n)
 		if err != nil {
