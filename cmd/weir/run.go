@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"reflect"
 	"runtime/debug"
+	"runtime/metrics"
 	"sync"
 	"syscall"
 	"time"
@@ -302,10 +303,17 @@ const (
 	repairGarbage = 50
 )
 
+// leastGarbage may come on top in any case, in bytes: a small heap would be collected all the time otherwise, at the expense of
+// the traffic that userspace mode carries.
+const leastGarbage = 4 << 20
+
 func setGarbage(percent int) {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(percent)
+	if os.Getenv("GOGC") != "" {
+		return
 	}
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(live)
+	debug.SetGCPercent(max(percent, int(leastGarbage*100/max(1<<20, live[0].Value.Uint64()))))
 }
 
 // freeMemory gives back what a round over all Services left.
