@@ -8,7 +8,6 @@ import (
 	"os/signal"
 	"reflect"
 	"runtime/debug"
-	"runtime/metrics"
 	"sync"
 	"syscall"
 	"time"
@@ -253,7 +252,7 @@ func (d *daemon) onRound(r reconcile.Request) {
 
 func (d *daemon) onReport(r reconcile.Report) {
 	if d.swept {
-		setGarbage(laterGarbage)
+		d.settleGarbage()
 	}
 	d.health.OnReport(r)
 	d.board.Report(r)
@@ -273,9 +272,10 @@ func (d *daemon) onReport(r reconcile.Report) {
 	}
 	large := r.Resolved >= manyServices || r.Observed && !r.Touched && r.Services >= manyServices
 	if large || d.garbage && r.Full {
-		freeMemory()
+		debug.FreeOSMemory()
 		d.garbage = large
 	}
+	d.settleGarbage()
 }
 
 // sweep takes down what an earlier run in another mode left behind, once this mode is in force.
@@ -296,30 +296,28 @@ func (d *daemon) sweep(mode string) {
 // How much garbage may come on top of what is in use before the collector runs, in percent. Go's default of 100 would have
 // the heap double, and a node's memory belongs to its pods: GOGC wins. While everything is read and worked out, less than
 // startGarbage would cost more time than it saves memory; afterwards there is little garbage. To write everything again takes
-// no more memory than the start did.
+// no more memory than the start did. But userspace mode carries traffic, and collecting its small heap for every few
+// kilobytes costs it half of its UDP packets.
 const (
-	startGarbage  = 25
-	laterGarbage  = 10
-	repairGarbage = 50
+	startGarbage     = 25
+	laterGarbage     = 10
+	repairGarbage    = 50
+	userspaceGarbage = 100
 )
 
-// leastGarbage may come on top in any case, in bytes: a small heap would be collected all the time otherwise, at the expense of
-// the traffic that userspace mode carries.
-const leastGarbage = 4 << 20
-
-func setGarbage(percent int) {
-	if os.Getenv("GOGC") != "" {
-		return
+// settleGarbage sets the limit for as long as there is nothing much to do.
+func (d *daemon) settleGarbage() {
+	if d.wiring.mode == modeUserspace {
+		setGarbage(userspaceGarbage)
+	} else {
+		setGarbage(laterGarbage)
 	}
-	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	metrics.Read(live)
-	debug.SetGCPercent(max(percent, int(leastGarbage*100/max(1<<20, live[0].Value.Uint64()))))
 }
 
-// freeMemory gives back what a round over all Services left.
-func freeMemory() {
-	debug.FreeOSMemory()
-	setGarbage(laterGarbage)
+func setGarbage(percent int) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(percent)
+	}
 }
 
 // modeReason says why this mode is in force.
