@@ -56,14 +56,12 @@ cover: deps testserver
 testserver:
 	@.ci/testserver
 
-# The scenarios of nftables mode that use all of its maps; all scenarios run in the kernel at hand.
-VM_NFTABLES := ^(cluster-ip|dual-stack|external-traffic-policy-local|hairpin|internal-traffic-policy-local|no-endpoints-reject|node-port|session-affinity|source-ranges|udp)$$
-
 # The tests of IPVS, and packets in the other modes, on Debian's kernel in a virtual machine.
 vm-test: deps bin/vmexec
 	CGO_ENABLED=0 $(GO) test -count=1 -timeout 30m -exec "$(CURDIR)/bin/vmexec -limit 32m" ./backends/ipvs
-	CGO_ENABLED=0 $(GO) test -count=1 -timeout 30m -exec "$(CURDIR)/bin/vmexec -limit 32m" ./cmd/weir -run 'TestDoctor|TestIPVS|TestPain09_SwitchesAroundIPVS|TestPlansNeverLie/^ipvs|TestStatusTraffic/ipvs|TestScenario/^(ipvs|iptables-nft)$$|TestScenario/^nftables$$/$(VM_NFTABLES)'
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 30m -exec "$(CURDIR)/bin/vmexec -limit 32m" ./cmd/weir -run 'TestDoctor|TestIPVS|TestPain09_SwitchesAroundIPVS|TestPlansNeverLie/^ipvs|TestStatusTraffic/ipvs|TestScenario/^(ipvs|iptables-nft)$$'
 	CGO_ENABLED=0 $(GO) test -count=1 -timeout 10m -exec "$(CURDIR)/bin/vmexec -limit 12m" ./cmd/weir -run TestIPVSComesWhereItWasMissing
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 15m -exec "$(CURDIR)/bin/vmexec -limit 17m" ./cmd/weir -run 'TestScenario/^nftables$$'
 
 # What IPVS costs, in that machine, in about five minutes: figures of an emulated processor mean something as ratios only.
 vm-bench: deps bin/vmexec
