@@ -77,6 +77,20 @@ func Require(t testing.TB) {
 	t.Skipf("no packet lab: %v", errSetup)
 }
 
+// RequireProgram skips the test if a program is not installed, or fails it if WEIR_TEST_REQUIRE is set: make test installs what
+// is missing.
+func RequireProgram(t testing.TB, name string) {
+	t.Helper()
+	_, err := exec.LookPath(name)
+	switch {
+	case err == nil:
+	case os.Getenv(RequireEnv) != "":
+		t.Fatalf("%s is set: %v", RequireEnv, err)
+	default:
+		t.Skip(err)
+	}
+}
+
 // RequireIPVS skips the test if missing says why the kernel has no IPVS, or fails it if WEIR_TEST_REQUIRE_IPVS is set.
 func RequireIPVS(t testing.TB, missing error) {
 	t.Helper()

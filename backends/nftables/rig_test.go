@@ -3,7 +3,6 @@ package nftables
 import (
 	"context"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
@@ -69,9 +68,8 @@ func (r *rig) exec(name string, args ...string) string {
 func (r *rig) nft(args ...string) string { r.t.Helper(); return r.exec("nft", args...) }
 
 func needNFT(t testing.TB) {
-	if _, err := os.Stat("/usr/sbin/nft"); err != nil {
-		t.Skip("no nft here to look with")
-	}
+	t.Helper()
+	netlab.RequireProgram(t, "nft")
 }
 
 func (r *rig) desired(entries ...*backends.Entry) map[backends.ID]backends.Item {

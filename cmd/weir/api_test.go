@@ -450,19 +450,31 @@ func TestAPIChurn(t *testing.T) {
 		}
 	})
 	wg.Go(func() { s.churn(stop) })
+	end := sync.OnceFunc(func() {
+		close(stop)
+		wg.Wait()
+	})
+	defer end()
+	more := func(what string, n int64) {
+		d.await(what, func() error {
+			if now := asked.Load(); now < n {
+				return fmt.Errorf("%d of %d connections were tried", now, n)
+			}
+			return nil
+		})
+	}
 	for i := range 4 {
-		time.Sleep(time.Second) // of churn
+		more("churn", asked.Load()+50)
 		if i%2 == 0 {
 			s.KillAPI()
 		} else {
 			s.Kill()
 		}
-		time.Sleep(500 * time.Millisecond)
+		more("connections without the API", asked.Load()+25)
 		s.Run()
 	}
 	s.Compact()
-	close(stop)
-	wg.Wait()
+	end()
 	if asked.Load() < 100 || missed.Load() > 0 {
 		t.Errorf("%d of %d connections were missed", missed.Load(), asked.Load())
 	}

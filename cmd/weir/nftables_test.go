@@ -1,9 +1,10 @@
 package main_test
 
 import (
-	"os"
 	"strings"
 	"testing"
+
+	"weir/backends/netlab"
 )
 
 // TestSingleBinary runs weir where no other program is: the kernel and one file are enough for every mode that does not
@@ -46,10 +47,8 @@ func TestSingleBinary(t *testing.T) {
 // nft runs a command of the nft program.
 func (d *daemon) nft(command string) string {
 	d.t.Helper()
-	if _, err := os.Stat("/usr/sbin/nft"); err != nil {
-		d.t.Skip("no nft here to look with")
-	}
-	out, err := d.lab.Node().Exec(d.t.Context(), "/usr/sbin/nft", command)
+	netlab.RequireProgram(d.t, "nft")
+	out, err := d.lab.Node().Exec(d.t.Context(), "nft", command)
 	if err != nil {
 		d.t.Fatal(err)
 	}

@@ -22,14 +22,8 @@ const systemdExamples = "../../examples/systemd"
 // systemd returns a program of systemd's, which works on files without systemd running.
 func systemd(t *testing.T, program string, args ...string) *exec.Cmd {
 	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil {
-		if os.Getenv(netlab.RequireEnv) != "" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	return exec.Command(path, args...)
+	netlab.RequireProgram(t, program)
+	return exec.Command(program, args...)
 }
 
 // TestSystemdUnits has systemd itself judge examples/systemd.

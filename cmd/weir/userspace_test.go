@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"regexp"
 	"strings"
 	"sync"
@@ -309,9 +308,7 @@ func TestUserspaceDrainsOnSIGTERM(t *testing.T) {
 // TestUserspaceRootless runs without any capability: what can be served is, what cannot is named, and the kernel is not
 // programmed.
 func TestUserspaceRootless(t *testing.T) {
-	if _, err := exec.LookPath("setpriv"); err != nil {
-		t.Skip("needs setpriv (util-linux)")
-	}
+	netlab.RequireProgram(t, "setpriv")
 	m := userspaceMode(t)
 	m.flags = []string{"--rootless"}
 	d := painDaemon(t, m)
