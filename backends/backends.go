@@ -1,14 +1,16 @@
-// Package backends holds the words that every backend and the reconciler share: an Entry says what a Service port should
-// do on this node, an Item is one kernel object that makes it so, a Plan is the difference between the Items that should
-// exist and those that do, and a Backend turns one into the other.
+// Package backends declares what every backend and the reconciler share. An Item is one kernel object that weir owns, a
+// Plan is the difference between the Items that should exist and those that do, and a Backend applies Plans to one
+// kernel mechanism.
 //
-// The package is a leaf. It speaks plain netip values, knows no Kubernetes types and imports nothing else of weir, so
-// that everybody may import it.
+// The package does not program anything itself; the packages below it do. It is a leaf: it imports nothing of weir but
+// dataplane, and knows no Kubernetes types, so that every package may import it.
 package backends
 
 import (
 	"context"
 	"iter"
+
+	"weir/backends/dataplane"
 )
 
 // ID names an Item among all Items of one Backend. IDs sort in the order in which a plan is printed.
@@ -18,78 +20,56 @@ type ID string
 // element. Items are immutable.
 type Item interface {
 	ID() ID
-	// String is canonical: two Items are the same kernel object in the same state exactly if their strings are equal. It
-	// is also what a plan prints.
+	// String is canonical: two Items are the same kernel object in the same state exactly if their strings are equal. A
+	// plan prints this string.
 	String() string
 }
 
-// Backend programs one kernel mechanism. Base and Render are pure and safe for concurrent use; Observe and Apply are
-// called from one goroutine at a time. A Backend is built from an immutable Config: when the Config changes, another
-// Backend of the same mechanism takes over, and what it observes is the work of its predecessor. One that is an io.Closer is
-// closed when it is not needed any more: then it gives back its sockets, and what the kernel holds stays.
+// Backend programs one kernel mechanism. Base, Render and Optional are pure and safe for concurrent use. Observe, Apply
+// and Close are called from one goroutine at a time. A Backend is built from an immutable Config. When the Config
+// changes, another Backend of the same mechanism takes over and observes the Items of its predecessor.
 type Backend interface {
-	// Base returns the constant scaffolding that is there even if there are no Services.
+	// Base returns the Items that exist even if there are no Services.
 	Base() []Item
 
-	// Render returns the Items that the kernel holds for one Entry. Two Entries may return equal Items with the same ID:
-	// such an Item is shared, and goes when the last Entry that returned it goes. An error, which need not name the Entry, isolates it.
-	Render(e *Entry) ([]Item, error)
+	// Render returns the Items that the kernel holds for one ServicePort. Two ServicePorts may return equal Items with
+	// the same ID. Such an Item is shared, and is deleted with the last ServicePort that returned it. If Render returns
+	// an error, the reconciler holds the Service back. The error need not name the ServicePort.
+	Render(p *dataplane.ServicePort) ([]Item, error)
 
-	// Observe reads what the kernel holds of the objects that this mechanism of weir owns, and changes nothing. An error
-	// voids the whole pass: what was not listed must not be taken for absent.
+	// Observe reads the objects of this mechanism that weir owns, and changes nothing. An error voids the whole pass,
+	// because an Item that was not listed must not be taken for absent.
 	Observe(ctx context.Context) iter.Seq2[Item, error]
 
-	// Apply executes a Plan. It is the only writer. Deleting what is absent and creating what is there with the same
-	// content succeed.
+	// Apply executes a Plan. It is the only writer. Deleting an absent object, and creating an object that exists with
+	// the same content, succeed.
 	Apply(ctx context.Context, p Plan) Result
+
+	// Close releases the sockets once the Backend is no longer needed. The kernel keeps its objects.
+	Close() error
+
+	// Optional returns the optional capabilities of the Backend. The answer never changes.
+	Optional() Optional
 }
 
-// Generation is implemented by a Backend that can say in O(1) whether anybody else wrote.
-type Generation interface {
-	// Generation returns a number that moves whenever anybody but this Backend's own Apply may have changed what Observe
-	// would read. The number itself means nothing, and an error means that it is not known.
-	Generation(ctx context.Context) (uint64, error)
-}
-
-// Notifier is implemented by a Backend with a Generation that is told when somebody else writes, so that it need not be
-// asked often.
-type Notifier interface {
-	// Notified returns a channel, always the same one, that receives when the Generation may have moved. What is told here
-	// comes sooner than by asking; it may be told twice, or not at all.
-	Notified() <-chan struct{}
-}
-
-// Held is what the kernel was last known to hold.
-type Held interface {
-	// Item returns nil if the kernel held nothing of the ID.
-	Item(ID) Item
-	// Items yields all Items, in no order.
-	Items(yield func(Item) bool)
-}
-
-// Rereader is implemented by a Backend with a Generation that knows what others wrote, so that not everything has to be
-// read again on account of it.
-type Rereader interface {
-	// Reread returns the Items that may differ from those held because somebody else wrote since the last Observe or
-	// Reread, as the kernel holds them now: nil for one that is gone. It is false if everything has to be observed. An error
-	// voids the pass.
-	Reread(ctx context.Context, held Held) (map[ID]Item, bool, error)
-}
-
-// Drainer is implemented by a Backend that leaves in the kernel what connections still use, though no Item stands for it
-// any more.
-type Drainer interface {
-	// Reap takes down what has lost its last connection or has reached its limit, and returns how much is left for later
-	// calls. It does nothing before the first Observe or Apply.
-	Reap(ctx context.Context) (left int, err error)
+// Traits are the facts about a proxy mode that other packages depend on.
+type Traits struct {
+	// CarriesTraffic reports whether connections pass through this process. Such connections end with the process, and
+	// a process that only plans cannot apply.
+	CarriesTraffic bool
+	// HandsOver reports whether open connections continue when another mode takes over.
+	HandsOver bool
+	// FailureMetric names the metric that counts the refused transactions of the mode, as kube-proxy has one for each
+	// mode. It is "" if there is none.
+	FailureMetric string
 }
 
 // Result is what the kernel confirmed of a Plan. There are three kinds:
 //
-//   - Err == nil: every Change that is not in Refused is in force, and those in Refused are as they were before.
+//   - Err == nil: every Change that is not in Refused is in force. The objects of the Changes in Refused are unchanged.
 //   - Err != nil, Refused empty: nothing is known; the next round has to Observe.
-//   - Err != nil, Refused not empty: the transaction was rejected as a whole because of the Changes in Refused, and the
-//     kernel is as it was before. The rest can be applied without them.
+//   - Err != nil, Refused not empty: the kernel rejected the whole transaction because of the Changes in Refused, and
+//     is unchanged. The other Changes can be applied without them.
 type Result struct {
 	Refused map[ID]error
 	Err     error

@@ -4,13 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+
+	"weir/backends/dataplane"
 )
 
-// Op says what a Change does to its Item.
+// Op is what a Change does to its Item.
 type Op uint8
 
-// The operations, in the order in which a backend without transactions applies them: nothing is taken away before its
-// replacement is there.
+// The operations, in the order in which a backend without transactions applies them, so that nothing is deleted before
+// its replacement exists.
 const (
 	Create Op = iota
 	Update
@@ -29,9 +31,9 @@ type Change struct {
 	ID ID
 	// Old is nil for Create, New is nil for Delete.
 	Old, New Item
-	// Owners are the Service ports on whose account the Item exists, or existed; none for the scaffolding and for what
-	// somebody else put among weir's own objects.
-	Owners []PortKey
+	// Owners are the Service ports that want, or wanted, the Item. It is empty for the Items of Base and for objects
+	// that another process put among weir's own.
+	Owners []dataplane.ServicePortName
 }
 
 // String returns the change as a plan prints it: "+", "~" or "-" and the Item.
@@ -70,15 +72,15 @@ func (c Change) MarshalJSON() ([]byte, error) {
 	}{c.Op, c.ID, text(c.Old), text(c.New), owners})
 }
 
-// Plan is the list of Changes that takes the kernel from what it holds to what it should hold, sorted by ID. An empty
-// Plan means that there is nothing to do.
+// Plan is the list of Changes that takes the kernel from what it holds to what it should hold, sorted by ID. If a Plan
+// is empty, there is nothing to do.
 type Plan struct {
 	Backend string   `json:"backend"` // the proxy mode: "iptables", "ipvs", "nftables" or "userspace"
 	Reason  string   `json:"reason"`
 	Changes []Change `json:"changes"`
 }
 
-// Empty says whether the kernel already holds what was asked.
+// Empty reports whether the kernel already holds everything that was asked for.
 func (p Plan) Empty() bool { return len(p.Changes) == 0 }
 
 // Count returns how many Items the Plan creates, updates and deletes.

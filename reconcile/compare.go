@@ -5,30 +5,32 @@ import (
 	"slices"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// Comparison is what a dry run found: the plan, and both sides of it.
+// Comparison is the result of a dry run: the plan, and both sides of it.
 type Comparison struct {
-	Plan    backends.Plan
+	Plan backends.Plan
+	// Backend is nil if there is no data path.
 	Backend backends.Backend
-	// Entries are what was asked for and can be rendered, sorted by key.
-	Entries []*backends.Entry
+	// ServicePorts are the desired ones that can be rendered, sorted by key.
+	ServicePorts []*dataplane.ServicePort
 	// Desired and Observed are all Items of both sides, sorted by ID.
 	Desired, Observed []backends.Item
-	// Isolated is what cannot be rendered for this node, and is left out of the plan.
-	Isolated []Isolated
-	// Owners says for which Service ports an Item is desired.
-	Owners func(backends.ID) []backends.PortKey
+	// HeldBack lists what cannot be rendered for this node. It is not part of the plan.
+	HeldBack []HeldBack
+	// Owners returns the Service ports that want an Item.
+	Owners func(backends.ID) []dataplane.ServicePortName
 }
 
-// Compare reads the kernel and returns what a round would do, as Plan does, together with what that was concluded from.
-// Nothing is changed. The Comparison is valid until the Engine is used again.
+// Compare reads the kernel and returns what a round would do, as Plan does, with both sides of the comparison. It
+// changes nothing. The Comparison is valid until the Engine is used again.
 func (e *Engine) Compare(ctx context.Context, reason string) (*Comparison, error) {
 	plan, err := e.Plan(ctx, reason)
 	if err != nil {
 		return nil, err
 	}
-	c := &Comparison{Plan: plan, Isolated: e.Isolated(), Owners: func(backends.ID) []backends.PortKey { return nil }}
+	c := &Comparison{Plan: plan, HeldBack: e.HeldBack(), Owners: func(backends.ID) []dataplane.ServicePortName { return nil }}
 	d := e.next
 	if d == nil {
 		d = e.active
@@ -36,12 +38,12 @@ func (e *Engine) Compare(ctx context.Context, reason string) (*Comparison, error
 	if d == nil {
 		return c, nil
 	}
-	c.Backend = d.backend
+	c.Backend = d.Backend
 	for _, name := range e.names() {
-		c.Entries = append(c.Entries, d.rendered[name]...)
+		c.ServicePorts = append(c.ServicePorts, d.desired.current[name]...)
 	}
 	c.Desired, c.Observed = d.tracker.sides()
-	c.Owners = func(id backends.ID) []backends.PortKey {
+	c.Owners = func(id backends.ID) []dataplane.ServicePortName {
 		if r := d.tracker.records[id]; r != nil && r.desired != nil {
 			return d.tracker.ownersOf(r)
 		}
@@ -50,17 +52,17 @@ func (e *Engine) Compare(ctx context.Context, reason string) (*Comparison, error
 	return c, nil
 }
 
-// Wanted returns the Entries that the Engine works for, sorted by key.
-func (e *Engine) Wanted() []*backends.Entry {
-	var entries []*backends.Entry
+// Wanted returns the desired ServicePorts, sorted by key.
+func (e *Engine) Wanted() []*dataplane.ServicePort {
+	var servicePorts []*dataplane.ServicePort
 	for _, name := range e.names() {
-		entries = append(entries, e.services[name].entries...)
+		servicePorts = append(servicePorts, e.services[name].servicePorts...)
 	}
-	return entries
+	return servicePorts
 }
 
 // sides returns all desired and all observed Items, sorted by ID.
-func (t *Tracker) sides() (desired, observed []backends.Item) {
+func (t *tracker) sides() (desired, observed []backends.Item) {
 	ids := make([]backends.ID, 0, len(t.records))
 	for id := range t.records {
 		ids = append(ids, id)

@@ -8,10 +8,11 @@ import (
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 
-	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/spec"
 )
 
-// candidate is an endpoint as its slice has it, before any policy was applied.
+// candidate is an endpoint as written in its slice, before any policy is applied.
 type candidate struct {
 	addr                        netip.AddrPort
 	ready, serving, terminating bool
@@ -20,7 +21,7 @@ type candidate struct {
 	hints                       *discoveryv1.EndpointHints
 }
 
-// draining endpoints are used when no ready one is left.
+// draining reports whether the endpoint is used only when no ready one is left.
 func (c candidate) draining() bool { return !c.ready && c.serving && c.terminating }
 
 func (c candidate) zoneHints() []discoveryv1.ForZone {
@@ -47,13 +48,13 @@ func (c candidate) forNode(name string) bool {
 	return slices.ContainsFunc(c.nodeHints(), func(n discoveryv1.ForNode) bool { return n.Name == name })
 }
 
-// candidates returns the endpoints of one Service port, sorted by address and unique. The port number is each slice's
-// own: a port's name may stand for different numbers in different slices.
-func (r *resolver) candidates(f backends.Family, port string, protocol backends.Protocol) []candidate {
+// candidates returns the endpoints of one Service port, sorted by address, without duplicates. The port number comes
+// from each slice, because a port's name may mean different numbers in different slices.
+func (r *resolver) candidates(f dataplane.Family, port string, protocol dataplane.Protocol) []candidate {
 	var found []candidate
 	named := false
 	for _, slice := range r.svc.Slices {
-		if string(slice.AddressType) != f.String() {
+		if string(slice.AddressType) != f.String() || spec.Headless(slice) {
 			continue
 		}
 		for i := range slice.Ports {
@@ -63,7 +64,7 @@ func (r *resolver) candidates(f backends.Family, port string, protocol backends.
 			}
 			named = true
 			if p.Port == nil || *p.Port < 1 || *p.Port > 65535 {
-				r.notice("", "EndpointSlice %s: ports[%d].port is missing: its endpoints are not used for port %q", slice.Name, i, port)
+				r.notice(spec.EndpointsSkipped, "", "EndpointSlice %s: ports[%d].port is missing: its endpoints are not used for port %q", slice.Name, i, port)
 				continue
 			}
 			found = slices.Grow(found, len(slice.Endpoints))
@@ -75,26 +76,26 @@ func (r *resolver) candidates(f backends.Family, port string, protocol backends.
 		}
 	}
 	if !named && r.hasEndpoints(f) {
-		r.notice("spec.ports", "no EndpointSlice has a port named %q with protocol %s, so that port has no endpoints", port, protocol)
+		r.notice(spec.PortWithoutEndpoints, "spec.ports", "no EndpointSlice has a port named %q with protocol %s, so that port has no endpoints", port, protocol)
 	}
 	return merge(found)
 }
 
-// portMatches compares names and protocols; both may be left out, and mean "" and TCP.
-func portMatches(p *discoveryv1.EndpointPort, name string, protocol backends.Protocol) bool {
+// portMatches compares names and protocols. A missing name means "", and a missing protocol means TCP.
+func portMatches(p *discoveryv1.EndpointPort, name string, protocol dataplane.Protocol) bool {
 	if p.Name != nil && *p.Name != name || p.Name == nil && name != "" {
 		return false
 	}
 	if p.Protocol == nil {
-		return protocol == backends.TCP
+		return protocol == dataplane.TCP
 	}
 	got, ok := parseProtocol(*p.Protocol)
 	return ok && got == protocol
 }
 
-func (r *resolver) hasEndpoints(f backends.Family) bool {
+func (r *resolver) hasEndpoints(f dataplane.Family) bool {
 	return slices.ContainsFunc(r.svc.Slices, func(s *discoveryv1.EndpointSlice) bool {
-		return string(s.AddressType) == f.String() && len(s.Endpoints) > 0
+		return !spec.Headless(s) && string(s.AddressType) == f.String() && len(s.Endpoints) > 0
 	})
 }
 
@@ -104,17 +105,17 @@ func (r *resolver) candidate(slice *discoveryv1.EndpointSlice, i int, port uint1
 		return candidate{}, false
 	}
 	if len(ep.Addresses) > 1 {
-		r.notice("", "EndpointSlice %s: endpoints[%d]: only the first of its %d addresses is used; write one endpoint for each", slice.Name, i, len(ep.Addresses))
+		r.notice(spec.EndpointsSkipped, "", "EndpointSlice %s: endpoints[%d]: only the first of its %d addresses is used; write one endpoint for each", slice.Name, i, len(ep.Addresses))
 	}
 	addr, ok := parseAddr(ep.Addresses[0])
-	if !ok || backends.FamilyOf(addr).String() != string(slice.AddressType) {
-		r.notice("", "EndpointSlice %s: endpoints[%d]: %q is not used: it is not an %s address", slice.Name, i, ep.Addresses[0], slice.AddressType)
+	if !ok || dataplane.FamilyOf(addr).String() != string(slice.AddressType) {
+		r.notice(spec.EndpointsSkipped, "", "EndpointSlice %s: endpoints[%d]: %q is not used: it is not an %s address", slice.Name, i, ep.Addresses[0], slice.AddressType)
 		return candidate{}, false
 	}
 	c := candidate{
 		addr: netip.AddrPortFrom(addr, port),
-		// A control plane marks all endpoints of a Service with publishNotReadyAddresses as ready; what people write, and
-		// what comes from Endpoints, has only the pods' own state.
+		// A control plane marks all endpoints of a Service with publishNotReadyAddresses as ready. Slices from files
+		// and from Endpoints have only the state of the pods.
 		ready:       isTrue(ep.Conditions.Ready, true) || r.svc.Object.Spec.PublishNotReadyAddresses,
 		serving:     isTrue(ep.Conditions.Serving, true),
 		terminating: isTrue(ep.Conditions.Terminating, false),
@@ -138,8 +139,8 @@ func isTrue(b *bool, unset bool) bool {
 	return *b
 }
 
-// merge sorts by address and drops all but the best of several endpoints with the same one: a ready one wins, then one
-// that is draining, then one on this node.
+// merge sorts by address and keeps the best of several endpoints with the same one: a ready endpoint wins, then a
+// draining one, then one on this node.
 func merge(found []candidate) []candidate {
 	slices.SortStableFunc(found, func(a, b candidate) int {
 		return cmp.Or(a.addr.Compare(b.addr), better(a.ready, b.ready), better(a.draining(), b.draining()), better(a.local, b.local))
@@ -157,19 +158,19 @@ func better(a, b bool) int {
 	return 0
 }
 
-// policies says which kinds of traffic policy a Service port uses.
+// policies holds which kinds of traffic policy a Service port uses.
 type policies struct{ cluster, local bool }
 
-// selectEndpoints applies readiness, topology and the traffic policies, and says whether anything usable exists on any
-// node.
-func selectEndpoints(all []candidate, use policies, node *Node) (chosen []backends.Endpoint, any bool) {
+// selectEndpoints applies readiness, topology and the traffic policies. any reports whether a usable endpoint exists on
+// any node.
+func selectEndpoints(all []candidate, use policies, node *Node) (chosen []dataplane.Endpoint, any bool) {
 	inCluster := clusterSelection(all, node)
 	inLocal := localSelection(all)
-	var few [16]backends.Endpoint
+	var few [16]dataplane.Endpoint
 	buf := few[:0]
 	for _, c := range all {
 		any = any || c.ready || c.draining()
-		ep := backends.Endpoint{
+		ep := dataplane.Endpoint{
 			Addr:    c.addr,
 			Cluster: use.cluster && inCluster(c),
 			Local:   inLocal(c),
@@ -180,22 +181,23 @@ func selectEndpoints(all []candidate, use policies, node *Node) (chosen []backen
 			buf = append(buf, ep)
 		}
 	}
-	return append(chosen, buf...), any // with no room to spare: they are kept
+	return append(chosen, buf...), any // without spare capacity, because they are kept
 }
 
-// servingAddrs returns who may keep the flows it has: a terminating endpoint finishes what it began.
-func servingAddrs(all []candidate) []netip.AddrPort {
+// servingAddrs returns the endpoints that keep their flows: a terminating endpoint finishes its connections.
+// With local set, it returns only those on this node.
+func servingAddrs(all []candidate, local bool) []netip.AddrPort {
 	var addrs []netip.AddrPort
 	for _, c := range all {
-		if c.ready || c.draining() {
+		if (c.ready || c.draining()) && (c.local || !local) {
 			addrs = append(addrs, c.addr)
 		}
 	}
 	return addrs
 }
 
-// clusterSelection returns what policy Cluster chooses: the ready endpoints that topology allows, or the draining ones
-// if there is none.
+// clusterSelection returns the selection of policy Cluster: the ready endpoints that topology allows, or the draining
+// ones if no endpoint is ready.
 func clusterSelection(all []candidate, node *Node) func(candidate) bool {
 	allowed := topology(all, node)
 	chosen := func(c candidate) bool { return c.ready && allowed(c) }
@@ -205,7 +207,7 @@ func clusterSelection(all []candidate, node *Node) func(candidate) bool {
 	return chosen
 }
 
-// localSelection returns what policy Local chooses. It looks at this node's endpoints only, hints or not.
+// localSelection returns the selection of policy Local. It considers only this node's endpoints, and ignores hints.
 func localSelection(all []candidate) func(candidate) bool {
 	chosen := func(c candidate) bool { return c.local && c.ready }
 	if !slices.ContainsFunc(all, chosen) {
@@ -214,9 +216,9 @@ func localSelection(all []candidate) func(candidate) bool {
 	return chosen
 }
 
-// topology returns which endpoints the hints allow this node to use. Hints count only if every ready endpoint has them
-// and one of them names this node or its zone; node hints come before zone hints. trafficDistribution itself is for the
-// controller that writes the hints.
+// topology returns a selection of the endpoints that the hints allow this node to use. Hints count only if every ready
+// endpoint has them and one of them names this node or its zone. Node hints win over zone hints. The controller that
+// writes the hints reads trafficDistribution; a proxy does not.
 func topology(all []candidate, node *Node) func(candidate) bool {
 	ready := 0
 	var hinted, mine struct{ node, zone int }
@@ -247,7 +249,7 @@ func topology(all []candidate, node *Node) func(candidate) bool {
 	return func(candidate) bool { return true }
 }
 
-// parseAddr accepts what the API accepts, and returns IPv4-mapped IPv6 addresses as IPv4.
+// parseAddr accepts the addresses that the API accepts, and returns IPv4-mapped IPv6 addresses as IPv4.
 func parseAddr(text string) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(text)
 	if err != nil || a.Zone() != "" {

@@ -11,65 +11,70 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 	"weir/spec"
 )
 
-// Options is what an Engine starts with. Backend may be nil until SetBackend.
+// Options configure an Engine. Without a Backend it does nothing until SetDataPath.
 type Options struct {
-	Mode    string
-	Backend backends.Backend
-	Node    Node
-	// Flows may be nil: then no conntrack entry is touched.
-	Flows Flows
+	DataPath
+	Node Node
 	// Log may be nil.
 	Log hclog.Logger
 }
 
 // Request asks for a round.
 type Request struct {
-	// Reason is for logs and plans, such as "services changed".
+	// Reason appears in logs and plans, such as "services changed".
 	Reason string
-	// Full asks to compare with the kernel rather than with what is remembered of it.
+	// Full asks for a comparison with the kernel instead of the remembered observed side.
 	Full bool
+	// moved means that the reason is a write of another process.
+	moved bool
 }
 
-// Engine makes one round of reconciliation at a time: it reads the kernel if it must, works out what should be there, has
-// the difference applied, and records what the kernel confirmed.
+// Engine makes one round of reconciliation at a time. It reads the kernel if necessary, computes the desired state,
+// lets the backend apply the difference, and records what the kernel confirmed.
 //
-// Goals: work in proportion to what changed, not to what there is; no intent is lost, whatever fails; a fault of one
-// Service is that Service's alone; nothing is deleted that was not fully known before.
+// Goals: the work is proportional to the change, not to the number of Services. No failure loses the desired state. A
+// fault of one Service does not affect others. Nothing is deleted before it was fully known.
 //
-// Where they conflict: safety of what is in force comes before speed, so that an apply of unknown outcome costs a full
-// read; and before exactness, so that a Service which the kernel refuses keeps what it had, and drift in it is not repaired
-// until it is accepted.
+// Where they conflict, safety of the state in force wins over speed: an apply with an unknown outcome costs a full
+// read. It also wins over exactness: a refused Service keeps its earlier state, and drift in it is not repaired until
+// the Service is accepted.
 //
-// An Engine has no timers and no goroutines, and is not safe for concurrent use: everything is called from one goroutine.
+// An Engine has no timers and no goroutines, and is not safe for concurrent use: one goroutine calls everything.
 type Engine struct {
 	log   hclog.Logger
 	node  Node
-	flows *flowDebts
+	stale staleFlows
 
 	snapshot *spec.Snapshot
-	services map[backends.ServiceName]*service
-	// dirty names the Services to resolve again; all says that every one is.
-	dirty map[backends.ServiceName]struct{}
+	services map[dataplane.ServiceName]*service
+	// dirty names the Services to resolve again. all means every Service.
+	dirty map[dataplane.ServiceName]struct{}
 	all   bool
-	// unsettled names the Services whose Entries may differ from those in force.
-	unsettled map[backends.ServiceName]struct{}
-	notices   map[backends.ServiceName][]spec.Problem
+	// unsettled names the Services whose ServicePorts may differ from those in force.
+	unsettled map[dataplane.ServiceName]struct{}
+	frontends *frontends
+	notices   map[dataplane.ServiceName][]spec.Notice
 
-	// active is in force. next takes its place once it has been applied in full. What is leaving is taken down.
+	// active is in force. next replaces it once it has been applied in full. leaving holds the data paths that are
+	// being taken down.
 	active, next *dataPath
 	leaving      []*dataPath
 }
 
-// service is what became of one Service.
+// service is the resolved state of one Service.
 type service struct {
-	// entries are wanted, inForce are what the kernel confirmed last.
-	entries, inForce []*backends.Entry
+	// resolved are as the Service asks for them, servicePorts hold of that what the Service owns, and inForce are what the kernel
+	// confirmed last.
+	resolved, servicePorts, inForce []*dataplane.ServicePort
+	// resolveNotices are those that Resolve gave.
+	resolveNotices []spec.Notice
 }
 
-// NewEngine returns an Engine that has no snapshot yet. Until it has one, a round does nothing.
+// NewEngine returns an Engine without a snapshot. Until it has one, a round does nothing.
 func NewEngine(o Options) *Engine {
 	if o.Log == nil {
 		o.Log = hclog.NewNullLogger()
@@ -77,45 +82,46 @@ func NewEngine(o Options) *Engine {
 	e := &Engine{
 		log:       o.Log,
 		node:      o.Node,
-		flows:     newFlowDebts(o.Flows),
-		services:  map[backends.ServiceName]*service{},
-		dirty:     map[backends.ServiceName]struct{}{},
-		unsettled: map[backends.ServiceName]struct{}{},
-		notices:   map[backends.ServiceName][]spec.Problem{},
+		stale:     staleFlows{},
+		services:  map[dataplane.ServiceName]*service{},
+		dirty:     map[dataplane.ServiceName]struct{}{},
+		unsettled: map[dataplane.ServiceName]struct{}{},
+		frontends: newFrontends(),
+		notices:   map[dataplane.ServiceName][]spec.Notice{},
 	}
 	if o.Backend != nil {
-		e.SetBackend(o.Mode, o.Backend)
+		e.SetDataPath(o.DataPath)
 	}
 	return e
 }
 
-// SetSnapshot makes the snapshot the one that the next round works for. The delta is to the snapshot given before.
+// SetSnapshot sets the snapshot for the next round. The delta is relative to the snapshot before.
 func (e *Engine) SetSnapshot(snap *spec.Snapshot, delta spec.Delta) {
 	before := e.snapshot
 	e.snapshot = snap
 	if before != nil && !delta.All {
 		for _, n := range delta.Services {
-			name := backends.ServiceName(n)
+			name := n
 			e.dirty[name] = struct{}{}
-			e.pardon(name)
+			e.retryNow(name)
 		}
 		return
 	}
 	e.all = true
 	for name := range e.services {
-		if before == nil || before.Service(spec.Name(name)) != snap.Service(spec.Name(name)) {
-			e.pardon(name)
+		if before == nil || before.Services.Get(name) != snap.Services.Get(name) {
+			e.retryNow(name)
 		}
 	}
 }
 
-func (e *Engine) pardon(name backends.ServiceName) {
+func (e *Engine) retryNow(name dataplane.ServiceName) {
 	for _, d := range e.paths() {
-		d.pardon(name)
+		d.retryNow(name)
 	}
 }
 
-// paths returns the data paths that are kept up to date.
+// paths returns the data paths that must stay up to date.
 func (e *Engine) paths() []*dataPath {
 	var paths []*dataPath
 	for _, d := range []*dataPath{e.next, e.active} {
@@ -133,34 +139,34 @@ func (e *Engine) SetNode(node Node) {
 	}
 }
 
-// SetBackend hands over to another backend. In the same mode it only has other settings: what is known of the kernel is
-// kept, everything is rendered anew and the difference applied. In another mode the new backend is applied in full before
-// the old one is taken down; until that succeeds the old one is kept up to date.
-func (e *Engine) SetBackend(mode string, b backends.Backend) {
+// SetDataPath hands over to another Backend. In the same mode only settings differ: the observed side is kept,
+// everything is rendered again, and the difference is applied. In another mode the new backend is applied in full
+// before the old one is taken down. Until that succeeds the old one is kept up to date.
+func (e *Engine) SetDataPath(p DataPath) {
 	switch {
 	case e.active == nil:
-		e.active = e.enter(mode, b)
-	case e.active.mode == mode:
+		e.active = e.enter(p)
+	case e.active.Mode == p.Mode:
 		e.leave(e.next)
 		e.next = nil
-		e.active.replace(b)
-	case e.next != nil && e.next.mode == mode:
-		e.next.replace(b)
+		e.active.replace(p)
+	case e.next != nil && e.next.Mode == p.Mode:
+		e.next.replace(p)
 	default:
 		e.leave(e.next)
-		e.next = e.enter(mode, b)
+		e.next = e.enter(p)
 	}
 }
 
-// enter makes a data path that takes over whatever its mode left behind before.
-func (e *Engine) enter(mode string, b backends.Backend) *dataPath {
+// enter makes a data path that takes over the leftovers of its mode.
+func (e *Engine) enter(p DataPath) *dataPath {
 	e.leaving = slices.DeleteFunc(e.leaving, func(d *dataPath) bool {
-		if d.mode == mode {
-			d.dismiss()
+		if d.Mode == p.Mode {
+			d.close()
 		}
-		return d.mode == mode
+		return d.Mode == p.Mode
 	})
-	return newDataPath(mode, b, e.log.With("mode", mode))
+	return newDataPath(p, e.log.With("mode", p.Mode))
 }
 
 func (e *Engine) leave(d *dataPath) {
@@ -170,64 +176,71 @@ func (e *Engine) leave(d *dataPath) {
 	}
 }
 
-// Mode returns the proxy mode in force, "" if there is none.
+// Mode returns the proxy mode in force, or "" if there is none.
 func (e *Engine) Mode() string {
 	if e.active == nil {
 		return ""
 	}
-	return e.active.mode
+	return e.active.Mode
 }
 
-// Moved says in O(1) whether somebody else may have written to what the backend in force owns since it was read last. It
-// is false if the backend cannot tell.
-func (e *Engine) Moved(ctx context.Context) bool { return e.active != nil && e.active.moved(ctx) }
+// Moved reports in O(1) whether another process may have written to objects of the backend in force since the last
+// read. It returns false if the backend cannot tell.
+func (e *Engine) Moved(ctx context.Context) bool {
+	if e.active == nil || e.active.observed.trust != trusted {
+		return false // the retry of the failed round reads everything anyway
+	}
+	moved, known := e.active.observed.moved(ctx, e.active.Backend)
+	return moved && known
+}
 
-// Notified returns what tells that Moved should be asked; nil, which never does, if the backend in force has nothing of the
-// kind.
-func (e *Engine) Notified() <-chan struct{} {
+// Wake returns a channel that receives when Moved should be called. It is nil, and so never receives, if the backend in
+// force can only be polled.
+func (e *Engine) Wake() <-chan struct{} {
 	if e.active == nil {
 		return nil
 	}
-	if n, ok := e.active.backend.(backends.Notifier); ok {
-		return n.Notified()
+	if w := e.active.Backend.Optional().Watcher; w != nil {
+		return w.Wake()
 	}
 	return nil
 }
 
-// Reap has the backend in force, and the one that is about to be, take down what no connection uses any more. It returns how
-// much is left for later.
+// Reap deletes drained objects without connections, or past their drain limit, in the backend in force and in the next
+// one. It returns how many remain.
 func (e *Engine) Reap(ctx context.Context) (left int, err error) {
 	for _, d := range e.paths() {
-		drainer, ok := d.backend.(backends.Drainer)
-		if !ok {
+		drainer := d.Backend.Optional().Drainer
+		if drainer == nil {
 			continue
 		}
 		n, reapErr := drainer.Reap(ctx)
 		left += n
 		if reapErr != nil {
-			err = errors.Join(err, fmt.Errorf("%s: take down what was drained: %w", d.mode, reapErr))
+			err = errors.Join(err, fmt.Errorf("%s: take down what was drained: %w", d.Mode, reapErr))
 		}
 	}
 	return left, err
 }
 
-// Notices returns what the authors of Services should know, as of the last round or plan, ordered by Service.
-func (e *Engine) Notices() []spec.Problem {
-	var all []spec.Problem
-	for _, name := range slices.SortedFunc(maps.Keys(e.notices), backends.ServiceName.Compare) {
+// Notices returns the notices for the authors of Services, as of the last round or plan, ordered by Service.
+func (e *Engine) Notices() []spec.Notice {
+	var all []spec.Notice
+	for _, name := range slices.SortedFunc(maps.Keys(e.notices), dataplane.ServiceName.Compare) {
 		all = append(all, e.notices[name]...)
 	}
 	return all
 }
 
-// Round makes what the snapshot asks for true. Whatever fails is in the Report, and is tried again by the next round.
+// Round brings the kernel to the state that the snapshot asks for. The Report contains every failure. The next round
+// retries.
 func (e *Engine) Round(ctx context.Context, req Request) Report {
 	rep := Report{Reason: req.Reason, Start: time.Now()}
 	inForce := false
 	if e.snapshot != nil && e.active != nil {
 		rep.Revision = e.snapshot.Revision.String()
 		for _, d := range e.paths() {
-			d.keep = e.snapshot.Revision.Stale
+			d.observed.keep = e.snapshot.Revision.Stale
 		}
 		e.resolve(&rep)
 		if err := e.applyAll(ctx, req.Full, &rep); err != nil {
@@ -239,22 +252,22 @@ func (e *Engine) Round(ctx context.Context, req Request) Report {
 	}
 	e.takeDown(ctx, &rep)
 	if inForce {
-		e.clean(ctx, &rep) // what was taken down cannot make stale flows anew
+		e.clean(ctx, &rep) // no stale flow can appear after the data path was taken down
 	}
 	e.summarize(&rep)
 	return rep
 }
 
-// applyAll brings the data path in force up to date, or puts the next one in its place. The error is that of the data path
-// in force.
+// applyAll brings the data path in force up to date, or replaces it with the next one. The error is that of the data
+// path in force.
 func (e *Engine) applyAll(ctx context.Context, full bool, rep *Report) error {
 	if e.next != nil {
 		err := e.next.round(ctx, full, e, rep)
 		if err == nil {
-			e.log.Info("proxy mode changed", "from", e.active.mode, "to", e.next.mode)
+			e.log.Info("proxy mode changed", "from", e.active.Mode, "to", e.next.Mode)
 			e.leave(e.active)
 			e.active, e.next = e.next, nil
-			e.oweAll()
+			e.markAll()
 			return nil
 		}
 		rep.Err = errors.Join(rep.Err, err)
@@ -262,185 +275,214 @@ func (e *Engine) applyAll(ctx context.Context, full bool, rep *Report) error {
 	return e.active.round(ctx, full, e, rep)
 }
 
-// oweAll has the flows of every Service looked at: another mode may have sent them elsewhere.
-func (e *Engine) oweAll() {
+// markAll marks the flows of every Service as stale, because another mode may have sent them elsewhere.
+func (e *Engine) markAll() {
 	for _, s := range e.services {
 		for _, entry := range s.inForce {
-			e.flows.owe(entry.Key, nil)
+			e.stale.mark(entry.Key, nil)
 		}
 	}
 }
 
-// takeDown empties what is leaving.
+// takeDown empties the data paths that are leaving.
 func (e *Engine) takeDown(ctx context.Context, rep *Report) {
 	e.leaving = slices.DeleteFunc(e.leaving, func(d *dataPath) bool {
 		err := d.round(ctx, true, e, rep)
 		if err != nil {
 			rep.Err = errors.Join(rep.Err, err)
 		}
-		done := err == nil && len(d.isolated) == 0
+		done := err == nil && len(d.quarantine.suspects) == 0
 		if done {
-			d.dismiss()
+			d.close()
 		}
 		return done
 	})
 }
 
-// Isolated returns what is held back, as of the last round or plan.
-func (e *Engine) Isolated() []Isolated {
-	origin := func(name backends.ServiceName) string {
+// HeldBack returns the Services held back, as of the last round or plan.
+func (e *Engine) HeldBack() []HeldBack {
+	origin := func(name dataplane.ServiceName) string {
 		if e.snapshot != nil {
-			if svc := e.snapshot.Service(spec.Name(name)); svc != nil {
+			if svc := e.snapshot.Services.Get(name); svc != nil {
 				return svc.Origin.String()
 			}
 		}
 		return ""
 	}
-	var all []Isolated
+	var all []HeldBack
 	for _, d := range append(e.paths(), e.leaving...) {
-		all = append(all, d.isolated.list(origin)...)
+		all = append(all, d.quarantine.list(origin)...)
 	}
 	return all
 }
 
 func (e *Engine) summarize(rep *Report) {
-	rep.Isolated = e.Isolated()
+	rep.HeldBack = e.HeldBack()
 	if e.active != nil {
-		rep.Mode = e.active.mode
+		rep.Mode, rep.Traits = e.active.Mode, e.active.Traits
 		rep.Items = e.active.tracker.Len()
 		rep.Conflicts = e.active.tracker.Conflicts()
 	}
 	if e.snapshot != nil {
-		rep.Services = e.snapshot.Len()
+		rep.Services = e.snapshot.Services.Len()
 	}
 	rep.Stages.Total = time.Since(rep.Start)
 }
 
-// resolve works out the dirty Services anew.
+// resolve resolves the dirty Services again.
 func (e *Engine) resolve(rep *Report) {
 	start := time.Now()
 	if e.all {
 		for name := range e.services {
 			e.dirty[name] = struct{}{}
 		}
-		for svc := range e.snapshot.Services() {
-			e.dirty[backends.ServiceName(svc.Name)] = struct{}{}
+		for svc := range e.snapshot.Services.All() {
+			e.dirty[svc.Name] = struct{}{}
 		}
 	}
 	rep.Resolved = len(e.dirty)
+	e.frontends.node = e.node.NodePortAddresses
+	affected := make(map[dataplane.ServiceName]struct{}, len(e.dirty))
 	for name := range e.dirty {
-		e.resolveService(name)
+		affected[name] = struct{}{}
+		e.resolveService(name, affected)
+	}
+	for name := range affected {
+		e.settleFrontends(name, rep)
 	}
 	e.all = false
-	e.dirty = map[backends.ServiceName]struct{}{} // walking a map costs what it held at most, not what it holds
+	e.dirty = map[dataplane.ServiceName]struct{}{} // ranging over a map costs its peak size, so allocate a new one
 	rep.Stages.Resolve += time.Since(start)
 }
 
-func (e *Engine) resolveService(name backends.ServiceName) {
-	var entries []*backends.Entry
-	var notices []spec.Problem
-	if svc := e.snapshot.Service(spec.Name(name)); svc != nil {
-		entries, notices = Resolve(svc, &e.node)
-	}
-	if len(notices) > 0 {
-		e.notices[name] = notices
-	} else {
-		delete(e.notices, name)
+// resolveService works out what a Service asks for, and adds to affected the Services that share an address with it.
+func (e *Engine) resolveService(name dataplane.ServiceName, affected map[dataplane.ServiceName]struct{}) {
+	var resolved []*dataplane.ServicePort
+	var notices []spec.Notice
+	if svc := e.snapshot.Services.Get(name); svc != nil {
+		resolved, notices = Resolve(svc, &e.node)
 	}
 	s := e.services[name]
 	if s == nil {
-		if len(entries) == 0 {
+		if len(resolved)+len(notices) == 0 {
 			return
 		}
 		s = &service{}
 		e.services[name] = s
 	}
-	if slices.EqualFunc(s.entries, entries, equalEntries) {
+	e.frontends.set(s.resolved, resolved, affected)
+	s.resolved, s.resolveNotices = resolved, notices
+}
+
+// settleFrontends works out what a Service owns of what it asks for, and what its author should know of that.
+func (e *Engine) settleFrontends(name dataplane.ServiceName, rep *Report) {
+	s := e.services[name]
+	if s == nil {
+		delete(e.notices, name)
 		return
 	}
-	s.entries = entries
+	servicePorts, losses := e.frontends.owned(s.resolved)
+	if svc := e.snapshot.Services.Get(name); svc != nil {
+		e.notice(svc, append(slices.Clip(s.resolveNotices), e.frontends.notices(svc, servicePorts, losses)...), rep)
+	} else {
+		delete(e.notices, name)
+	}
+	if slices.EqualFunc(s.servicePorts, servicePorts, (*dataplane.ServicePort).Equal) {
+		e.forgetEmpty(name, s)
+		return
+	}
+	s.servicePorts = servicePorts
 	e.unsettled[name] = struct{}{}
 	for _, d := range e.paths() {
-		d.changed(name)
+		d.desired.changed(name)
 	}
 }
 
-// equalEntries leaves out the Origin, which is for people only.
-func equalEntries(a, b *backends.Entry) bool {
-	return a.Key == b.Key && a.ClusterIP == b.ClusterIP && a.Port == b.Port && a.NodePort == b.NodePort &&
-		slices.Equal(a.ExternalIPs, b.ExternalIPs) && slices.Equal(a.LoadBalancerIPs, b.LoadBalancerIPs) &&
-		slices.Equal(a.SourceRanges, b.SourceRanges) && a.InternalLocal == b.InternalLocal && a.ExternalLocal == b.ExternalLocal &&
-		a.Affinity == b.Affinity && slices.Equal(a.Endpoints, b.Endpoints) &&
-		slices.Equal(a.Serving, b.Serving) && a.HasEndpoints == b.HasEndpoints &&
-		a.HealthCheckNodePort == b.HealthCheckNodePort && a.Scheduler == b.Scheduler &&
-		a.ProxyProtocol == b.ProxyProtocol
+// notice keeps the notices of a Service, and reports them if they differ from before.
+func (e *Engine) notice(svc *spec.Service, notices []spec.Notice, rep *Report) {
+	if slices.Equal(e.notices[svc.Name], notices) {
+		return
+	}
+	rep.Notices = append(rep.Notices, ServiceNotices{svc, notices})
+	if len(notices) == 0 {
+		delete(e.notices, svc.Name)
+	} else {
+		e.notices[svc.Name] = notices
+	}
 }
 
-// entries and names make the Engine what its data paths render.
-func (e *Engine) entries(name backends.ServiceName) []*backends.Entry {
+// forgetEmpty drops what became of a Service of which nothing is left.
+func (e *Engine) forgetEmpty(name dataplane.ServiceName, s *service) {
+	if _, unsettled := e.unsettled[name]; !unsettled && len(s.resolved)+len(s.resolveNotices)+len(s.servicePorts)+len(s.inForce) == 0 {
+		delete(e.services, name)
+	}
+}
+
+// servicePorts and names implement wanted for the Engine's data paths.
+func (e *Engine) servicePorts(name dataplane.ServiceName) []*dataplane.ServicePort {
 	if s := e.services[name]; s != nil {
-		return s.entries
+		return s.servicePorts
 	}
 	return nil
 }
 
-func (e *Engine) names() []backends.ServiceName {
-	return slices.SortedFunc(maps.Keys(e.services), backends.ServiceName.Compare)
+func (e *Engine) names() []dataplane.ServiceName {
+	return slices.SortedFunc(maps.Keys(e.services), dataplane.ServiceName.Compare)
 }
 
-// settle records which Entries are in force now, after a round that succeeded.
+// settle records which ServicePorts are in force now, after a round that succeeded.
 func (e *Engine) settle(rep *Report) {
-	for _, name := range slices.SortedFunc(maps.Keys(e.unsettled), backends.ServiceName.Compare) {
-		blamed := e.active.isolated[culprit{service: name}]
-		if blamed != nil && blamed.held {
-			continue // the kernel holds what it held before
+	for _, name := range slices.SortedFunc(maps.Keys(e.unsettled), dataplane.ServiceName.Compare) {
+		heldBack := e.active.quarantine.of(name)
+		if heldBack != nil && heldBack.held {
+			continue // the kernel still holds the earlier state
 		}
-		s, now := e.services[name], e.active.rendered[name]
+		s, now := e.services[name], e.active.desired.current[name]
 		for _, entry := range now {
 			old := find(s.inForce, entry.Key)
-			if old != nil && equalEntries(old, entry) {
+			if old != nil && old.Equal(entry) {
 				continue
 			}
 			rep.Changed = append(rep.Changed, entry)
-			e.flows.owe(entry.Key, old)
+			e.stale.mark(entry.Key, old)
 		}
 		for _, old := range s.inForce {
 			if find(now, old.Key) == nil {
 				rep.Gone = append(rep.Gone, old.Key)
-				e.flows.owe(old.Key, old)
+				e.stale.mark(old.Key, old)
 			}
 		}
 		s.inForce = now
-		if blamed != nil {
-			continue // a port of it cannot be rendered, or the Service was put back to what it was before
-		}
-		if len(s.entries) == 0 {
-			delete(e.services, name)
+		if heldBack != nil {
+			continue // a port of it cannot be rendered, or the Service was put back to an earlier state
 		}
 		delete(e.unsettled, name)
+		e.forgetEmpty(name, s)
 	}
 	if len(e.unsettled) == 0 {
-		e.unsettled = map[backends.ServiceName]struct{}{}
+		e.unsettled = map[dataplane.ServiceName]struct{}{}
 	}
-	for _, key := range e.active.repaired {
-		e.flows.owe(key, nil)
+	for _, key := range e.active.observed.takeRepaired() {
+		e.stale.mark(key, nil)
 	}
-	e.active.repaired = nil
 }
 
-// clean removes the conntrack entries that what is in force now made stale.
+// clean removes the conntrack entries that the state in force made stale, with the Flows of the data path in force.
 func (e *Engine) clean(ctx context.Context, rep *Report) {
 	start := time.Now()
-	rep.Flows, rep.FlowsErr = e.flows.clean(ctx, func(key backends.PortKey) *backends.Entry {
+	rep.Flows, rep.FlowsErr = e.stale.clean(ctx, e.active.Flows, func(key dataplane.ServicePortName) *dataplane.ServicePort {
 		if s := e.services[key.Service]; s != nil {
 			return find(s.inForce, key)
 		}
 		return nil
 	})
+	if rep.FlowsErr == nil && len(e.stale) > 0 {
+		e.stale = staleFlows{} // if it failed, the next round cleans all of them
+	}
 	rep.Stages.Flows += time.Since(start)
 }
 
-// Plan reads the kernel and returns what a round would do. Nothing is changed.
+// Plan reads the kernel and returns what a round would do. It changes nothing.
 func (e *Engine) Plan(ctx context.Context, reason string) (backends.Plan, error) {
 	d := e.next
 	if d == nil {
@@ -454,14 +496,14 @@ func (e *Engine) Plan(ctx context.Context, reason string) (backends.Plan, error)
 	return d.dryRun(ctx, e, &rep)
 }
 
-// Cleanup removes everything that the backend owns, whatever the snapshot says. If it fails it can be called again;
-// nothing else is done with the Engine thereafter.
+// Cleanup removes everything that the backend owns, regardless of the snapshot. If it fails it can be called again. The
+// Engine must not be used for anything else afterwards.
 func (e *Engine) Cleanup(ctx context.Context) Report {
 	e.retire()
 	return e.Round(ctx, Request{Reason: "cleanup", Full: true})
 }
 
-// PlanCleanup returns what Cleanup would do, without doing it. Nothing but Cleanup is done with the Engine thereafter.
+// PlanCleanup returns what Cleanup would do, without doing it. The Engine must only be used for Cleanup afterwards.
 func (e *Engine) PlanCleanup(ctx context.Context) (backends.Plan, error) {
 	e.retire()
 	plan := backends.Plan{Reason: "cleanup"}
@@ -477,7 +519,7 @@ func (e *Engine) PlanCleanup(ctx context.Context) (backends.Plan, error) {
 	return plan, nil
 }
 
-// retire puts an empty desired side, given explicitly, in the place of any snapshot.
+// retire replaces any snapshot by an explicitly empty desired side.
 func (e *Engine) retire() {
 	e.leave(e.next)
 	e.leave(e.active)

@@ -5,25 +5,23 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
-	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 	"weir/backends/fake"
 	"weir/spec"
 )
 
-var testNode = Node{Name: "node-a", Zone: "zone-a", Families: []backends.Family{backends.IPv4, backends.IPv6}}
+var testNode = Node{Name: "node-a", Zone: "zone-a", Families: []dataplane.Family{dataplane.IPv4, dataplane.IPv6}}
 
 // makeService returns a Service with one port and so many ready endpoints; n makes its address.
 func makeService(name string, n int, protocol corev1.Protocol, endpoints int) *spec.Service {
@@ -38,7 +36,7 @@ func makeService(name string, n int, protocol corev1.Protocol, endpoints int) *s
 		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("10.%d.%d.%d", 100+i, n/250, n%250+1)}})
 	}
 	return &spec.Service{
-		Name:   spec.Name{Namespace: "default", Name: name},
+		Name:   dataplane.ServiceName{Namespace: "default", Name: name},
 		Origin: spec.Origin{File: name + ".yaml", Line: 1},
 		Object: &corev1.Service{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
@@ -56,7 +54,7 @@ type world struct {
 	t      testing.TB
 	kernel *fake.Kernel
 	engine *Engine
-	tree   *iradix.Tree[*spec.Service]
+	all    spec.Services
 	flows  *recordedFlows
 }
 
@@ -66,7 +64,7 @@ type recordedFlows struct {
 	calls         int
 }
 
-func (f *recordedFlows) Clean(_ context.Context, current, gone []*backends.Entry) (int, error) {
+func (f *recordedFlows) Clean(_ context.Context, current, gone []*dataplane.ServicePort) (int, error) {
 	f.calls++
 	f.current, f.gone = nil, nil
 	for _, e := range current {
@@ -79,40 +77,51 @@ func (f *recordedFlows) Clean(_ context.Context, current, gone []*backends.Entry
 }
 
 func newWorld(t testing.TB, services ...*spec.Service) *world {
-	w := &world{t: t, kernel: fake.NewKernel(), tree: iradix.New[*spec.Service](), flows: &recordedFlows{}}
-	w.engine = NewEngine(Options{Mode: "fake", Backend: fake.New(w.kernel, backends.Config{}), Node: testNode, Flows: w.flows})
-	tx := w.tree.Txn()
-	for _, s := range services {
-		tx.Insert(spec.ServiceKey(s.Name), s)
-	}
-	w.tree = tx.Commit()
+	w := &world{t: t, kernel: fake.NewKernel(), all: spec.ServicesOf(services...), flows: &recordedFlows{}}
+	w.engine = NewEngine(Options{DataPath: w.path("fake", fake.New(w.kernel, dataplane.Config{})), Node: testNode})
 	w.engine.SetSnapshot(w.snapshot(), spec.Delta{All: true})
 	return w
 }
 
-// tells gives the backend the ability to say what somebody else wrote.
+func (w *world) path(mode string, b backends.Backend) DataPath {
+	return DataPath{Mode: mode, Backend: b, Flows: w.flows}
+}
+
+// tells gives the backend the ability to report what other programs wrote.
 func (w *world) tells() {
 	w.kernel.Tells = true
-	w.engine.SetBackend("fake", fake.New(w.kernel, backends.Config{}))
+	w.engine.SetDataPath(w.path("fake", fake.New(w.kernel, dataplane.Config{})))
 }
 
 func (w *world) snapshot() *spec.Snapshot {
-	return spec.Snapshot{Revision: spec.Revision{ID: "r"}}.WithServices(w.tree)
+	return &spec.Snapshot{Revision: spec.Revision{ID: "r"}, Services: w.all}
+}
+
+func (w *world) put(s *spec.Service) {
+	b := w.all.Edit()
+	b.Put(s.Name, s)
+	w.all = b.Commit()
+}
+
+func (w *world) drop(n dataplane.ServiceName) {
+	b := w.all.Edit()
+	b.Delete(n)
+	w.all = b.Commit()
 }
 
 func (w *world) set(services ...*spec.Service) {
-	var names []spec.Name
+	var names []dataplane.ServiceName
 	for _, s := range services {
-		w.tree, _, _ = w.tree.Insert(spec.ServiceKey(s.Name), s)
+		w.put(s)
 		names = append(names, s.Name)
 	}
 	w.engine.SetSnapshot(w.snapshot(), spec.Delta{Services: names})
 }
 
 func (w *world) remove(name string) {
-	n := spec.Name{Namespace: "default", Name: name}
-	w.tree, _, _ = w.tree.Delete(spec.ServiceKey(n))
-	w.engine.SetSnapshot(w.snapshot(), spec.Delta{Services: []spec.Name{n}})
+	n := dataplane.ServiceName{Namespace: "default", Name: name}
+	w.drop(n)
+	w.engine.SetSnapshot(w.snapshot(), spec.Delta{Services: []dataplane.ServiceName{n}})
 }
 
 func (w *world) round(full bool) Report {
@@ -123,8 +132,8 @@ func (w *world) round(full bool) Report {
 func (w *world) ok(full bool) Report {
 	w.t.Helper()
 	rep := w.round(full)
-	if rep.Err != nil || len(rep.Isolated) > 0 {
-		w.t.Fatalf("round: %v, isolated: %v", rep.Err, rep.Isolated)
+	if rep.Err != nil || len(rep.HeldBack) > 0 {
+		w.t.Fatalf("round: %v, isolated: %v", rep.Err, rep.HeldBack)
 	}
 	return rep
 }
@@ -133,7 +142,7 @@ func (w *world) ok(full bool) Report {
 func (w *world) converged() {
 	w.t.Helper()
 	k := fake.NewKernel()
-	e := NewEngine(Options{Mode: "fake", Backend: fake.New(k, backends.Config{}), Node: testNode})
+	e := NewEngine(Options{DataPath: DataPath{Mode: "fake", Backend: fake.New(k, dataplane.Config{})}, Node: testNode})
 	e.SetSnapshot(w.snapshot(), spec.Delta{All: true})
 	if rep := e.Round(context.Background(), Request{Full: true}); rep.Err != nil {
 		w.t.Fatal(rep.Err)
@@ -225,8 +234,8 @@ func TestGenerationMakesReadsUnnecessary(t *testing.T) {
 	}
 }
 
-// TestPain01DriftIsRepaired also covers a firewalld reload (2) and stale objects that stay until restart (3).
-func TestPain01DriftIsRepaired(t *testing.T) {
+// TestPain01_DriftIsRepaired also covers a firewalld reload (2) and stale objects that stay until restart (3).
+func TestPain01_DriftIsRepaired(t *testing.T) {
 	tests := map[string]struct {
 		damage func(k *fake.Kernel)
 		drift  int
@@ -262,11 +271,11 @@ func TestPain01DriftIsRepaired(t *testing.T) {
 	}
 }
 
-func TestPain12RestartIsAnEmptyPlan(t *testing.T) {
+func TestPain12_RestartIsAnEmptyPlan(t *testing.T) {
 	w := newWorld(t, three()...)
 	w.ok(true)
 	before := w.kernel.Calls.Changes
-	e := NewEngine(Options{Mode: "fake", Backend: fake.New(w.kernel, backends.Config{}), Node: testNode})
+	e := NewEngine(Options{DataPath: DataPath{Mode: "fake", Backend: fake.New(w.kernel, dataplane.Config{})}, Node: testNode})
 	e.SetSnapshot(w.snapshot(), spec.Delta{All: true})
 	if p, err := e.Plan(t.Context(), "dry run"); err != nil || !p.Empty() {
 		t.Errorf("plan: %v, %v", p, err)
@@ -291,11 +300,11 @@ func TestPlanChangesNothing(t *testing.T) {
 func TestDeleteGate(t *testing.T) {
 	k := fake.NewKernel()
 	k.Write(fake.Item{Name: "left over"})
-	e := NewEngine(Options{Mode: "fake", Backend: fake.New(k, backends.Config{}), Node: testNode})
+	e := NewEngine(Options{DataPath: DataPath{Mode: "fake", Backend: fake.New(k, dataplane.Config{})}, Node: testNode})
 	if rep := e.Round(t.Context(), Request{Full: true}); rep.Err != nil || k.Calls.Apply != 0 {
 		t.Errorf("without a snapshot: %+v, %+v", rep, k.Calls)
 	}
-	e.SetSnapshot(spec.Snapshot{}.WithServices(iradix.New[*spec.Service]()), spec.Delta{All: true})
+	e.SetSnapshot(&spec.Snapshot{}, spec.Delta{All: true})
 	for _, f := range []fake.Faults{{Observe: errors.New("no")}, {InterruptAfter: 1}} {
 		k.Write(fake.Item{Name: "another"})
 		k.Faults = f
@@ -304,18 +313,18 @@ func TestDeleteGate(t *testing.T) {
 		}
 	}
 	k.Faults = fake.Faults{}
-	remembered := spec.Snapshot{Revision: spec.Revision{Stale: true}}
-	e.SetSnapshot(remembered.WithServices(iradix.New[*spec.Service]()), spec.Delta{All: true})
+	remembered := &spec.Snapshot{Revision: spec.Revision{Stale: true}}
+	e.SetSnapshot(remembered, spec.Delta{All: true})
 	if rep := e.Round(t.Context(), Request{Full: true}); rep.Err != nil || !k.Has("left over") {
 		t.Errorf("with what is only remembered: %+v, %v", rep, k.Objects())
 	}
-	e.SetSnapshot(spec.Snapshot{}.WithServices(iradix.New[*spec.Service]()), spec.Delta{All: true})
+	e.SetSnapshot(&spec.Snapshot{}, spec.Delta{All: true})
 	if rep := e.Round(t.Context(), Request{}); rep.Err != nil || k.Has("left over") {
 		t.Errorf("with both: %+v, %v", rep, k.Objects())
 	}
 }
 
-func TestPain14RefusedServiceIsIsolated(t *testing.T) {
+func TestPain14_RefusedServiceIsIsolated(t *testing.T) {
 	for _, partial := range []bool{false, true} {
 		t.Run(fmt.Sprint("partial=", partial), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -329,7 +338,7 @@ func TestPain14RefusedServiceIsIsolated(t *testing.T) {
 					t.Fatal(rep.Err)
 				}
 				var named []string
-				for _, i := range rep.Isolated {
+				for _, i := range rep.HeldBack {
 					named = append(named, i.String()+" "+i.Origin)
 				}
 				if want := []string{"default/a a.yaml:1", "default/new new.yaml:1"}; !slices.Equal(named, want) {
@@ -359,7 +368,7 @@ func TestPain14RefusedServiceIsIsolated(t *testing.T) {
 func TestIsolatedBacksOffAndIsPardoned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, three()...)
-		w.kernel.Faults.Render = func(e *backends.Entry) error {
+		w.kernel.Faults.Render = func(e *dataplane.ServicePort) error {
 			if e.Key.Service.Name == "a" && len(e.Endpoints) != 7 {
 				return errors.New("cannot be rendered")
 			}
@@ -368,7 +377,7 @@ func TestIsolatedBacksOffAndIsPardoned(t *testing.T) {
 		delay := firstRetry
 		for range 12 {
 			rep := w.round(false)
-			if rep.Err != nil || len(rep.Isolated) != 1 {
+			if rep.Err != nil || len(rep.HeldBack) != 1 {
 				t.Fatalf("%+v", rep)
 			}
 			if got := rep.NextRetry().Sub(rep.Start); got != delay {
@@ -378,8 +387,8 @@ func TestIsolatedBacksOffAndIsPardoned(t *testing.T) {
 			delay = min(2*delay, lastRetry)
 		}
 		w.set(makeService("b", 2, "TCP", 3))
-		if rep := w.round(false); len(rep.Isolated) != 1 {
-			t.Errorf("pardoned without cause: %v", rep.Isolated)
+		if rep := w.round(false); len(rep.HeldBack) != 1 {
+			t.Errorf("pardoned without cause: %v", rep.HeldBack)
 		}
 		w.set(makeService("a", 1, "TCP", 7))
 		w.ok(false)
@@ -407,7 +416,7 @@ func TestOtherPortsGoOn(t *testing.T) {
 					w.set(twoPorts(before))
 				}
 				w.ok(true)
-				w.kernel.Faults.Render = func(e *backends.Entry) error {
+				w.kernel.Faults.Render = func(e *dataplane.ServicePort) error {
 					if e.Key.Port == "q" && len(e.Endpoints) != 1 {
 						return errors.New("cannot be rendered")
 					}
@@ -424,8 +433,8 @@ func TestOtherPortsGoOn(t *testing.T) {
 				for n := 2; n < 5; n++ {
 					w.set(twoPorts(n))
 					rep := w.round(n == 3)
-					if rep.Err != nil || len(rep.Isolated) != 1 || !strings.Contains(rep.Isolated[0].Err.Error(), "default/a:q/SCTP") {
-						t.Fatalf("%v, isolated: %v", rep.Err, rep.Isolated)
+					if rep.Err != nil || len(rep.HeldBack) != 1 || !strings.Contains(rep.HeldBack[0].Err.Error(), "default/a:q/SCTP") {
+						t.Fatalf("%v, isolated: %v", rep.Err, rep.HeldBack)
 					}
 					if p, q := endpoints("p"), endpoints("q"); p != n || q != before {
 						t.Errorf("the kernel has %d and %d endpoints, want %d and %d:\n%s", p, q, n, before, strings.Join(w.kernel.Objects(), "\n"))
@@ -502,7 +511,7 @@ func TestFailedReadDoesNotHoldBackWhatIsTrusted(t *testing.T) {
 	}
 }
 
-func TestPain10And11Flows(t *testing.T) {
+func TestPain10_OnlyStaleFlowsGo(t *testing.T) {
 	w := newWorld(t, three()...)
 	w.flows.err = errors.New("netlink")
 	if rep := w.round(true); rep.Err != nil || rep.FlowsErr == nil {
@@ -545,42 +554,31 @@ func TestSameModeOtherConfig(t *testing.T) {
 		}
 	}
 	reads := w.kernel.Calls.Observe
-	w.engine.SetBackend("fake", fake.New(w.kernel, backends.Config{MasqueradeAll: true}))
+	w.engine.SetDataPath(w.path("fake", fake.New(w.kernel, dataplane.Config{MasqueradeAll: true})))
 	rep := w.ok(false)
 	if rep.Updated != 3 || rep.Created+rep.Deleted != 0 || w.kernel.Calls.Observe != reads {
 		t.Errorf("%+v", rep)
 	}
 }
 
-// closing is a Backend that counts how often it was closed.
-type closing struct {
-	backends.Backend
-	closed int
-}
-
-func (c *closing) Close() error {
-	c.closed++
-	return nil
-}
-
 // TestBackendsAreClosed: a Backend is closed once another has taken its place, and not as long as it has something to do.
 func TestBackendsAreClosed(t *testing.T) {
 	w := newWorld(t, three()...)
-	made := func(k *fake.Kernel) *closing { return &closing{Backend: fake.New(k, backends.Config{})} }
+	made := func(k *fake.Kernel) *fake.Backend { return fake.New(k, dataplane.Config{}) }
 	first, second, other := made(w.kernel), made(w.kernel), made(fake.NewKernel())
 	closed := func(want ...int) {
 		t.Helper()
-		if got := []int{first.closed, second.closed, other.closed}; !slices.Equal(got, want) {
+		if got := []int{first.Closed, second.Closed, other.Closed}; !slices.Equal(got, want) {
 			t.Errorf("closed %v times, want %v", got, want)
 		}
 	}
-	w.engine.SetBackend("fake", first)
+	w.engine.SetDataPath(w.path("fake", first))
 	w.ok(true)
 	closed(0, 0, 0)
-	w.engine.SetBackend("fake", second)
+	w.engine.SetDataPath(w.path("fake", second))
 	w.ok(true)
 	closed(1, 0, 0)
-	w.engine.SetBackend("other", other)
+	w.engine.SetDataPath(w.path("other", other))
 	closed(1, 0, 0)
 	w.ok(true)
 	closed(1, 1, 0)
@@ -596,7 +594,7 @@ func TestModeSwitchMakesBeforeItBreaks(t *testing.T) {
 	w.ok(true)
 	other := fake.NewKernel()
 	other.Faults.Unknown, other.Faults.UnknownAfter = 2, 2
-	w.engine.SetBackend("other", fake.New(other, backends.Config{}))
+	w.engine.SetDataPath(w.path("other", fake.New(other, dataplane.Config{})))
 	w.set(makeService("a", 1, "TCP", 5))
 	if rep := w.round(false); rep.Err == nil || rep.Mode != "fake" {
 		t.Fatalf("%+v", rep)
@@ -616,21 +614,48 @@ func TestModeSwitchMakesBeforeItBreaks(t *testing.T) {
 	w.kernel.OnChange = nil
 	third := fake.NewKernel()
 	third.Faults.Busy = 1
-	w.engine.SetBackend("third", fake.New(third, backends.Config{}))
+	w.engine.SetDataPath(w.path("third", fake.New(third, dataplane.Config{})))
 	w.round(false)
-	w.engine.SetBackend("fake", fake.New(w.kernel, backends.Config{}))
+	w.engine.SetDataPath(w.path("fake", fake.New(w.kernel, dataplane.Config{})))
 	if rep := w.ok(false); rep.Mode != "fake" || len(other.Objects())+len(third.Objects()) != 0 {
 		t.Fatalf("%+v, left: %v %v", rep, other.Objects(), third.Objects())
 	}
 	w.converged()
 }
 
-func TestPain09Cleanup(t *testing.T) {
+// TestFlowsAreThoseOfTheBackendInForce: what is stale to one mode is not to another, so that flows are cleaned by the mode
+// that is in force, and by the next one only once that is.
+func TestFlowsAreThoseOfTheBackendInForce(t *testing.T) {
+	w := newWorld(t, three()...)
+	w.ok(true)
+	other, nextFlows := fake.NewKernel(), &recordedFlows{}
+	other.Faults.Busy = 2
+	w.engine.SetDataPath(DataPath{Mode: "other", Backend: fake.New(other, dataplane.Config{}), Flows: nextFlows})
+	for n := range 2 { // the switch fails
+		w.flows.calls = 0
+		w.set(makeService("c", 3, "UDP", 1+n))
+		if rep := w.round(false); rep.Err == nil || rep.Mode != "fake" {
+			t.Fatalf("%+v", rep)
+		}
+		if w.flows.calls != 1 || nextFlows.calls != 0 {
+			t.Errorf("the mode in force cleaned %d times, the next one %d times", w.flows.calls, nextFlows.calls)
+		}
+	}
+	w.flows.calls = 0
+	if rep := w.ok(false); rep.Mode != "other" {
+		t.Fatalf("%+v", rep)
+	}
+	if w.flows.calls != 0 || !slices.Equal(nextFlows.current, []string{"c"}) {
+		t.Errorf("the mode before cleaned %d times, the one in force %v", w.flows.calls, nextFlows.current)
+	}
+}
+
+func TestPain09_Cleanup(t *testing.T) {
 	w := newWorld(t, three()...)
 	w.ok(true)
 	w.kernel.WriteForeign("docker", "a rule")
 	fresh := func() *Engine {
-		return NewEngine(Options{Mode: "fake", Backend: fake.New(w.kernel, backends.Config{}), Node: testNode})
+		return NewEngine(Options{DataPath: DataPath{Mode: "fake", Backend: fake.New(w.kernel, dataplane.Config{})}, Node: testNode})
 	}
 	objects := len(w.kernel.Objects())
 	if p, err := fresh().PlanCleanup(t.Context()); err != nil || len(p.Changes) != objects || p.Backend != "fake" {
@@ -704,7 +729,7 @@ func BenchmarkOneChange(b *testing.B) {
 			w := newWorld(b, all...)
 			w.ok(true)
 			// The fake kernel clones its objects for each transaction: what grows with n is its own.
-			w.engine.SetBackend("fake", confirming{fake.New(w.kernel, backends.Config{})})
+			w.engine.SetDataPath(w.path("fake", confirming{fake.New(w.kernel, dataplane.Config{})}))
 			w.ok(false)
 			for i := 0; b.Loop(); i++ {
 				w.set(makeService("svc-7", 7, "TCP", 4+i%2))
@@ -719,30 +744,42 @@ type confirming struct{ backends.Backend }
 
 func (confirming) Apply(context.Context, backends.Plan) backends.Result { return backends.Result{} }
 
-// TestEqualEntriesForgetsNoField sets one field at a time.
-func TestEqualEntriesForgetsNoField(t *testing.T) {
-	values := map[string]any{
-		"Key": key("x"), "ClusterIP": netip.MustParseAddr("10.0.0.1"), "Port": uint16(1), "NodePort": uint16(1),
-		"ExternalIPs": []netip.Addr{{}}, "LoadBalancerIPs": []netip.Addr{{}}, "SourceRanges": []netip.Prefix{{}},
-		"InternalLocal": true, "ExternalLocal": true, "Affinity": time.Second, "Endpoints": []backends.Endpoint{{}},
-		"HasEndpoints": true, "HealthCheckNodePort": uint16(1), "Scheduler": "rr",
-		"Serving": []netip.AddrPort{{}}, "ProxyProtocol": true,
-	}
-	kind := reflect.TypeFor[backends.Entry]()
-	for i := range kind.NumField() {
-		name := kind.Field(i).Name
-		if name == "Origin" {
-			continue
-		}
-		v, ok := values[name]
-		if !ok {
-			t.Errorf("no value for the field %s: add it here, and to equalEntries", name)
-			continue
-		}
-		var a, b backends.Entry
-		reflect.ValueOf(&b).Elem().Field(i).Set(reflect.ValueOf(v))
-		if equalEntries(&a, &b) {
-			t.Errorf("%s is not compared", name)
-		}
+// TestScaffoldingRefused: a round that cannot make what every Service needs has failed, one that leaves out a Service has
+// not.
+func TestScaffoldingRefused(t *testing.T) {
+	for _, partial := range []bool{false, true} {
+		t.Run(fmt.Sprint(partial), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, three()...)
+				base := fake.New(w.kernel, dataplane.Config{}).Base()[0].ID()
+				w.kernel.Faults = fake.Faults{Partial: partial, Refuse: func(c backends.Change) error {
+					if c.ID == base {
+						return errors.New("not permitted")
+					}
+					return nil
+				}}
+				for range 3 {
+					if rep := w.round(true); rep.Err == nil || !strings.Contains(rep.Err.Error(), "no Service works as it should without "+string(base)) {
+						t.Fatalf("%v, held back: %v", rep.Err, rep.HeldBack)
+					}
+					time.Sleep(firstRetry)
+				}
+				w.kernel.Faults = fake.Faults{Partial: partial, Refuse: func(c backends.Change) error {
+					if slices.ContainsFunc(c.Owners, func(o dataplane.ServicePortName) bool { return o.Service.Name == "a" }) {
+						return errors.New("not permitted")
+					}
+					return nil
+				}}
+				w.set(makeService("a", 1, "TCP", 5))
+				time.Sleep(lastRetry)
+				if rep := w.round(true); rep.Err != nil || len(rep.HeldBack) != 1 {
+					t.Errorf("a Service alone is refused: %v, held back: %v", rep.Err, rep.HeldBack)
+				}
+				w.kernel.Faults = fake.Faults{}
+				time.Sleep(lastRetry)
+				w.ok(true)
+				w.converged()
+			})
+		})
 	}
 }

@@ -7,69 +7,63 @@ import (
 	"net/netip"
 	"slices"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// Flows removes connection tracking entries that lead to the wrong place. The kernel keeps sending a known flow where it
-// sent it before, for as long as a client of a protocol without a handshake goes on.
+// Flows removes connection tracking entries that lead to a wrong endpoint. The kernel keeps sending the packets of a
+// known flow to the same endpoint, for as long as a client of a protocol without a handshake keeps sending.
 type Flows interface {
-	// Clean looks at the flows of the Entries given and of no others, and returns how many it removed. A flow to a front
-	// address of an Entry in current goes if it leads to anything but an endpoint of that Entry; a flow to a front address
-	// of an Entry in gone goes in any case, unless an Entry in current has the same address. The Entries in gone hold only
-	// those front addresses that went, and may lack a ClusterIP. If it fails it is called again with the same and more.
-	Clean(ctx context.Context, current, gone []*backends.Entry) (int, error)
+	// Clean looks only at the flows of the given ServicePorts, and returns how many it removed. It removes a flow to a
+	// frontend address of a ServicePort in current if the flow leads to anything but an endpoint of that ServicePort.
+	// It removes every flow to a frontend address of a ServicePort in gone, unless a ServicePort in current has the
+	// same address. The ServicePorts in gone hold only the frontend addresses that were removed, and may lack a
+	// ClusterIP. After a failure the next call has the same ServicePorts and more.
+	Clean(ctx context.Context, current, gone []*dataplane.ServicePort) (int, error)
 }
 
-// flowDebts remembers for which Service ports flows have yet to be cleaned, until that has succeeded.
-type flowDebts struct {
-	flows Flows
-	owed  map[backends.PortKey][]*backends.Entry // earlier states whose front addresses may be gone
-}
+// staleFlows holds the Service ports that may have stale flows, until these are cleaned. The values are earlier states
+// whose frontend addresses may be gone.
+type staleFlows map[dataplane.ServicePortName][]*dataplane.ServicePort
 
-func newFlowDebts(f Flows) *flowDebts {
-	return &flowDebts{flows: f, owed: map[backends.PortKey][]*backends.Entry{}}
-}
-
-// owe says that the Service port changed from old, which is nil if it is new or was merely repaired. TCP is left out: a
-// connection to an endpoint that went ends by itself.
-func (f *flowDebts) owe(key backends.PortKey, old *backends.Entry) {
-	if f.flows == nil || key.Protocol == backends.TCP {
+// mark records that the Service port changed from old, which is nil if the port is new or was only repaired. TCP is
+// left out, because a connection to a removed endpoint ends by itself.
+func (f staleFlows) mark(key dataplane.ServicePortName, old *dataplane.ServicePort) {
+	if key.Protocol == dataplane.TCP {
 		return
 	}
-	olds := f.owed[key]
+	olds := f[key]
 	if old != nil && (len(olds) == 0 || without(old, olds[len(olds)-1]) != nil) {
 		olds = append(olds, old)
 	}
-	f.owed[key] = olds
+	f[key] = olds
 }
 
-// clean pays all debts, or none if it fails.
-func (f *flowDebts) clean(ctx context.Context, inForce func(backends.PortKey) *backends.Entry) (int, error) {
-	if len(f.owed) == 0 {
+// clean removes the stale flows of all marked Service ports.
+func (f staleFlows) clean(ctx context.Context, flows Flows, inForce func(dataplane.ServicePortName) *dataplane.ServicePort) (int, error) {
+	if len(f) == 0 || flows == nil {
 		return 0, nil
 	}
-	var current, gone []*backends.Entry
-	for _, key := range slices.SortedFunc(maps.Keys(f.owed), backends.PortKey.Compare) {
+	var current, gone []*dataplane.ServicePort
+	for _, key := range slices.SortedFunc(maps.Keys(f), dataplane.ServicePortName.Compare) {
 		now := inForce(key)
 		if now != nil {
 			current = append(current, now)
 		}
-		for _, old := range f.owed[key] {
+		for _, old := range f[key] {
 			if lost := without(old, now); lost != nil {
 				gone = append(gone, lost)
 			}
 		}
 	}
-	n, err := f.flows.Clean(ctx, current, gone)
+	n, err := flows.Clean(ctx, current, gone)
 	if err != nil {
 		return n, fmt.Errorf("remove stale conntrack entries: %w", err)
 	}
-	f.owed = map[backends.PortKey][]*backends.Entry{}
 	return n, nil
 }
 
-// without returns old with only those front addresses that now lacks, or nil if it lacks none. now may be nil.
-func without(old, now *backends.Entry) *backends.Entry {
+// without returns old with only the frontend addresses that now lacks, or nil if it lacks none. now may be nil.
+func without(old, now *dataplane.ServicePort) *dataplane.ServicePort {
 	if now == nil {
 		return old
 	}

@@ -20,20 +20,27 @@ var importRules = []struct {
 	why     string
 }{
 	{"cmd", []string{"..."}, ""},
-	{"reconcile", []string{"spec/...", "backends", "reconcile/..."}, "reconcile decides: it sees backends through their interface, and never one of them"},
-	{"spec", []string{"spec/..."}, "spec knows what people write: it knows no kernel and no reconciler"},
+	{"reconcile/tell/", []string{"spec/...", "backends", "backends/dataplane", "reconcile", "reconcile/tell/..."},
+		"what tells hangs on the Loop and on values: it knows no backend"},
+	{"reconcile", []string{"spec/...", "backends", "backends/dataplane", "reconcile"},
+		"reconcile decides: it sees backends through their interface, and never one of them; what tells depends on it, and it on none of that"},
+	{"spec", []string{"spec/...", "backends/dataplane"}, "spec knows what people write: it knows no kernel and no reconciler"},
 	{"backends/netlab", []string{"backends/netlab/..."}, "the network laboratory is for tests of everything else"},
-	{"backends/backendtest", []string{"backends"}, "the conformance suite knows a backend by its interface only"},
+	{"backends/backendtest", []string{"backends", "backends/dataplane"}, "the conformance suite knows a backend by its interface only"},
+	{"backends/dataplane", nil, "the vocabulary of the data path is a leaf"},
 	{"backends/doctor", nil, "the words of an examination are a leaf"},
-	{"backends/", []string{"backends", "backends/SELF/...", "backends/conntrack", "backends/doctor", "backends/hostnet"},
+	{"backends/nfnl", []string{"backends/nfnl/..."}, "the wire of nf_tables knows the kernel's objects and nothing of weir"},
+	{"backends/xtables", []string{"backends", "backends/dataplane", "backends/doctor", "backends/nfnl"},
+		"the kernel part under the backends that write rules of iptables holds plain values: it knows no backend"},
+	{"backends/", []string{"backends", "backends/dataplane", "backends/SELF/...", "backends/conntrack", "backends/doctor", "backends/hostnet", "backends/nfnl", "backends/xtables"},
 		"a backend imports the shared words and the kernel parts below backends, neither another backend nor anything above"},
-	{"backends", nil, "the words that everybody shares are a leaf"},
+	{"backends", []string{"backends/dataplane"}, "what a backend is knows the vocabulary and nothing else of weir"},
 }
 
 // testsMayImport is what tests may use besides.
 var testsMayImport = map[string][]string{
 	"reconcile": {"backends/fake", "backends/backendtest", "backends/netlab/..."},
-	"backends":  {"backends/backendtest", "backends/netlab/...", "backends", "spec/seed"},
+	"backends":  {"backends/backendtest", "backends/netlab/...", "backends/nfnl/nfnltest", "backends", "spec/seed"},
 	"spec":      {"testdata/..."},
 }
 

@@ -2,73 +2,68 @@ package reconcile
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
-	"weir/backends"
 	"weir/spec"
 )
 
-// The Loop's own times.
+// The Loop's own periods.
 const (
-	// pollPeriod is how often the backend is asked whether somebody else wrote, and noticePeriod how often at most when it
-	// says that somebody did.
+	// pollPeriod is how often the backend is asked whether another process wrote. noticePeriod is the least time
+	// between two such questions when the backend notifies.
 	pollPeriod   = 500 * time.Millisecond
 	noticePeriod = 20 * time.Millisecond
-	// reapPeriod is how often the backend is asked to take down what connections still use.
+	// reapPeriod is how often the backend is asked to delete drained objects that still have connections.
 	reapPeriod = time.Second
-	// readShare bounds the reads that such writes cause: after one that took t, the next waits for readShare times t, so
-	// that reading takes at most a tenth of the time.
+	// readShare limits the reads that such writes cause. After a read that took t, the next waits for readShare times
+	// t, so that reading takes at most a tenth of the time.
 	readShare = 9
-	// firstBackoff is how long a failed round waits before it is tried again, doubling up to the sync period.
+	// firstBackoff is the delay before the first retry of a failed round. It doubles up to the sync period.
 	firstBackoff = time.Second
-	// defaultSyncPeriod stands in until the first Settings, and for Settings without one.
+	// defaultSyncPeriod is used until the first Settings, and for Settings without a period.
 	defaultSyncPeriod = 30 * time.Second
 )
 
-// Settings is what a snapshot's configuration comes down to.
+// Settings holds what a snapshot's configuration means for the Loop and the Engine.
 type Settings struct {
-	Mode string
-	// Backend is a pointer. The same pointer as before says that nothing changed for it.
-	Backend backends.Backend
-	Node    Node
-	// MinSyncPeriod is the least time between the starts of two rounds, 0 for none. SyncPeriod is the time between two full
-	// rounds; 0 means 30 s.
+	DataPath
+	Node Node
+	// MinSyncPeriod is the least time between the starts of two rounds, 0 for none. SyncPeriod is the time between two
+	// full rounds; 0 means 30 s.
 	MinSyncPeriod, SyncPeriod time.Duration
+	// From holds further results of Configure for the Observers. The Loop does not read it.
+	From any
 }
 
-// LoopOptions is what a Loop runs on.
+// LoopOptions configure a Loop.
 type LoopOptions struct {
 	Engine *Engine
-	// Updates is fed by a spec.Source.
-	Updates <-chan spec.Update
-	// NodeChanges tells that something about the node changed (an address, say), so that Configure is asked again. It may
-	// be nil.
+	// Updates receives the Updates of a spec.Source: its Put is the sink. It may be nil.
+	Updates *spec.Outbox
+	// NodeChanges receives when something about the node changed, such as an address, so that Configure is called
+	// again. It may be nil.
 	NodeChanges <-chan struct{}
-	// Configure turns a snapshot into Settings. It is called for the first snapshot, whenever the configuration or the
-	// nodes in it change, and on NodeChanges. If it fails the snapshot is not used, the last one stands, and it is tried
-	// again with a backoff.
+	// Configure turns a snapshot into Settings. It may read from the node, but changes nothing on it. It is called for
+	// the first snapshot, whenever the configuration or the nodes in it change, and on NodeChanges. If it fails, the
+	// snapshot is not used, the last one stands, and Configure is retried with backoff.
 	Configure func(snap *spec.Snapshot) (Settings, error)
-	// OnUpdate is told of every Update, with Err set if Configure refused it, and once more with Err nil when Configure
-	// accepts it later. OnRound is told of every round before it, OnReport after it. They may be nil, are called from the
-	// Loop's goroutine, and must not call back.
-	OnUpdate func(spec.Update)
-	OnRound  func(Request)
-	OnReport func(Report)
+	// Observers are called in this order.
+	Observers []Observer
 	// Log may be nil.
 	Log hclog.Logger
 }
 
-// Loop decides when the Engine makes a round. It alone knows time.
+// Loop decides when the Engine makes a round. It is the only part that knows the time.
 //
-// It guarantees: the first round is immediate; later ones start at least MinSyncPeriod apart; a full one starts at the
-// latest SyncPeriod after the one before; a failed one is tried again after a backoff that never exceeds SyncPeriod; a
-// write by somebody else is noticed within half a second, if the backend can tell, and at once if it is told; a Service
-// that is held back is tried again when its own time has come. All of it happens on the goroutine that called Run.
+// It guarantees: The first round is immediate. Later rounds start at least MinSyncPeriod apart. A full round starts at
+// most SyncPeriod after the one before. A failed round is retried with backoff, which never exceeds SyncPeriod. A write
+// of another process is noticed within half a second if the backend can tell, and at once if the backend notifies. A
+// Service that is held back is retried when its own backoff is over. Everything happens on the goroutine that called
+// Run.
 type Loop struct {
 	o        LoopOptions
 	settings Settings
@@ -79,16 +74,23 @@ type Loop struct {
 	// snapshot is the one in use.
 	snapshot *spec.Snapshot
 
-	// reason is why the next round is wanted, "" if none is.
-	reason string
-	full   bool
-	// noticed says that it is wanted because somebody else wrote.
-	noticed bool
-
-	started, fullAt, retryAt, isolatedAt, reapAt, configureAt time.Time
-	// pollAt is when the next poll is due, and pollFrom from when on it may be made sooner; both are set, or none.
-	pollAt, pollFrom   time.Time
+	// request is for the next round. Its Reason is "" if there is no request.
+	request Request
+	agenda  agenda
+	// started is when the last round started. The next poll may be brought forward, but not before pollFrom.
+	started, pollFrom  time.Time
 	failures, refusals int
+}
+
+// duties holds the function of each job.
+var duties = [numJobs]func(*Loop, context.Context){
+	jobConfigure:     func(l *Loop, _ context.Context) { l.reconfigure() },
+	jobPoll:          (*Loop).poll,
+	jobReap:          (*Loop).reap,
+	jobFullSync:      func(l *Loop, _ context.Context) { l.want(Request{Reason: "sync period", Full: true}) },
+	jobRetry:         func(l *Loop, _ context.Context) { l.want(Request{Reason: "retry"}) },
+	jobRetryHeldBack: func(l *Loop, _ context.Context) { l.want(Request{Reason: "retry of what is held back"}) },
+	jobRound:         (*Loop).round,
 }
 
 // NewLoop returns a Loop that does nothing until Run.
@@ -99,196 +101,144 @@ func NewLoop(o LoopOptions) *Loop {
 	return &Loop{o: o, settings: Settings{SyncPeriod: defaultSyncPeriod}}
 }
 
-// Run makes rounds until ctx is done, and returns its error. The kernel is left as it is.
+// Run makes rounds until ctx is done, and returns ctx's error. It leaves the kernel unchanged at the end.
 func (l *Loop) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	updates := l.o.Updates
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case u, ok := <-updates:
-			if !ok {
-				updates = nil // what is known stands, and is kept up
-				break
+		case <-l.o.Updates.Ready():
+			if u, ok := l.o.Updates.Take(); ok {
+				l.update(u)
 			}
-			l.update(u)
 		case <-l.o.NodeChanges:
 			l.nodeChanged()
-		case <-l.o.Engine.Notified():
-			l.pollAt = l.pollFrom
+		case <-l.o.Engine.Wake():
+			l.agenda.set(jobPoll, l.pollFrom)
 		case <-timer.C:
 		}
 		if err := ctx.Err(); err != nil {
-			return err // select does not prefer it
+			return err // select picks at random, so check first
 		}
-		l.step(ctx)
-		timer.Reset(time.Until(l.next()))
-	}
-}
-
-// step does what is due.
-func (l *Loop) step(ctx context.Context) {
-	now := time.Now()
-	if due(l.configureAt, now) {
-		l.configureAt = time.Time{}
-		l.reconfigure()
-	}
-	if !l.ready {
-		return
-	}
-	if due(l.pollAt, now) {
-		l.poll(now, 0)
-		if l.o.Engine.Moved(ctx) {
-			l.want("the kernel's state was changed by somebody else", true)
-			l.noticed = true
+		for j := range l.agenda.due(time.Now()) {
+			duties[j](l, ctx)
 		}
-	}
-	if due(l.reapAt, now) {
-		l.reap(ctx)
-	}
-	switch {
-	case due(l.fullAt, now):
-		l.want("sync period", true)
-	case due(l.retryAt, now):
-		l.want("retry", false)
-	case due(l.isolatedAt, now):
-		l.want("retry of what is held back", false)
-	}
-	if l.reason != "" && due(l.earliest(), now) {
-		l.round(ctx)
+		timer.Reset(time.Until(l.agenda.next(time.Now())))
 	}
 }
 
-// due says whether a time was set and has come.
-func due(t, now time.Time) bool { return !t.IsZero() && !t.After(now) }
-
-// want asks for a round; the first reason is the one that is told, unless a full round comes on top.
-func (l *Loop) want(reason string, full bool) {
-	if l.reason == "" || full && !l.full {
-		l.reason = reason
+// want requests a round. The first reason wins unless a later request asks for a full round.
+func (l *Loop) want(r Request) {
+	if l.request.Reason == "" || r.Full && !l.request.Full {
+		l.request.Reason = r.Reason
 	}
-	l.full = l.full || full
+	l.request.Full = l.request.Full || r.Full
+	l.request.moved = l.request.moved || r.moved
+	l.agenda.set(jobRound, l.earliest())
 }
 
-// earliest is when the next round may start.
+// earliest returns when the next round may start.
 func (l *Loop) earliest() time.Time { return l.started.Add(max(l.settings.MinSyncPeriod, 1)) }
 
-// next is when something is due; far away if nothing is.
-func (l *Loop) next() time.Time {
-	next := time.Now().Add(time.Hour)
-	sooner := func(t time.Time) {
-		if !t.IsZero() && t.Before(next) {
-			next = t
-		}
+// poll asks whether another process wrote, and schedules the next poll.
+func (l *Loop) poll(ctx context.Context) {
+	l.pollAfter(0)
+	if l.o.Engine.Moved(ctx) {
+		l.want(Request{Reason: "another process changed the kernel's state", Full: true, moved: true})
 	}
-	sooner(l.configureAt)
-	if !l.ready {
-		return next
-	}
-	sooner(l.pollAt)
-	sooner(l.reapAt)
-	if l.reason != "" {
-		sooner(l.earliest())
-		return next
-	}
-	sooner(l.fullAt)
-	sooner(l.retryAt)
-	sooner(l.isolatedAt)
-	return next
 }
 
-// reap has what is drained taken down, and comes back for what is left.
+// pollAfter schedules the next poll after at least this pause.
+func (l *Loop) pollAfter(pause time.Duration) {
+	now := time.Now()
+	l.pollFrom = now.Add(max(noticePeriod, pause))
+	l.agenda.set(jobPoll, now.Add(max(pollPeriod, pause)))
+}
+
+// reap deletes drained objects, and schedules the next call for those that remain.
 func (l *Loop) reap(ctx context.Context) {
-	l.reapAt = time.Time{}
 	left, err := l.o.Engine.Reap(ctx)
 	if err != nil && ctx.Err() == nil {
-		l.o.Log.Warn("will be tried again", "error", err)
+		l.o.Log.Warn("drained objects cannot be deleted; retrying", "error", err)
 	}
 	if left > 0 || err != nil {
-		l.reapAt = time.Now().Add(reapPeriod)
+		l.agenda.set(jobReap, time.Now().Add(reapPeriod))
 	}
 }
 
 func (l *Loop) round(ctx context.Context) {
-	req := Request{Reason: l.reason, Full: l.full}
-	l.reason, l.full = "", false
+	req := l.request
+	l.request = Request{}
 	l.started = time.Now()
-	if l.o.OnRound != nil {
-		l.o.OnRound(req)
+	for _, o := range l.o.Observers {
+		o.RoundStarts(req)
 	}
 	rep := l.o.Engine.Round(ctx, req)
 	if ctx.Err() != nil && rep.Err != nil {
-		return // cut short on the way out: not a failure worth telling
+		return // cut short by the end of the process: no failure to log
 	}
-	l.schedule(rep)
-	l.noticed = false
+	l.schedule(req, rep)
 	logReport(l.o.Log, rep)
-	if l.o.OnReport != nil {
-		l.o.OnReport(rep)
+	for _, o := range l.o.Observers {
+		o.Applied(rep)
 	}
 }
 
-// schedule sets what follows from a round.
-func (l *Loop) schedule(rep Report) {
+// schedule sets the jobs that follow from a round.
+func (l *Loop) schedule(req Request, rep Report) {
 	now := time.Now()
 	period := l.settings.SyncPeriod
-	if rep.Full || l.fullAt.IsZero() || due(l.fullAt, now) {
-		l.fullAt = now.Add(period)
+	if rep.Full || !l.agenda.has(jobFullSync) {
+		l.agenda.set(jobFullSync, now.Add(period))
 	}
-	l.retryAt = time.Time{}
+	var retry time.Time
 	if rep.Err != nil || rep.FlowsErr != nil {
-		l.retryAt = now.Add(backoff(l.failures, period))
+		retry = now.Add(retryDelay(l.failures, period))
 		l.failures++
 	} else {
 		l.failures = 0
 	}
-	l.isolatedAt = rep.NextRetry()
-	if l.isolatedAt.Before(l.retryAt) {
-		l.isolatedAt = time.Time{} // a failed round tries them too
+	l.agenda.set(jobRetry, retry)
+	heldBack := rep.NextRetry()
+	if heldBack.Before(retry) {
+		heldBack = time.Time{} // the retry of a failed round includes them
 	}
-	if l.reapAt.IsZero() {
-		l.reapAt = now.Add(reapPeriod)
+	l.agenda.set(jobRetryHeldBack, heldBack)
+	if !l.agenda.has(jobReap) {
+		l.agenda.set(jobReap, now.Add(reapPeriod))
 	}
 	switch {
-	case rep.Observed && l.noticed:
-		l.poll(now, readShare*rep.Stages.Observe)
-	case l.pollAt.IsZero():
-		l.poll(now, 0)
+	case rep.Observed && req.moved:
+		l.pollAfter(readShare * rep.Stages.Observe)
+	case !l.agenda.has(jobPoll):
+		l.pollAfter(0)
 	}
 }
 
-// poll sets the time of the next poll, after a pause of at least so long.
-func (l *Loop) poll(now time.Time, pause time.Duration) {
-	l.pollFrom, l.pollAt = now.Add(max(noticePeriod, pause)), now.Add(max(pollPeriod, pause))
-}
-
-// backoff returns how long to wait after so many failures in a row: doubling, spread so that many nodes do not retry
-// together, and at most limit.
-func backoff(failures int, limit time.Duration) time.Duration {
+// retryDelay returns the delay after so many failures in a row. It doubles up to limit, and varies at random, so that
+// many nodes do not retry at the same moment.
+func retryDelay(failures int, limit time.Duration) time.Duration {
 	d := min(firstBackoff<<min(failures, 20), limit)
 	return min(d-d/10+rand.N(d/5+1), limit)
 }
 
-// update takes news from the source.
+// update takes an Update of the source.
 func (l *Loop) update(u spec.Update) {
-	if u.Err == nil && u.Snapshot == nil {
-		u.Err = errors.New("the source sent an update without a snapshot")
-	}
 	if u.Err == nil && l.held != nil {
-		u.Delta = spec.Delta{All: true, Config: true, Nodes: true} // it is to the held snapshot, which never came into use
+		u.Delta = spec.Delta{All: true, Config: true, Nodes: true} // its Delta is relative to the held snapshot, which was never used
 		l.held = nil
 	}
 	if u.Err == nil {
 		u.Err = l.accept(&u)
 	}
-	if l.o.OnUpdate != nil {
-		l.o.OnUpdate(u)
+	for _, o := range l.o.Observers {
+		o.Updated(u)
 	}
 }
 
-// accept puts a snapshot into use, or holds it if its configuration cannot be.
+// accept puts a snapshot into use, or holds it if Configure refuses it.
 func (l *Loop) accept(u *spec.Update) error {
 	d := u.Delta
 	if !l.ready || d.All || d.Config || d.Nodes {
@@ -297,16 +247,17 @@ func (l *Loop) accept(u *spec.Update) error {
 			return err
 		}
 	}
-	l.configureAt, l.refusals = time.Time{}, 0
+	l.agenda.set(jobConfigure, time.Time{})
+	l.refusals = 0
 	l.snapshot = u.Snapshot
 	l.o.Engine.SetSnapshot(u.Snapshot, d)
 	if !l.ready {
 		l.ready = true
-		l.want("start", true)
+		l.want(Request{Reason: "start", Full: true})
 		return nil
 	}
 	if !d.Empty() {
-		l.want(describe(d), false)
+		l.want(Request{Reason: describe(d)})
 	}
 	return nil
 }
@@ -327,47 +278,53 @@ func describe(d spec.Delta) string {
 	return "nodes changed"
 }
 
-// configure asks for the Settings of a snapshot and hands the Engine what is new in them.
+// configure requests the Settings of a snapshot and passes changes to the Engine.
 func (l *Loop) configure(snap *spec.Snapshot) error {
 	s, err := l.o.Configure(snap)
 	if err != nil {
-		l.configureAt = time.Now().Add(backoff(l.refusals, l.settings.SyncPeriod))
+		l.agenda.set(jobConfigure, time.Now().Add(retryDelay(l.refusals, l.settings.SyncPeriod)))
 		l.refusals++
 		return err
 	}
 	if s.SyncPeriod <= 0 {
 		s.SyncPeriod = defaultSyncPeriod
 	}
-	if s.SyncPeriod != l.settings.SyncPeriod && !l.fullAt.IsZero() {
-		l.fullAt = time.Now().Add(s.SyncPeriod)
+	if s.SyncPeriod != l.settings.SyncPeriod && l.agenda.has(jobFullSync) {
+		l.agenda.set(jobFullSync, time.Now().Add(s.SyncPeriod))
 	}
 	before := l.settings
 	l.settings = s
+	if l.agenda.has(jobRound) {
+		l.agenda.set(jobRound, l.earliest())
+	}
 	l.o.Engine.SetNode(s.Node)
 	if s.Backend != before.Backend || s.Mode != before.Mode {
-		l.o.Engine.SetBackend(s.Mode, s.Backend)
+		l.o.Engine.SetDataPath(s.DataPath)
 	}
 	if l.ready && (s.Backend != before.Backend || s.Mode != before.Mode || !s.Node.Equal(before.Node)) {
-		l.want("configuration changed", false)
+		l.want(Request{Reason: "configuration changed"})
+	}
+	for _, o := range l.o.Observers {
+		o.Configured(snap, s)
 	}
 	return nil
 }
 
-// nodeChanged asks for Settings again, since what the snapshot's configuration comes down to may be different now.
+// nodeChanged requests the Settings again, because the same configuration may now mean something else.
 func (l *Loop) nodeChanged() {
 	if l.held != nil {
-		l.configureAt = time.Now()
+		l.agenda.set(jobConfigure, time.Now())
 		return
 	}
 	if l.snapshot == nil {
 		return
 	}
 	if err := l.configure(l.snapshot); err != nil {
-		l.o.Log.Error("the node changed, and the configuration cannot be applied to it; the last settings stand", "error", err)
+		l.o.Log.Error("the configuration cannot be applied to the changed node; the last settings stay in force", "error", err)
 	}
 }
 
-// reconfigure tries again what Configure refused.
+// reconfigure retries a snapshot that Configure refused.
 func (l *Loop) reconfigure() {
 	if l.held == nil {
 		l.nodeChanged()
@@ -379,10 +336,10 @@ func (l *Loop) reconfigure() {
 	l.update(u)
 }
 
-// took writes a duration with its unit, which a JSON log would leave out.
+// took formats a duration with its unit, because a JSON log would leave the unit out.
 func took(d time.Duration) string { return d.Round(time.Microsecond).String() }
 
-// logReport writes the one line of a sync: at info level if anything changed, at debug level if nothing did.
+// logReport writes one line per round: at info level if anything changed, otherwise at debug level.
 func logReport(log hclog.Logger, rep Report) {
 	args := []any{
 		"reason", rep.Reason, "mode", rep.Mode, "revision", rep.Revision, "services", rep.Services, "resolved", rep.Resolved,
@@ -401,15 +358,15 @@ func logReport(log hclog.Logger, rep Report) {
 	if rep.Flows > 0 {
 		args = append(args, "flows", rep.Flows)
 	}
-	if n := len(rep.Isolated); n > 0 {
-		args = append(args, "held-back", n, "first-held-back", rep.Isolated[0].String())
+	if n := len(rep.HeldBack); n > 0 {
+		args = append(args, "held-back", n, "first-held-back", rep.HeldBack[0].String())
 	}
 	if n := len(rep.Conflicts); n > 0 {
 		args = append(args, "conflicts", n, "first-conflict", string(rep.Conflicts[0].ID))
 	}
 	switch {
 	case rep.Err != nil:
-		log.Error("sync failed; what was in force stays, and it will be tried again", append(args, "error", rep.Err)...)
+		log.Error("sync failed; the earlier state stays in force; retrying", append(args, "error", rep.Err)...)
 	case rep.FlowsErr != nil:
 		log.Warn("synced, except for stale connections", append(args, "error", rep.FlowsErr)...)
 	case rep.Changes() > 0 || rep.Reason == "start":

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 	"weir/backends/fake"
 	"weir/spec"
 )
@@ -17,9 +18,12 @@ import (
 // loopWorld runs a Loop in a synctest bubble.
 type loopWorld struct {
 	*world
-	updates   chan spec.Update
+	updates   *spec.Outbox
 	node      chan struct{}
+	backend   *fake.Backend
 	settings  Settings
+	inUse     []Settings
+	rounds    int
 	configErr error
 	configs   int
 	reports   []Report
@@ -32,10 +36,11 @@ type loopWorld struct {
 func runLoop(t *testing.T, minPeriod, period time.Duration, test func(w *loopWorld)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &loopWorld{world: newWorld(t, three()...), updates: make(chan spec.Update), node: make(chan struct{}), began: time.Now()}
+		w := &loopWorld{world: newWorld(t, three()...), updates: spec.NewOutbox(), node: make(chan struct{}), began: time.Now()}
 		w.kernel.OnCall = w.takeOver
-		w.settings = Settings{Mode: "fake", Backend: fake.New(w.kernel, backends.Config{}), Node: testNode, MinSyncPeriod: minPeriod, SyncPeriod: period}
-		w.engine = NewEngine(Options{Flows: w.flows})
+		w.backend = fake.New(w.kernel, dataplane.Config{})
+		w.settings = Settings{DataPath: DataPath{Mode: "fake", Backend: w.backend, Flows: w.flows}, Node: testNode, MinSyncPeriod: minPeriod, SyncPeriod: period}
+		w.engine = NewEngine(Options{})
 		loop := NewLoop(LoopOptions{
 			Engine: w.engine, Updates: w.updates, NodeChanges: w.node,
 			Configure: func(*spec.Snapshot) (Settings, error) {
@@ -43,8 +48,7 @@ func runLoop(t *testing.T, minPeriod, period time.Duration, test func(w *loopWor
 				w.configs++
 				return w.settings, w.configErr
 			},
-			OnReport: func(r Report) { w.reports = append(w.reports, r) },
-			OnUpdate: func(u spec.Update) { w.told = append(w.told, u) },
+			Observers: []Observer{w},
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
@@ -61,6 +65,14 @@ func runLoop(t *testing.T, minPeriod, period time.Duration, test func(w *loopWor
 	})
 }
 
+func (w *loopWorld) Updated(u spec.Update)                   { w.told = append(w.told, u) }
+func (w *loopWorld) Configured(_ *spec.Snapshot, s Settings) { w.inUse = append(w.inUse, s) }
+func (w *loopWorld) RoundStarts(Request)                     { w.rounds++ }
+func (w *loopWorld) Applied(r Report) {
+	w.takeOver()
+	w.reports = append(w.reports, r)
+}
+
 // takeOver makes what the other goroutine wrote before its own takeOver visible here.
 func (w *loopWorld) takeOver() {
 	w.handOver.Lock()
@@ -68,15 +80,15 @@ func (w *loopWorld) takeOver() {
 }
 
 func (w *loopWorld) start() {
-	w.updates <- spec.Update{Snapshot: w.snapshot(), Delta: spec.Delta{All: true}}
+	w.updates.Put(spec.Update{Snapshot: w.snapshot(), Delta: spec.Delta{All: true}})
 	synctest.Wait()
 }
 
 // change sends one changed Service.
 func (w *loopWorld) change(endpoints int) {
 	s := makeService("a", 1, "TCP", endpoints)
-	w.tree, _, _ = w.tree.Insert(spec.ServiceKey(s.Name), s)
-	w.updates <- spec.Update{Snapshot: w.snapshot(), Delta: spec.Delta{Services: []spec.Name{s.Name}}}
+	w.put(s)
+	w.updates.Put(spec.Update{Snapshot: w.snapshot(), Delta: spec.Delta{Services: []dataplane.ServiceName{s.Name}}})
 	synctest.Wait()
 }
 
@@ -131,7 +143,7 @@ func TestLoopKeepsMinSyncPeriod(t *testing.T) {
 func TestLoopSyncsFullyEverySyncPeriod(t *testing.T) {
 	runLoop(t, 0, 10*time.Second, func(w *loopWorld) {
 		w.kernel.NoGeneration = true
-		w.settings.Backend = fake.New(w.kernel, backends.Config{})
+		w.settings.Backend = fake.New(w.kernel, dataplane.Config{})
 		w.start()
 		w.expect(0)
 		w.sleep(35 * time.Second)
@@ -139,7 +151,7 @@ func TestLoopSyncsFullyEverySyncPeriod(t *testing.T) {
 			t.Errorf("%d reads, want 4", reads)
 		}
 		w.expect(10*time.Second, 20*time.Second, 30*time.Second)
-		w.updates <- spec.Update{Snapshot: w.snapshot()} // another revision, nothing else
+		w.updates.Put(spec.Update{Snapshot: w.snapshot()}) // another revision, nothing else
 		synctest.Wait()
 		w.expect()
 	})
@@ -164,22 +176,18 @@ func TestLoopNoticesWritesOfOthers(t *testing.T) {
 	})
 }
 
-// telling is a backend that says when somebody else writes.
+// telling is a Watcher that says when another process writes.
 type telling struct {
-	backends.Backend
+	backends.Watcher
 	told chan struct{}
 }
 
-func (t *telling) Generation(ctx context.Context) (uint64, error) {
-	return t.Backend.(backends.Generation).Generation(ctx)
-}
-
-func (t *telling) Notified() <-chan struct{} { return t.told }
+func (t *telling) Wake() <-chan struct{} { return t.told }
 
 func TestLoopIsToldOfWritesOfOthers(t *testing.T) {
 	runLoop(t, 0, time.Hour, func(w *loopWorld) {
-		b := &telling{w.settings.Backend, make(chan struct{}, 1)}
-		w.settings.Backend = b
+		b := &telling{w.backend.Capabilities.Watcher, make(chan struct{}, 1)}
+		w.backend.Capabilities.Watcher = b
 		w.start()
 		w.sleep(10*time.Second + 107*time.Millisecond)
 		w.times()
@@ -205,10 +213,6 @@ func TestLoopIsToldOfWritesOfOthers(t *testing.T) {
 // slow is a backend whose reads take two seconds.
 type slow struct{ backends.Backend }
 
-func (s slow) Generation(ctx context.Context) (uint64, error) {
-	return s.Backend.(backends.Generation).Generation(ctx)
-}
-
 func (s slow) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 	return func(yield func(backends.Item, error) bool) {
 		time.Sleep(2 * time.Second)
@@ -225,7 +229,7 @@ func TestLoopReadsATenthOfTheTimeAtMost(t *testing.T) {
 		w.settings.Backend = &slow{w.settings.Backend}
 		w.start()
 		w.sleep(2 * time.Second)
-		for n := range 1000 { // somebody writes all the time
+		for n := range 1000 { // another program writes all the time
 			w.kernel.WriteForeign("x", "y")
 			w.sleep(200 * time.Millisecond)
 			w.change(3 + n%2) // rounds that read nothing must not bring the next read forward
@@ -307,14 +311,14 @@ func TestLoopKeepsTheLastGoodState(t *testing.T) {
 		w.start()
 		w.times()
 		bad := spec.Problems{{Detail: "broken"}}
-		w.updates <- spec.Update{Err: bad}
-		w.updates <- spec.Update{} // a source that sends nothing at all
+		w.updates.Put(spec.Update{Err: bad})
+		synctest.Wait()
+		w.updates.Put(spec.Update{}) // a source that sends nothing at all
 		synctest.Wait()
 		w.expect()
 		if n := len(w.told); n != 3 || w.told[1].Err == nil || w.told[2].Err == nil {
 			t.Errorf("told: %v", w.told)
 		}
-		close(w.updates)
 		w.sleep(time.Minute)
 		w.converged()
 	})
@@ -326,10 +330,13 @@ func TestLoopConfigIsLive(t *testing.T) {
 		w.times()
 		before := w.kernel.Objects()
 		w.configErr = errors.New("no such interface")
-		w.updates <- spec.Update{Snapshot: w.snapshot(), Delta: spec.Delta{Config: true}}
+		w.updates.Put(spec.Update{Snapshot: w.snapshot(), Delta: spec.Delta{Config: true}})
 		synctest.Wait()
 		if u := w.told[len(w.told)-1]; u.Err == nil {
 			t.Error("the refused configuration was not told")
+		}
+		if len(w.inUse) != 1 {
+			t.Errorf("Settings of a refused snapshot were put to use: %+v", w.inUse)
 		}
 		w.removeLater("b") // comes while the configuration is refused, and must not be lost
 		w.sleep(10 * time.Second)
@@ -337,11 +344,14 @@ func TestLoopConfigIsLive(t *testing.T) {
 			t.Errorf("half of a refused revision was used: %v", got)
 		}
 		w.configErr = nil
-		w.settings.Backend = fake.New(w.kernel, backends.Config{MasqueradeAll: true})
+		w.settings.Backend = fake.New(w.kernel, dataplane.Config{MasqueradeAll: true})
 		w.settings.SyncPeriod = 5 * time.Second
 		w.sleep(time.Minute)
 		if u := w.told[len(w.told)-1]; u.Err != nil {
 			t.Errorf("the accepted configuration was not told: %v", u.Err)
+		}
+		if len(w.inUse) != 2 || w.inUse[1].SyncPeriod != 5*time.Second {
+			t.Errorf("Settings in use: %+v", w.inUse)
 		}
 		if w.kernel.Has(portID("b")) || !w.kernel.Has(portID("a")) {
 			t.Errorf("the held snapshot was not used: %v", w.kernel.Objects())
@@ -354,9 +364,9 @@ func TestLoopConfigIsLive(t *testing.T) {
 
 // removeLater sends the removal of a Service, which the Loop may or may not accept.
 func (w *loopWorld) removeLater(name string) {
-	n := spec.Name{Namespace: "default", Name: name}
-	w.tree, _, _ = w.tree.Delete(spec.ServiceKey(n))
-	w.updates <- spec.Update{Snapshot: w.snapshot(), Delta: spec.Delta{Services: []spec.Name{n}}}
+	n := dataplane.ServiceName{Namespace: "default", Name: name}
+	w.drop(n)
+	w.updates.Put(spec.Update{Snapshot: w.snapshot(), Delta: spec.Delta{Services: []dataplane.ServiceName{n}}})
 	synctest.Wait()
 }
 
@@ -389,9 +399,8 @@ func TestLoopFollowsTheNode(t *testing.T) {
 	})
 }
 
-// draining is a backend that has something to take down, one of it with each Reap.
+// draining is a Drainer that has something to take down, one of it with each Reap.
 type draining struct {
-	backends.Backend
 	left  int
 	err   error
 	reaps []time.Time
@@ -409,8 +418,8 @@ func (d *draining) Reap(context.Context) (int, error) {
 // left, and not again before the next round.
 func TestLoopReaps(t *testing.T) {
 	runLoop(t, 0, time.Hour, func(w *loopWorld) {
-		d := &draining{Backend: w.settings.Backend, left: 3}
-		w.settings.Backend = d
+		d := &draining{left: 3}
+		w.backend.Capabilities.Drainer = d
 		reaps := func() int {
 			w.takeOver()
 			n := len(d.reaps)

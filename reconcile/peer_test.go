@@ -14,7 +14,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 	"weir/spec"
 	"weir/spec/apisource/apitest"
 	"weir/spec/seed"
@@ -55,10 +55,10 @@ func TestResolvePeer(t *testing.T) {
 	served, restricted := 0, 0
 	for i, q := range questions {
 		s := q.Service
-		entries, _ := Resolve(&spec.Service{Name: spec.Name{Namespace: s.Object.Namespace, Name: s.Object.Name}, Object: s.Object, Slices: s.Slices},
-			&Node{Name: s.Node, Zone: s.Zone, Families: []backends.Family{backends.IPv4, backends.IPv6}})
+		servicePorts, _ := Resolve(&spec.Service{Name: dataplane.ServiceName{Namespace: s.Object.Namespace, Name: s.Object.Name}, Object: s.Object, Slices: s.Slices},
+			&Node{Name: s.Node, Zone: s.Zone, Families: []dataplane.Family{dataplane.IPv4, dataplane.IPv6}})
 		var got []peerPort
-		for _, e := range entries {
+		for _, e := range servicePorts {
 			got = append(got, asPeer(e))
 		}
 		want := answers[i].Ports
@@ -87,8 +87,8 @@ func TestResolvePeer(t *testing.T) {
 	}
 }
 
-// asPeer says what an Entry says, in kube-proxy's terms.
-func asPeer(e *backends.Entry) peerPort {
+// asPeer says what a ServicePort says, in kube-proxy's terms.
+func asPeer(e *dataplane.ServicePort) peerPort {
 	p := peerPort{
 		Family: e.Key.Family.String(), Name: e.Key.Port, Protocol: e.Key.Protocol.String(), ClusterIP: e.ClusterIP.String(),
 		Port: int(e.Port), NodePort: int(e.NodePort), ExternalIPs: texts(e.ExternalIPs), LoadBalancerIPs: texts(e.LoadBalancerIPs),
@@ -140,7 +140,7 @@ func randomPeerService(r *rand.Rand) peerService {
 	s.ClusterIP = s.ClusterIPs[0]
 	for _, ip := range s.ClusterIPs {
 		if a, err := netip.ParseAddr(ip); err == nil {
-			s.IPFamilies = append(s.IPFamilies, corev1.IPFamily(backends.FamilyOf(a).String()))
+			s.IPFamilies = append(s.IPFamilies, corev1.IPFamily(dataplane.FamilyOf(a).String()))
 		}
 	}
 	s.ExternalIPs = sometimes(r, "192.0.2.1", "2001:db8::1", "192.0.2.2")

@@ -10,27 +10,27 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 	"weir/spec"
 )
 
 // Labels and annotations that change how a Service is resolved.
 const (
 	// LabelServiceProxyName hands a Service to another proxy, whatever its value.
-	LabelServiceProxyName = "service.kubernetes.io/service-proxy-name"
-	// AnnotationWeights gives endpoints a share other than 1: "10.0.0.1=3,10.0.0.2=0". Weights are 0 to 65535, and 0 means
-	// no new connections. Endpoints that are not named keep 1.
+	LabelServiceProxyName = spec.LabelServiceProxyName
+	// AnnotationWeights gives endpoints a share other than 1: "10.0.0.1=3,10.0.0.2=0". Weights are 0 to 65535, and 0
+	// means no new connections. Endpoints that are not named have weight 1.
 	AnnotationWeights = "weir/weights"
 	// AnnotationScheduler names the IPVS scheduler to use for the Service.
 	AnnotationScheduler = "weir/ipvs-scheduler"
-	// AnnotationProxyProtocol says that the TCP endpoints expect a PROXY protocol header. Its only value is "v2".
+	// AnnotationProxyProtocol makes weir send a PROXY protocol header to the TCP endpoints. Its only value is "v2".
 	AnnotationProxyProtocol = "weir/proxy-protocol"
 )
 
-// Resolve works out what this node should do for a Service: one Entry for each port and address family, sorted by key,
-// and notices for whoever wrote it. It is pure, and does what kube-proxy does for a node (pkg/proxy in
-// kubernetes/kubernetes), from what was written alone.
-func Resolve(svc *spec.Service, node *Node) ([]*backends.Entry, []spec.Problem) {
+// Resolve computes the desired state of a Service on this node. It returns one ServicePort for each port and address
+// family, sorted by key, and notices for the Service's author. It is pure, and does what kube-proxy does for a node
+// (pkg/proxy in kubernetes/kubernetes).
+func Resolve(svc *spec.Service, node *Node) ([]*dataplane.ServicePort, []spec.Notice) {
 	r := resolver{svc: svc, node: node, notices: slices.Clone(svc.Notices)}
 	if !r.proxied() {
 		return nil, r.notices
@@ -38,7 +38,7 @@ func Resolve(svc *spec.Service, node *Node) ([]*backends.Entry, []spec.Problem) 
 	r.weights = r.parseWeights()
 	scheduler, proxyProtocol := r.parseScheduler(), r.parseProxyProtocol()
 
-	var entries []*backends.Entry
+	var servicePorts []*dataplane.ServicePort
 	for _, family := range node.Families {
 		clusterIP := r.clusterIP(family)
 		if !clusterIP.IsValid() {
@@ -47,52 +47,53 @@ func Resolve(svc *spec.Service, node *Node) ([]*backends.Entry, []spec.Problem) 
 		for i := range svc.Object.Spec.Ports {
 			if e := r.entry(family, clusterIP, i); e != nil {
 				e.Scheduler = scheduler
-				e.ProxyProtocol = proxyProtocol && e.Key.Protocol == backends.TCP
-				entries = append(entries, e)
+				e.ProxyProtocol = proxyProtocol && e.Key.Protocol == dataplane.TCP
+				servicePorts = append(servicePorts, e)
 			}
 		}
 	}
-	slices.SortFunc(entries, func(a, b *backends.Entry) int { return a.Key.Compare(b.Key) })
-	return slices.CompactFunc(entries, func(a, b *backends.Entry) bool { return a.Key == b.Key }), r.notices
+	slices.SortFunc(servicePorts, func(a, b *dataplane.ServicePort) int { return a.Key.Compare(b.Key) })
+	return slices.CompactFunc(servicePorts, func(a, b *dataplane.ServicePort) bool { return a.Key == b.Key }), r.notices
 }
 
 type resolver struct {
 	svc     *spec.Service
 	node    *Node
 	weights map[netip.Addr]uint16
-	notices []spec.Problem
+	notices []spec.Notice
 }
 
-func (r *resolver) notice(field, format string, args ...any) {
-	n := spec.Problem{
-		Origin: r.svc.Origin,
-		Object: "Service " + r.svc.Name.String(),
-		Field:  field,
-		Detail: fmt.Sprintf(format, args...),
-	}
-	if !slices.Contains(r.notices, n) { // an endpoint may be looked at once for each port
+func (r *resolver) notice(id spec.NoticeID, field, format string, args ...any) {
+	n := id.Notice(r.svc.Origin, spec.ServiceObject(r.svc.Name), field, fmt.Sprintf(format, args...))
+	if !slices.Contains(r.notices, n) { // several ports may look at the same endpoint
 		r.notices = append(r.notices, n)
 	}
 }
 
-// proxied says whether a proxy has anything to do for the Service.
+// proxied reports whether a proxy has anything to do for the Service.
 func (r *resolver) proxied() bool {
 	o := r.svc.Object
 	if _, ok := o.Labels[LabelServiceProxyName]; ok {
-		r.notice("metadata.labels", "not programmed: the label %s hands it to another proxy", LabelServiceProxyName)
+		r.notice(spec.OtherProxy, "metadata.labels", "not programmed: the label %s hands it to another proxy", LabelServiceProxyName)
 		return false
 	}
-	return o.Spec.Type != corev1.ServiceTypeExternalName && o.Spec.ClusterIP != corev1.ClusterIPNone
+	if o.Spec.Type != corev1.ServiceTypeExternalName && o.Spec.ClusterIP != corev1.ClusterIPNone {
+		return true
+	}
+	if len(o.Spec.ExternalIPs) > 0 {
+		r.notice(spec.SettingIgnored, "spec.externalIPs", "has no effect: a Service without a ClusterIP is not proxied; give it one, or remove them")
+	}
+	return false
 }
 
 // clusterIP returns the Service's ClusterIP of the family, or the zero Addr.
-func (r *resolver) clusterIP(f backends.Family) netip.Addr {
+func (r *resolver) clusterIP(f dataplane.Family) netip.Addr {
 	ips := r.svc.Object.Spec.ClusterIPs
 	if len(ips) == 0 {
 		ips = []string{r.svc.Object.Spec.ClusterIP}
 	}
 	for _, s := range ips {
-		if a, ok := parseAddr(s); ok && backends.FamilyOf(a) == f {
+		if a, ok := parseAddr(s); ok && dataplane.FamilyOf(a) == f {
 			return a
 		}
 	}
@@ -100,21 +101,21 @@ func (r *resolver) clusterIP(f backends.Family) netip.Addr {
 }
 
 // entry resolves the i-th port of the Service, or returns nil if it cannot be served.
-func (r *resolver) entry(f backends.Family, clusterIP netip.Addr, i int) *backends.Entry {
+func (r *resolver) entry(f dataplane.Family, clusterIP netip.Addr, i int) *dataplane.ServicePort {
 	s := &r.svc.Object.Spec
 	port := &s.Ports[i]
 	protocol, ok := parseProtocol(port.Protocol)
 	if !ok {
-		r.notice(fmt.Sprintf("spec.ports[%d].protocol", i), "%q is not served: it must be TCP, UDP or SCTP", port.Protocol)
+		r.notice(spec.PortNotServed, fmt.Sprintf("spec.ports[%d].protocol", i), "%q is not served: it must be TCP, UDP or SCTP", port.Protocol)
 		return nil
 	}
 	if port.Port < 1 || port.Port > 65535 {
-		r.notice(fmt.Sprintf("spec.ports[%d].port", i), "%d is not served: it must be 1 to 65535", port.Port)
+		r.notice(spec.PortNotServed, fmt.Sprintf("spec.ports[%d].port", i), "%d is not served: it must be 1 to 65535", port.Port)
 		return nil
 	}
-	e := &backends.Entry{
-		Key: backends.PortKey{
-			Service:  backends.ServiceName(r.svc.Name),
+	e := &dataplane.ServicePort{
+		Key: dataplane.ServicePortName{
+			Service:  r.svc.Name,
 			Port:     port.Name,
 			Protocol: protocol,
 			Family:   f,
@@ -122,7 +123,7 @@ func (r *resolver) entry(f backends.Family, clusterIP netip.Addr, i int) *backen
 		Origin:          r.svc.Origin.String(),
 		ClusterIP:       clusterIP,
 		Port:            uint16(port.Port),
-		ExternalIPs:     addrsOf(f, slices.Values(s.ExternalIPs)),
+		ExternalIPs:     r.externalIPs(f),
 		LoadBalancerIPs: addrsOf(f, r.ingressIPs),
 		SourceRanges:    rangesOf(f, s.LoadBalancerSourceRanges),
 		InternalLocal:   s.InternalTrafficPolicy != nil && *s.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
@@ -137,24 +138,55 @@ func (r *resolver) entry(f backends.Family, clusterIP netip.Addr, i int) *backen
 			e.HealthCheckNodePort = uint16(n)
 		}
 	}
+	r.tellShadowed(e)
 	candidates := r.candidates(f, port.Name, protocol)
 	e.Endpoints, e.HasEndpoints = selectEndpoints(candidates, policies{
 		// Even if both policies are Local, traffic of this node's own pods to an external address may go anywhere.
 		cluster: !e.InternalLocal || e.External(),
 		local:   e.InternalLocal || e.ExternalLocal && e.External(),
 	}, r.node)
-	if protocol == backends.UDP {
-		e.Serving = servingAddrs(candidates)
+	if protocol == dataplane.UDP {
+		e.Serving = servingAddrs(candidates, false)
+		if e.InternalLocal || e.ExternalLocal {
+			e.ServingLocal = servingAddrs(candidates, true)
+		}
 	}
 	if td := s.TrafficDistribution; td != nil && len(candidates) > 0 && !slices.ContainsFunc(candidates, candidate.hinted) {
-		r.notice("spec.trafficDistribution", "%s has no effect: no endpoint carries hints, which the EndpointSlice controller of a "+
+		r.notice(spec.NoTopologyHints, "spec.trafficDistribution", "%s has no effect: no endpoint carries hints, which the EndpointSlice controller of a "+
 			"control plane would have set; write endpoints[].hints.forZones or forNodes", *td)
 	}
 	return e
 }
 
-// ingressIPs yields the load balancer's addresses that this node has to serve: with ipMode Proxy the balancer sends
-// traffic to the node under another address, and its own must be left alone.
+// externalIPs returns the external IPs of the family that the node allows, sorted and unique.
+func (r *resolver) externalIPs(f dataplane.Family) []netip.Addr {
+	return slices.DeleteFunc(addrsOf(f, slices.Values(r.svc.Object.Spec.ExternalIPs)), func(a netip.Addr) bool {
+		refusal := r.node.External.Refusal(a)
+		if refusal != "" {
+			r.notice(spec.ExternalIPRefused, "spec.externalIPs", "%s is not served: it %s; allow it with externalAddresses in the WeirConfiguration, or remove it", a, refusal)
+		}
+		return refusal != ""
+	})
+}
+
+// tellShadowed notices that an address of the ServicePort is one that the node has. An external IP of that kind is refused. A
+// ClusterIP or a load balancer's address is served, because a load balancer may well have the nodes' addresses.
+func (r *resolver) tellShadowed(e *dataplane.ServicePort) {
+	tell := func(ro role, a netip.Addr) {
+		if slices.Contains(r.node.External.Own, a) {
+			r.notice(spec.SharedAddress, ro.field(), "%s is an address of this node too: the Service is reached there, and the node's own server on that port is not", frontendKey{a, e.Port, e.Key.Protocol})
+		}
+	}
+	tell(roleClusterIP, e.ClusterIP)
+	for _, a := range e.LoadBalancerIPs {
+		if a != e.ClusterIP {
+			tell(roleLoadBalancerIP, a)
+		}
+	}
+}
+
+// ingressIPs yields the load balancer's addresses that this node must serve. With ipMode Proxy the balancer sends
+// traffic to another address of the node, and its own address must be left alone.
 func (r *resolver) ingressIPs(yield func(string) bool) {
 	if r.svc.Object.Spec.Type != corev1.ServiceTypeLoadBalancer {
 		return
@@ -169,7 +201,7 @@ func (r *resolver) ingressIPs(yield func(string) bool) {
 	}
 }
 
-// parseWeights reads the annotation weir/weights. What is wrong with it is a notice, and the rest of it counts.
+// parseWeights reads the annotation weir/weights. Each fault is a notice, and the rest of the value counts.
 func (r *resolver) parseWeights() map[netip.Addr]uint16 {
 	text, ok := r.svc.Object.Annotations[AnnotationWeights]
 	if !ok {
@@ -187,9 +219,9 @@ func (r *resolver) parseWeights() map[netip.Addr]uint16 {
 		n, err := parseUint16(strings.TrimSpace(weight))
 		switch {
 		case !ok || err != nil:
-			r.notice(field, "%q is ignored: it must be address=weight, with a weight from 0 to 65535", part)
+			r.notice(spec.AnnotationIgnored, field, "%q is ignored: it must be address=weight, with a weight from 0 to 65535", part)
 		case contains(weights, addr):
-			r.notice(field, "%q is ignored: %s has a weight already", part, addr)
+			r.notice(spec.AnnotationIgnored, field, "%q is ignored: %s has a weight already", part, addr)
 		default:
 			weights[addr] = n
 		}
@@ -197,12 +229,12 @@ func (r *resolver) parseWeights() map[netip.Addr]uint16 {
 	return weights
 }
 
-// parseScheduler reads the annotation weir/ipvs-scheduler. The kernel knows schedulers by names of at most 15 letters.
+// parseScheduler reads the annotation weir/ipvs-scheduler. The kernel limits scheduler names to 15 letters.
 func (r *resolver) parseScheduler() string {
 	name := r.svc.Object.Annotations[AnnotationScheduler]
 	valid := len(name) <= 15 && !strings.ContainsFunc(name, func(c rune) bool { return (c < 'a' || c > 'z') && (c < '0' || c > '9') })
 	if !valid {
-		r.notice("metadata.annotations["+AnnotationScheduler+"]", "%q is ignored: it must be the name of an IPVS scheduler, such as rr, wrr or sh", name)
+		r.notice(spec.AnnotationIgnored, "metadata.annotations["+AnnotationScheduler+"]", "%q is ignored: it must be the name of an IPVS scheduler, such as rr, wrr or sh", name)
 		return ""
 	}
 	return name
@@ -212,7 +244,7 @@ func (r *resolver) parseScheduler() string {
 func (r *resolver) parseProxyProtocol() bool {
 	version, ok := r.svc.Object.Annotations[AnnotationProxyProtocol]
 	if ok && version != "v2" {
-		r.notice("metadata.annotations["+AnnotationProxyProtocol+"]", "%q is ignored: it must be v2", version)
+		r.notice(spec.AnnotationIgnored, "metadata.annotations["+AnnotationProxyProtocol+"]", "%q is ignored: it must be v2", version)
 	}
 	return version == "v2"
 }
@@ -225,7 +257,7 @@ func externallyAccessible(s *corev1.ServiceSpec) bool {
 	return nodePortType(s.Type) || len(s.ExternalIPs) > 0
 }
 
-// affinity returns how long a client stays with its endpoint; 0 is for ever another one.
+// affinity returns how long a client stays with its endpoint. 0 means no session affinity.
 func affinity(s *corev1.ServiceSpec) time.Duration {
 	if s.SessionAffinity != corev1.ServiceAffinityClientIP {
 		return 0
@@ -237,23 +269,23 @@ func affinity(s *corev1.ServiceSpec) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-func parseProtocol(p corev1.Protocol) (backends.Protocol, bool) {
+func parseProtocol(p corev1.Protocol) (dataplane.Protocol, bool) {
 	switch p {
 	case corev1.ProtocolTCP, "":
-		return backends.TCP, true
+		return dataplane.TCP, true
 	case corev1.ProtocolUDP:
-		return backends.UDP, true
+		return dataplane.UDP, true
 	case corev1.ProtocolSCTP:
-		return backends.SCTP, true
+		return dataplane.SCTP, true
 	}
 	return 0, false
 }
 
-// addrsOf returns the addresses of the family, sorted and unique.
-func addrsOf(f backends.Family, texts func(func(string) bool)) []netip.Addr {
+// addrsOf returns the addresses of the family, sorted, without duplicates.
+func addrsOf(f dataplane.Family, texts func(func(string) bool)) []netip.Addr {
 	var addrs []netip.Addr
 	for text := range texts {
-		if a, ok := parseAddr(text); ok && backends.FamilyOf(a) == f {
+		if a, ok := parseAddr(text); ok && dataplane.FamilyOf(a) == f {
 			addrs = append(addrs, a)
 		}
 	}
@@ -261,12 +293,13 @@ func addrsOf(f backends.Family, texts func(func(string) bool)) []netip.Addr {
 	return slices.Compact(addrs)
 }
 
-// rangesOf returns the prefixes of the family, masked, sorted and unique; none if one of them admits everybody.
-func rangesOf(f backends.Family, texts []string) []netip.Prefix {
+// rangesOf returns the prefixes of the family, masked, sorted, without duplicates. It returns none if one of them
+// admits every address.
+func rangesOf(f dataplane.Family, texts []string) []netip.Prefix {
 	var ranges []netip.Prefix
 	for _, text := range texts {
 		p, err := netip.ParsePrefix(strings.TrimSpace(text)) // the API accepts blanks around a range
-		if err != nil || backends.FamilyOf(p.Addr()) != f {
+		if err != nil || dataplane.FamilyOf(p.Addr()) != f {
 			continue
 		}
 		if p.Bits() == 0 {

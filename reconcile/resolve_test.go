@@ -12,7 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 	"weir/spec"
 )
 
@@ -63,7 +63,7 @@ func withEndpoints(eps ...string) *spec.Service {
 }
 
 // list writes endpoints as "1C 2L 3CL": the last octet, and which policies may choose.
-func list(eps []backends.Endpoint) string {
+func list(eps []dataplane.Endpoint) string {
 	var out []string
 	for _, e := range eps {
 		a := e.Addr.Addr().AsSlice()
@@ -137,16 +137,16 @@ func TestResolveEndpoints(t *testing.T) {
 				s.Object.Spec.Ports[0].NodePort = 30080
 				s.Object.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 			}
-			entries, _ := Resolve(s, &testNode)
-			if len(entries) != 1 {
-				t.Fatalf("%d entries", len(entries))
+			servicePorts, _ := Resolve(s, &testNode)
+			if len(servicePorts) != 1 {
+				t.Fatalf("%d Service ports", len(servicePorts))
 			}
-			if got := list(entries[0].Endpoints); got != test.want || entries[0].HasEndpoints != test.any {
-				t.Errorf("endpoints %q, any %v; want %q, %v", got, entries[0].HasEndpoints, test.want, test.any)
+			if got := list(servicePorts[0].Endpoints); got != test.want || servicePorts[0].HasEndpoints != test.any {
+				t.Errorf("endpoints %q, any %v; want %q, %v", got, servicePorts[0].HasEndpoints, test.want, test.any)
 			}
 			slices.Reverse(s.Slices[0].Endpoints)
 			again, _ := Resolve(s, &testNode)
-			if !reflect.DeepEqual(entries, again) {
+			if !reflect.DeepEqual(servicePorts, again) {
 				t.Error("the order of the endpoints made a difference")
 			}
 		})
@@ -156,17 +156,17 @@ func TestResolveEndpoints(t *testing.T) {
 func TestResolvePublishNotReadyAddresses(t *testing.T) {
 	s := withEndpoints("10.0.0.1 !", "10.0.0.2 ! t x")
 	s.Object.Spec.PublishNotReadyAddresses = true
-	if entries, _ := Resolve(s, &testNode); list(entries[0].Endpoints) != "1C 2C" {
-		t.Errorf("%s", list(entries[0].Endpoints))
+	if servicePorts, _ := Resolve(s, &testNode); list(servicePorts[0].Endpoints) != "1C 2C" {
+		t.Errorf("%s", list(servicePorts[0].Endpoints))
 	}
 }
 
-func TestPain10ServingEndpointsKeepTheirFlows(t *testing.T) {
+func TestPain10_ServingEndpointsKeepTheirFlows(t *testing.T) {
 	s := withEndpoints("10.0.0.1 z:zone-b", "10.0.0.2 ! t", "10.0.0.3 ! t x", "10.0.0.4 !", "10.0.0.5 z:zone-a")
 	s.Object.Spec.Ports[0].Protocol = "UDP"
 	s.Slices[0].Ports[0].Protocol = ptr(corev1.ProtocolUDP)
-	entries, _ := Resolve(s, &testNode)
-	e := entries[0]
+	servicePorts, _ := Resolve(s, &testNode)
+	e := servicePorts[0]
 	if got := fmt.Sprint(e.Serving); list(e.Endpoints) != "5C" || got != "[10.0.0.1:8080 10.0.0.2:8080 10.0.0.5:8080]" {
 		t.Errorf("endpoints %s, serving %s", list(e.Endpoints), got)
 	}
@@ -187,10 +187,24 @@ func TestResolveIgnores(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := withEndpoints("10.0.0.1")
 			edit(s.Object)
-			if entries, _ := Resolve(s, &testNode); len(entries) != 0 {
-				t.Errorf("%+v", entries[0])
+			if servicePorts, _ := Resolve(s, &testNode); len(servicePorts) != 0 {
+				t.Errorf("%+v", servicePorts[0])
 			}
 		})
+	}
+}
+
+// TestResolveLeavesOutHeadlessSlices gives a Service a slice that is labelled as a headless Service's, as a controller labels
+// it: kube-proxy does not see it.
+func TestResolveLeavesOutHeadlessSlices(t *testing.T) {
+	s := withEndpoints("10.0.0.1")
+	s.Slices[0].Labels = map[string]string{corev1.IsHeadlessService: ""}
+	ports, _ := Resolve(s, &testNode)
+	if len(ports) != 1 || ports[0].HasEndpoints || len(ports[0].Endpoints) > 0 {
+		t.Errorf("endpoints of a slice that is not for proxies are used: %+v", ports)
+	}
+	if n := s.AllNotices(); len(n) == 0 || !strings.Contains(n[0].Error(), "is not used, since its label") {
+		t.Errorf("notices: %v", n)
 	}
 }
 
@@ -213,9 +227,9 @@ func TestResolvePortsPerSlice(t *testing.T) {
 		slice("one", "10.0.0.1", port("http", 8080, "TCP"), port("dns", 5353, "UDP")),
 		slice("two", "10.0.0.2", port("http", 9090, "TCP"), port("dns", 5353, "TCP"), discoveryv1.EndpointPort{Name: ptr("dns-tcp")}),
 	}
-	entries, notices := Resolve(s, &testNode)
+	servicePorts, notices := Resolve(s, &testNode)
 	got := map[string]string{}
-	for _, e := range entries {
+	for _, e := range servicePorts {
 		var eps []string
 		for _, ep := range e.Endpoints {
 			eps = append(eps, ep.Addr.String())
@@ -247,12 +261,12 @@ func TestResolveFronts(t *testing.T) {
 		{IP: "192.0.2.200", IPMode: ptr(corev1.LoadBalancerIPModeVIP)}, {IP: "192.0.2.100"},
 		{IP: "192.0.2.150", IPMode: ptr(corev1.LoadBalancerIPModeProxy)}, {Hostname: "lb.example"},
 	}
-	entries, notices := Resolve(s, &testNode)
-	if len(entries) != 2 || entries[0].Key.Family != backends.IPv4 || entries[1].ClusterIP != netip.MustParseAddr("fd00::1") {
-		t.Fatalf("entries %v, notices %v", entries, notices)
+	servicePorts, notices := Resolve(s, &testNode)
+	if len(servicePorts) != 2 || servicePorts[0].Key.Family != dataplane.IPv4 || servicePorts[1].ClusterIP != netip.MustParseAddr("fd00::1") {
+		t.Fatalf("Service ports %v, notices %v", servicePorts, notices)
 	}
-	want := &backends.Entry{
-		Key:                 backends.PortKey{Service: backends.ServiceName{Namespace: "default", Name: "svc"}, Port: "p", Protocol: backends.TCP, Family: backends.IPv4},
+	want := &dataplane.ServicePort{
+		Key:                 dataplane.ServicePortName{Service: dataplane.ServiceName{Namespace: "default", Name: "svc"}, Port: "p", Protocol: dataplane.TCP, Family: dataplane.IPv4},
 		Origin:              "svc.yaml:1",
 		ClusterIP:           netip.MustParseAddr("10.96.0.1"),
 		Port:                80,
@@ -262,41 +276,41 @@ func TestResolveFronts(t *testing.T) {
 		SourceRanges:        []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("203.0.113.0/24")},
 		ExternalLocal:       true,
 		Affinity:            3 * time.Hour,
-		Endpoints:           []backends.Endpoint{{Addr: netip.MustParseAddrPort("10.0.0.1:8080"), Cluster: true, Weight: 1}},
+		Endpoints:           []dataplane.Endpoint{{Addr: netip.MustParseAddrPort("10.0.0.1:8080"), Cluster: true, Weight: 1}},
 		HasEndpoints:        true,
 		HealthCheckNodePort: 32000,
 		Scheduler:           "wrr",
 		ProxyProtocol:       true,
 	}
-	if !reflect.DeepEqual(entries[0], want) {
-		t.Errorf("got\n%+v\nwant\n%+v", entries[0], want)
+	if !reflect.DeepEqual(servicePorts[0], want) {
+		t.Errorf("got\n%+v\nwant\n%+v", servicePorts[0], want)
 	}
-	if v6 := entries[1]; !slices.Equal(v6.ExternalIPs, []netip.Addr{netip.MustParseAddr("fd01::1")}) || len(v6.LoadBalancerIPs) != 0 || v6.HasEndpoints {
+	if v6 := servicePorts[1]; !slices.Equal(v6.ExternalIPs, []netip.Addr{netip.MustParseAddr("fd01::1")}) || len(v6.LoadBalancerIPs) != 0 || v6.HasEndpoints {
 		t.Errorf("IPv6: %+v", v6)
 	}
 
 	node := testNode
-	node.Families = []backends.Family{backends.IPv6}
-	if entries, _ := Resolve(s, &node); len(entries) != 1 || entries[0].Key.Family != backends.IPv6 {
-		t.Errorf("a node with IPv6 only: %v", entries)
+	node.Families = []dataplane.Family{dataplane.IPv6}
+	if servicePorts, _ := Resolve(s, &node); len(servicePorts) != 1 || servicePorts[0].Key.Family != dataplane.IPv6 {
+		t.Errorf("a node with IPv6 only: %v", servicePorts)
 	}
 
 	o.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr(int32(60))}}
 	o.Spec.LoadBalancerSourceRanges = []string{"10.0.0.0/8", "0.0.0.0/0"}
-	entries, _ = Resolve(s, &testNode)
-	if e := entries[0]; e.Affinity != time.Minute || e.SourceRanges != nil {
+	servicePorts, _ = Resolve(s, &testNode)
+	if e := servicePorts[0]; e.Affinity != time.Minute || e.SourceRanges != nil {
 		t.Errorf("affinity %v, ranges %v", e.Affinity, e.SourceRanges)
 	}
 
 	o.Spec.Type = corev1.ServiceTypeClusterIP // what is left over from another type does not count
 	o.Spec.ExternalIPs = nil
-	entries, _ = Resolve(s, &testNode)
-	if e := entries[0]; e.External() || e.ExternalLocal || e.HealthCheckNodePort != 0 {
+	servicePorts, _ = Resolve(s, &testNode)
+	if e := servicePorts[0]; e.External() || e.ExternalLocal || e.HealthCheckNodePort != 0 {
 		t.Errorf("ClusterIP: %+v", e)
 	}
 }
 
-func TestPain22Weights(t *testing.T) {
+func TestPain22_Weights(t *testing.T) {
 	tests := map[string]struct {
 		weights string
 		want    string
@@ -316,9 +330,9 @@ func TestPain22Weights(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := withEndpoints("10.0.0.1", "10.0.0.2", "10.0.0.3")
 			s.Object.Annotations = map[string]string{AnnotationWeights: test.weights}
-			entries, notices := Resolve(s, &testNode)
+			servicePorts, notices := Resolve(s, &testNode)
 			var got []string
-			for _, e := range entries[0].Endpoints {
+			for _, e := range servicePorts[0].Endpoints {
 				got = append(got, fmt.Sprint(e.Weight))
 			}
 			if strings.Join(got, " ") != test.want || len(notices) != test.notices {
@@ -342,7 +356,14 @@ func TestResolveNotices(t *testing.T) {
 		"distribution": {func(s *spec.Service) {
 			s.Object.Spec.TrafficDistribution = ptr(corev1.ServiceTrafficDistributionPreferClose)
 		}, "PreferClose has no effect"},
-		"the author's": {func(s *spec.Service) { s.Notices = []spec.Problem{{Detail: "as read"}} }, "as read"},
+		"external IPs of a headless Service": {func(s *spec.Service) {
+			s.Object.Spec.ClusterIP, s.Object.Spec.ClusterIPs, s.Object.Spec.ExternalIPs = "None", []string{"None"}, []string{"203.0.113.1"}
+		}, "spec.externalIPs: has no effect"},
+		"external IPs of an ExternalName": {func(s *spec.Service) {
+			s.Object.Spec.Type, s.Object.Spec.ExternalIPs = corev1.ServiceTypeExternalName, []string{"203.0.113.1"}
+		}, "spec.externalIPs: has no effect"},
+		"an external IP that is loopback": {func(s *spec.Service) { s.Object.Spec.ExternalIPs = []string{"127.0.0.1"} }, "127.0.0.1 is not served"},
+		"the author's":                    {func(s *spec.Service) { s.Notices = []spec.Problem{{Detail: "as read"}} }, "as read"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -351,6 +372,47 @@ func TestResolveNotices(t *testing.T) {
 			_, notices := Resolve(s, &testNode)
 			if len(notices) != 1 || !strings.Contains(notices[0].Error(), test.want) {
 				t.Errorf("notices %v, want one with %q", notices, test.want)
+			}
+		})
+	}
+}
+
+// TestResolveTellsShadowedAddresses gives a Service an address of the node in each of its roles. It is served and told, but as
+// an external IP, which is refused.
+func TestResolveTellsShadowedAddresses(t *testing.T) {
+	const own = "192.0.2.7"
+	balanced := func(s *spec.Service, mode *corev1.LoadBalancerIPMode) {
+		s.Object.Spec.Type = corev1.ServiceTypeLoadBalancer
+		s.Object.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: own, IPMode: mode}}
+	}
+	tests := map[string]struct {
+		edit   func(s *spec.Service)
+		want   string
+		served bool
+	}{
+		"a ClusterIP": {func(s *spec.Service) { s.Object.Spec.ClusterIP, s.Object.Spec.ClusterIPs = own, []string{own} },
+			"spec.clusterIP: 192.0.2.7:80/TCP is an address of this node too: the Service is reached there, and the node's own server on that port is not", true},
+		"a load balancer's": {func(s *spec.Service) { balanced(s, nil) },
+			"status.loadBalancer.ingress: 192.0.2.7:80/TCP is an address of this node too: the Service is reached there, and the node's own server on that port is not", true},
+		"one that the load balancer serves itself": {func(s *spec.Service) { balanced(s, ptr(corev1.LoadBalancerIPModeProxy)) }, "", false},
+		"an external IP": {func(s *spec.Service) { s.Object.Spec.ExternalIPs = []string{own} }, "is not served", false},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := withEndpoints("10.0.0.1")
+			test.edit(s)
+			with := testNode
+			if ports, notices := Resolve(s, &with); len(ports) != 1 || len(notices) != 0 {
+				t.Errorf("on another node: %v, %v", ports, notices)
+			}
+			with.External.Own = []netip.Addr{netip.MustParseAddr(own)}
+			if with.Equal(testNode) {
+				t.Error("the Services would not be resolved again for a node that got the address")
+			}
+			ports, notices := Resolve(s, &with)
+			served := len(ports) == 1 && (ports[0].ClusterIP.String() == own || len(ports[0].LoadBalancerIPs) == 1)
+			if served != test.served || len(notices) != min(1, len(test.want)) || len(notices) == 1 && !strings.Contains(notices[0].Error(), test.want) {
+				t.Errorf("served %v, notices %v", served, notices)
 			}
 		})
 	}

@@ -7,25 +7,26 @@ import (
 	"slices"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// Tracker holds what the kernel should hold and what it does hold, and knows at any moment where the two differ.
+// tracker holds the desired and the observed items, and knows at any moment where the two differ.
 //
-// Goals: an edit of either side costs O(1) per item it touches, whatever the number of items; a full read of the kernel
-// replaces the observed side only, so that drift appears in the same pending set as any other difference; memory is a few
-// pointers per item, and an item that both sides hold alike is held once.
+// Goals: An edit of either side costs O(1) per item, whatever the number of items. A full read of the kernel replaces
+// the observed side only, so that drift appears in the same pending set as any other difference. Memory is a few
+// pointers per item, and an item that is equal on both sides is held once.
 //
-// Where they conflict: the order of a plan is worth more than the speed of a large one, so Pending sorts; and an item
-// that many own is worth less than one that is owned once, so only a lone owner is kept inline.
+// Where they conflict, the order of a plan is worth more than the speed of a large one, so Pending sorts. Most items
+// have one owner, so only a single owner is kept inline.
 //
-// Several owners may want an item with the same ID. If they want it alike, it is shared and goes with its last owner. If
-// they differ, the owner that sorts first has its way, whatever the order in which they came, and the others are told by
-// Conflicts: the outcome must not depend on history.
+// Several owners may want an item with the same ID. If their items are equal, the item is shared and goes with its last
+// owner. If they differ, the owner that sorts first wins, in whatever order they came, and Conflicts lists the others.
+// The outcome must not depend on history.
 //
-// A Tracker is not safe for concurrent use, and touches no kernel.
-type Tracker struct {
+// A tracker is not safe for concurrent use, and does not touch the kernel.
+type tracker struct {
 	records map[backends.ID]*record
-	owners  map[backends.PortKey]*owner
+	owners  map[dataplane.ServicePortName]*owner
 	base    *owner
 	pending map[*record]struct{}
 	// disputed holds the records whose owners differ.
@@ -33,50 +34,50 @@ type Tracker struct {
 	desired  int
 }
 
-// record is both sides of one item.
+// record holds both sides of one item.
 type record struct {
 	id                backends.ID
 	desired, observed backends.Item
-	// first and more are the owners. more is nil for the many items that have only one, and otherwise holds all, first
-	// included, each with the item it wants.
+	// first and more are the owners. more is nil for the many items with one owner. Otherwise it holds all owners,
+	// first included, each with the item it wants.
 	first *owner
 	more  map[*owner]backends.Item
-	// last is who owned the item last, for a pending delete to name.
+	// last is the last former owner of the item. A pending delete names it.
 	last *owner
 }
 
 // owner is a Service port and the items it wants.
 type owner struct {
-	// key is an array of one, so that a slice of it can be handed out: most items have one owner only.
-	key     [1]backends.PortKey
+	// key is an array of one, so that a slice of it can be returned. Most items have one owner only.
+	key     [1]dataplane.ServicePortName
 	records []*record
 }
 
-// Conflict is an item that several Service ports want differently.
-type Conflict struct {
+// conflict is an item that several Service ports want with different content.
+type conflict struct {
 	ID backends.ID
-	// Winner has its way, Losers do not.
-	Winner backends.PortKey
-	Losers []backends.PortKey
+	// Winner's item is used, the Losers' items are not.
+	Winner dataplane.ServicePortName
+	Losers []dataplane.ServicePortName
 }
 
-// NewTracker returns an empty Tracker.
-func NewTracker() *Tracker {
-	return &Tracker{
+// newTracker returns an empty tracker.
+func newTracker() *tracker {
+	return &tracker{
 		records:  map[backends.ID]*record{},
-		owners:   map[backends.PortKey]*owner{},
+		owners:   map[dataplane.ServicePortName]*owner{},
 		base:     &owner{},
 		pending:  map[*record]struct{}{},
 		disputed: map[*record]struct{}{},
 	}
 }
 
-// Set says which items a Service port wants, in place of those it wanted before. The error is a backend's that gave two
-// different items one ID; nothing is changed then.
-func (t *Tracker) Set(key backends.PortKey, items []backends.Item) error {
+// Set replaces the items that a Service port wants. It returns an error and changes nothing if a backend gave two
+// different items one ID.
+func (t *tracker) Set(key dataplane.ServicePortName, items []backends.Item) error {
 	o := t.owners[key]
 	if o == nil {
-		o = &owner{key: [1]backends.PortKey{key}}
+		o = &owner{key: [1]dataplane.ServicePortName{key}}
 	}
 	if err := t.set(o, items); err != nil {
 		return fmt.Errorf("%v: %w", key, err)
@@ -85,42 +86,33 @@ func (t *Tracker) Set(key backends.PortKey, items []backends.Item) error {
 	return nil
 }
 
-// SetBase says which items are wanted on nobody's account.
-func (t *Tracker) SetBase(items []backends.Item) error { return t.set(t.base, items) }
+// SetBase sets the items that are wanted regardless of any Service.
+func (t *tracker) SetBase(items []backends.Item) error { return t.set(t.base, items) }
 
-// Remove says that a Service port wants nothing any more.
-func (t *Tracker) Remove(key backends.PortKey) {
+// Remove records that a Service port wants nothing any more.
+func (t *tracker) Remove(key dataplane.ServicePortName) {
 	if o := t.owners[key]; o != nil {
 		_ = t.set(o, nil)
 		delete(t.owners, key)
 	}
 }
 
-// Clear says that nothing is wanted any more.
-func (t *Tracker) Clear() {
+// Clear empties the desired side.
+func (t *tracker) Clear() {
 	for key := range t.owners {
 		t.Remove(key)
 	}
 	_ = t.set(t.base, nil)
 }
 
-// Owns says whether the Service port wants anything.
-func (t *Tracker) Owns(key backends.PortKey) bool { return t.owners[key] != nil }
+// Owns reports whether the Service port wants anything.
+func (t *tracker) Owns(key dataplane.ServicePortName) bool { return t.owners[key] != nil }
 
-// Owned yields the Service ports that want anything, in no order.
-func (t *Tracker) Owned(yield func(backends.PortKey) bool) {
-	for key := range t.owners {
-		if !yield(key) {
-			return
-		}
-	}
-}
+// Len returns the number of desired items.
+func (t *tracker) Len() int { return t.desired }
 
-// Len returns how many items are wanted.
-func (t *Tracker) Len() int { return t.desired }
-
-// ItemsOf returns what the kernel should hold for a Service port.
-func (t *Tracker) ItemsOf(key backends.PortKey) []backends.Item {
+// ItemsOf returns the desired items of a Service port.
+func (t *tracker) ItemsOf(key dataplane.ServicePortName) []backends.Item {
 	o := t.owners[key]
 	if o == nil {
 		return nil
@@ -132,7 +124,7 @@ func (t *Tracker) ItemsOf(key backends.PortKey) []backends.Item {
 	return items
 }
 
-func (t *Tracker) set(o *owner, items []backends.Item) error {
+func (t *tracker) set(o *owner, items []backends.Item) error {
 	items, err := unique(items)
 	if err != nil {
 		return err
@@ -154,7 +146,7 @@ func (t *Tracker) set(o *owner, items []backends.Item) error {
 
 func byID(r *record, id backends.ID) int { return cmp.Compare(r.id, id) }
 
-// unique sorts by ID, drops repetitions, and refuses two items that share an ID and nothing else.
+// unique sorts by ID, drops repetitions, and refuses two different items with the same ID.
 func unique(items []backends.Item) ([]backends.Item, error) {
 	sorted := slices.Clone(items)
 	slices.SortStableFunc(sorted, func(a, b backends.Item) int { return cmp.Compare(a.ID(), b.ID()) })
@@ -166,7 +158,7 @@ func unique(items []backends.Item) ([]backends.Item, error) {
 	return slices.CompactFunc(sorted, func(a, b backends.Item) bool { return a.ID() == b.ID() }), nil
 }
 
-func (t *Tracker) record(id backends.ID) *record {
+func (t *tracker) record(id backends.ID) *record {
 	r := t.records[id]
 	if r == nil {
 		r = &record{id: id}
@@ -176,7 +168,7 @@ func (t *Tracker) record(id backends.ID) *record {
 }
 
 // own makes o an owner of r that wants item.
-func (t *Tracker) own(r *record, o *owner, item backends.Item) {
+func (t *tracker) own(r *record, o *owner, item backends.Item) {
 	switch {
 	case r.first == nil || r.more == nil && r.first == o:
 		r.first = o
@@ -195,8 +187,8 @@ func (t *Tracker) own(r *record, o *owner, item backends.Item) {
 	}
 }
 
-// disown takes o from the owners of r.
-func (t *Tracker) disown(r *record, o *owner) {
+// disown removes o from the owners of r.
+func (t *tracker) disown(r *record, o *owner) {
 	if r.more == nil {
 		r.first, r.last = nil, o
 		t.want(r, nil)
@@ -216,8 +208,8 @@ func (t *Tracker) disown(r *record, o *owner) {
 	}
 }
 
-// settle decides between owners who may want r differently.
-func (t *Tracker) settle(r *record) {
+// settle decides between owners that may want r differently.
+func (t *tracker) settle(r *record) {
 	winner, differ := r.first, false
 	for o, item := range r.more {
 		if t.before(o, winner) {
@@ -233,8 +225,8 @@ func (t *Tracker) settle(r *record) {
 	t.want(r, r.more[winner])
 }
 
-// before puts the scaffolding first, then goes by the keys.
-func (t *Tracker) before(a, b *owner) bool {
+// before sorts the scaffolding first, and the rest by key.
+func (t *tracker) before(a, b *owner) bool {
 	if a == t.base || b == t.base {
 		return a == t.base && b != t.base
 	}
@@ -242,7 +234,7 @@ func (t *Tracker) before(a, b *owner) bool {
 }
 
 // want sets the desired side of r.
-func (t *Tracker) want(r *record, item backends.Item) {
+func (t *tracker) want(r *record, item backends.Item) {
 	if r.desired != nil {
 		t.desired--
 	}
@@ -256,16 +248,16 @@ func (t *Tracker) want(r *record, item backends.Item) {
 }
 
 // see sets the observed side of r.
-func (t *Tracker) see(r *record, item backends.Item) {
+func (t *tracker) see(r *record, item backends.Item) {
 	r.observed = item
 	if t.touch(r) && item != nil {
 		r.observed = r.desired
 	}
 }
 
-// touch keeps the pending set right after either side of r changed, and says whether the sides are equal now, so that one
+// touch updates the pending set after either side of r changed. It reports whether the sides are now equal, so that one
 // Item can stand for both.
-func (t *Tracker) touch(r *record) bool {
+func (t *tracker) touch(r *record) bool {
 	if !same(r.desired, r.observed) {
 		t.pending[r] = struct{}{}
 		return false
@@ -278,20 +270,20 @@ func (t *Tracker) touch(r *record) bool {
 	return true
 }
 
-// same compares by content: an Item need not be comparable.
+// same compares by content, because an Item need not be comparable.
 func same(a, b backends.Item) bool {
 	if a == nil || b == nil {
 		return a == nil && b == nil
 	}
 	if reflect.ValueOf(a).Comparable() && reflect.ValueOf(b).Comparable() && a == b {
-		return true // most are, and their strings are long
+		return true // usually true, and String makes long strings
 	}
 	return a.String() == b.String()
 }
 
-// ReplaceObserved makes items the whole of what the kernel holds. It returns the IDs that differ now and did not before, in no
+// ReplaceObserved makes items the whole observed side. It returns the IDs that differ now and did not before, in no
 // order.
-func (t *Tracker) ReplaceObserved(items []backends.Item) []backends.ID {
+func (t *tracker) ReplaceObserved(items []backends.Item) []backends.ID {
 	seen := make(map[*record]struct{}, len(items))
 	var drift []backends.ID
 	update := func(r *record, item backends.Item) {
@@ -314,9 +306,9 @@ func (t *Tracker) ReplaceObserved(items []backends.Item) []backends.ID {
 	return drift
 }
 
-// Reobserve makes items what the kernel holds of their IDs, nil for one that is gone. It returns the IDs that differ now and
-// did not before, in no order.
-func (t *Tracker) Reobserve(items map[backends.ID]backends.Item) []backends.ID {
+// Reobserve sets the observed items of these IDs; nil means that the item is gone. It returns the IDs that differ now
+// and did not before, in no order.
+func (t *tracker) Reobserve(items map[backends.ID]backends.Item) []backends.ID {
 	var drift []backends.ID
 	for id, item := range items {
 		r := t.record(id)
@@ -329,16 +321,16 @@ func (t *Tracker) Reobserve(items map[backends.ID]backends.Item) []backends.ID {
 	return drift
 }
 
-// Item implements backends.Held.
-func (t *Tracker) Item(id backends.ID) backends.Item {
+// Item implements backends.LastObserved.
+func (t *tracker) Item(id backends.ID) backends.Item {
 	if r := t.records[id]; r != nil {
 		return r.observed
 	}
 	return nil
 }
 
-// Items implements backends.Held.
-func (t *Tracker) Items(yield func(backends.Item) bool) {
+// Items implements backends.LastObserved.
+func (t *tracker) Items(yield func(backends.Item) bool) {
 	for _, r := range t.records {
 		if r.observed != nil && !yield(r.observed) {
 			return
@@ -347,18 +339,18 @@ func (t *Tracker) Items(yield func(backends.Item) bool) {
 }
 
 // Confirm records that the kernel made the changes.
-func (t *Tracker) Confirm(changes []backends.Change) {
+func (t *tracker) Confirm(changes []backends.Change) {
 	for _, c := range changes {
 		t.see(t.record(c.ID), c.New)
 	}
 	if len(t.pending) == 0 {
-		t.pending = map[*record]struct{}{} // walking a map costs what it held at most, not what it holds
+		t.pending = map[*record]struct{}{} // ranging over a map costs its peak size, so allocate a new one
 	}
 }
 
-// Pending returns the changes that would make the observed side equal to the desired one, sorted by ID. Those for which
-// skip returns true are left out; it may be nil.
-func (t *Tracker) Pending(skip func(backends.ID, []backends.PortKey) bool) []backends.Change {
+// Pending returns the changes that would make the observed side equal to the desired one, sorted by ID. It leaves out
+// those for which skip returns true; skip may be nil.
+func (t *tracker) Pending(skip func(backends.ID, []dataplane.ServicePortName) bool) []backends.Change {
 	changes := make([]backends.Change, 0, len(t.pending))
 	for r := range t.pending {
 		c := backends.Change{ID: r.id, Old: r.observed, New: r.desired, Owners: t.ownersOf(r)}
@@ -378,8 +370,8 @@ func (t *Tracker) Pending(skip func(backends.ID, []backends.PortKey) bool) []bac
 	return changes
 }
 
-// ownersOf returns the keys of r's owners in order, or of its last one if it has none. They are only to be read.
-func (t *Tracker) ownersOf(r *record) []backends.PortKey {
+// ownersOf returns the keys of r's owners in order, or of its last former owner. The caller must not change the result.
+func (t *tracker) ownersOf(r *record) []dataplane.ServicePortName {
 	lone := r.first
 	if lone == nil {
 		lone = r.last
@@ -390,21 +382,21 @@ func (t *Tracker) ownersOf(r *record) []backends.PortKey {
 		}
 		return lone.key[:]
 	}
-	var keys []backends.PortKey
+	var keys []dataplane.ServicePortName
 	for o := range r.more {
 		if o != t.base {
 			keys = append(keys, o.key[0])
 		}
 	}
-	slices.SortFunc(keys, backends.PortKey.Compare)
+	slices.SortFunc(keys, dataplane.ServicePortName.Compare)
 	return keys
 }
 
-// Conflicts returns the items that several want differently, sorted by ID.
-func (t *Tracker) Conflicts() []Conflict {
-	var conflicts []Conflict
+// Conflicts returns the items that several owners want differently, sorted by ID.
+func (t *tracker) Conflicts() []conflict {
+	var conflicts []conflict
 	for r := range t.disputed {
-		c := Conflict{ID: r.id}
+		c := conflict{ID: r.id}
 		keys := t.ownersOf(r)
 		for o, item := range r.more {
 			if o != t.base && !same(item, r.desired) {
@@ -414,9 +406,9 @@ func (t *Tracker) Conflicts() []Conflict {
 		if r.more[t.base] == nil {
 			c.Winner = keys[0]
 		}
-		slices.SortFunc(c.Losers, backends.PortKey.Compare)
+		slices.SortFunc(c.Losers, dataplane.ServicePortName.Compare)
 		conflicts = append(conflicts, c)
 	}
-	slices.SortFunc(conflicts, func(a, b Conflict) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(conflicts, func(a, b conflict) int { return cmp.Compare(a.ID, b.ID) })
 	return conflicts
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 )
 
 // textItem is deliberately not comparable: a backend's items need not be.
@@ -23,20 +24,20 @@ func (i textItem) String() string  { return string(i.id) + " " + strings.Join(i.
 
 func text(id, content string) backends.Item { return textItem{backends.ID(id), []string{content}} }
 
-func key(name string) backends.PortKey {
-	return backends.PortKey{Service: backends.ServiceName{Namespace: "default", Name: name}, Protocol: backends.TCP, Family: backends.IPv4}
+func key(name string) dataplane.ServicePortName {
+	return dataplane.ServicePortName{Service: dataplane.ServiceName{Namespace: "default", Name: name}, Protocol: dataplane.TCP, Family: dataplane.IPv4}
 }
 
 // naive is the Tracker written down without any thought of speed.
 type naive struct {
-	wants    map[backends.PortKey]map[backends.ID]backends.Item
+	wants    map[dataplane.ServicePortName]map[backends.ID]backends.Item
 	base     map[backends.ID]backends.Item
 	observed map[backends.ID]string
 }
 
 func (n naive) desired() map[backends.ID]string {
 	want := map[backends.ID]string{}
-	keys := slices.SortedFunc(maps.Keys(n.wants), backends.PortKey.Compare)
+	keys := slices.SortedFunc(maps.Keys(n.wants), dataplane.ServicePortName.Compare)
 	slices.Reverse(keys) // the first one has the last word, but for the scaffolding
 	for _, k := range keys {
 		for id, i := range n.wants[k] {
@@ -66,7 +67,7 @@ func (n naive) pending() []string {
 	return out
 }
 
-func pendingOf(t *Tracker) []string {
+func pendingOf(t *tracker) []string {
 	text := func(i backends.Item) string {
 		if i == nil {
 			return ""
@@ -84,8 +85,8 @@ func pendingOf(t *Tracker) []string {
 func TestTrackerAgainstNaiveModel(t *testing.T) {
 	for seed := range uint64(20) {
 		rng := rand.New(rand.NewPCG(seed, 1))
-		tr := NewTracker()
-		model := naive{wants: map[backends.PortKey]map[backends.ID]backends.Item{}, base: map[backends.ID]backends.Item{}, observed: map[backends.ID]string{}}
+		tr := newTracker()
+		model := naive{wants: map[dataplane.ServicePortName]map[backends.ID]backends.Item{}, base: map[backends.ID]backends.Item{}, observed: map[backends.ID]string{}}
 		someItems := func() (list []backends.Item, byID map[backends.ID]backends.Item) {
 			byID = map[backends.ID]backends.Item{}
 			for range rng.IntN(5) {
@@ -148,14 +149,14 @@ func TestTrackerAgainstNaiveModel(t *testing.T) {
 }
 
 func TestTrackerNamesOwners(t *testing.T) {
-	tr := NewTracker()
+	tr := newTracker()
 	shared := text("vip", "x")
 	for _, name := range []string{"b", "a"} {
 		if err := tr.Set(key(name), []backends.Item{shared}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	owners := func() []backends.PortKey {
+	owners := func() []dataplane.ServicePortName {
 		t.Helper()
 		p := tr.Pending(nil)
 		if len(p) != 1 {
@@ -163,7 +164,7 @@ func TestTrackerNamesOwners(t *testing.T) {
 		}
 		return p[0].Owners
 	}
-	if got := owners(); !slices.Equal(got, []backends.PortKey{key("a"), key("b")}) {
+	if got := owners(); !slices.Equal(got, []dataplane.ServicePortName{key("a"), key("b")}) {
 		t.Errorf("owners of the create: %v", got)
 	}
 	tr.Confirm(tr.Pending(nil))
@@ -172,7 +173,7 @@ func TestTrackerNamesOwners(t *testing.T) {
 		t.Errorf("an item with an owner left is to go: %v", p)
 	}
 	tr.Remove(key("b"))
-	if got := owners(); !slices.Equal(got, []backends.PortKey{key("b")}) {
+	if got := owners(); !slices.Equal(got, []dataplane.ServicePortName{key("b")}) {
 		t.Errorf("owners of the delete: %v", got)
 	}
 	tr.Confirm(tr.Pending(nil))
@@ -184,7 +185,7 @@ func TestTrackerNamesOwners(t *testing.T) {
 
 func TestTrackerConflictDoesNotDependOnOrder(t *testing.T) {
 	for _, order := range [][]string{{"a", "b", "c"}, {"c", "b", "a"}, {"b", "a", "c"}} {
-		tr := NewTracker()
+		tr := newTracker()
 		for _, name := range order {
 			content := name
 			if name == "c" {
@@ -195,7 +196,7 @@ func TestTrackerConflictDoesNotDependOnOrder(t *testing.T) {
 			}
 		}
 		got := tr.Conflicts()
-		if len(got) != 1 || got[0].ID != "front" || got[0].Winner != key("a") || !slices.Equal(got[0].Losers, []backends.PortKey{key("b")}) {
+		if len(got) != 1 || got[0].ID != "front" || got[0].Winner != key("a") || !slices.Equal(got[0].Losers, []dataplane.ServicePortName{key("b")}) {
 			t.Errorf("order %v: conflicts %v", order, got)
 		}
 		tr.Remove(key("a"))
@@ -210,7 +211,7 @@ func TestTrackerConflictDoesNotDependOnOrder(t *testing.T) {
 }
 
 func TestTrackerRefusesTwoItemsWithOneID(t *testing.T) {
-	tr := NewTracker()
+	tr := newTracker()
 	if err := tr.Set(key("a"), []backends.Item{text("x", "1"), text("x", "2")}); err == nil {
 		t.Error("no error")
 	}
@@ -233,7 +234,7 @@ func TestTrackerMemory(t *testing.T) {
 		return m.HeapAlloc
 	}
 	before := heap()
-	tr := NewTracker()
+	tr := newTracker()
 	var observed []backends.Item
 	for n := range services {
 		items := serviceItems(n)
@@ -271,7 +272,7 @@ func serviceItems(n int) []backends.Item {
 func BenchmarkTrackerChange(b *testing.B) {
 	for _, n := range []int{1_000, 10_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			tr := NewTracker()
+			tr := newTracker()
 			for i := range n {
 				_ = tr.Set(key(fmt.Sprint(i)), serviceItems(i))
 			}

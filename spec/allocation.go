@@ -7,33 +7,33 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// LockKind is the kind of the document, of apiVersion weir/v1alpha1, that pins what Services were allocated. LockFile is
-// how weir allocate calls its file.
+// LockKind is the kind of the document, of apiVersion weir/v1alpha1, that pins allocated values to Services. LockFile
+// is the name of the file that weir allocate writes.
 const (
 	LockKind = "AllocationLock"
 	LockFile = "weir.lock.yaml"
 )
 
-// Allocation is a value of a Service that its author left to weir.
+// Allocation is a value of a Service that weir chose because the Service's author left it out.
 type Allocation struct {
 	What AllocationKind
-	// Index is that of the address in spec.clusterIPs, or of the port in spec.ports.
+	// Index is the index of the address in spec.clusterIPs, or of the port in spec.ports.
 	Index int
-	// Pinned says that an AllocationLock has it, so that it never moves.
+	// Pinned reports whether an AllocationLock pins the value, so that it never moves.
 	Pinned bool
 }
 
-// AllocationKind says what is allocated.
+// AllocationKind is the kind of an allocated value.
 type AllocationKind uint8
 
-// What is allocated.
+// The kinds of allocated values.
 const (
 	AllocatedClusterIP AllocationKind = iota
 	AllocatedNodePort
 	AllocatedHealthCheckNodePort
 )
 
-// Field returns the path of the field that the value is for.
+// Field returns the path of the field that holds the value.
 func (a Allocation) Field() string {
 	switch {
 	case a.What == AllocatedNodePort:
@@ -46,7 +46,7 @@ func (a Allocation) Field() string {
 	return "spec.clusterIP"
 }
 
-// Value returns the value, of the Service's Object.
+// Value returns the value. It reads it from the Service's Object.
 func (a Allocation) Value(svc *corev1.Service) string {
 	switch a.What {
 	case AllocatedNodePort:

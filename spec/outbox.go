@@ -1,62 +1,71 @@
 package spec
 
-// Outbox holds what the receiver of a Source has not taken yet: at most the latest Snapshot, with the Deltas of all since
-// the one that was taken, and after it the latest error. The zero value is empty.
+import (
+	"errors"
+	"sync"
+)
+
+// Outbox coalesces Updates until the receiver is ready. It holds at most the latest Snapshot and the latest error after
+// it. The Delta of that Snapshot covers everything since the last one that was taken. Put is a sink for a Source. All
+// methods may be called from any goroutine.
 type Outbox struct {
+	mu        sync.Mutex
 	good, bad *Update
+	ready     chan struct{}
 }
 
-// Put adds u. An error that was not taken is dropped when a Snapshot follows it, a Snapshot never.
+// NewOutbox returns an empty Outbox.
+func NewOutbox() *Outbox { return &Outbox{ready: make(chan struct{}, 1)} }
+
+// Put adds u. A Snapshot replaces an earlier error that was not taken; an error never replaces a Snapshot.
 func (o *Outbox) Put(u Update) {
-	if u.Err != nil {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if u.Err == nil && u.Snapshot == nil {
+		u.Err = errors.New("the source sent an update without a snapshot")
+	}
+	switch {
+	case u.Err != nil:
 		o.bad = &u
-		return
-	}
-	if o.good != nil {
+	case o.good != nil:
 		u.Delta = o.good.Delta.Merge(u.Delta)
+		fallthrough
+	default:
+		o.good, o.bad = &u, nil
 	}
-	o.good, o.bad = &u, nil
+	o.ring()
 }
 
-// Next returns what to send, or nil.
-func (o *Outbox) Next() *Update {
-	if o.good != nil {
-		return o.good
+// Ready returns a channel that receives a value when there may be an Update to take. The channel of a nil Outbox never
+// does.
+func (o *Outbox) Ready() <-chan struct{} {
+	if o == nil {
+		return nil
 	}
-	return o.bad
+	return o.ready
 }
 
-// Offer returns what a select statement needs to send what is next: nil, which blocks, if there is nothing.
-func (o *Outbox) Offer(out chan<- Update) (chan<- Update, Update) {
-	if u := o.Next(); u != nil {
-		return out, *u
+// Take returns the next Update, if there is one, and removes it.
+func (o *Outbox) Take() (u Update, ok bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.good != nil:
+		u, o.good = *o.good, nil
+	case o.bad != nil:
+		u, o.bad = *o.bad, nil
+	default:
+		return Update{}, false
 	}
-	return nil, Update{}
+	if o.bad != nil {
+		o.ring()
+	}
+	return u, true
 }
 
-// Sent removes what Next returned.
-func (o *Outbox) Sent() {
-	if o.good != nil {
-		o.good = nil
-		return
+func (o *Outbox) ring() {
+	select {
+	case o.ready <- struct{}{}:
+	default:
 	}
-	o.bad = nil
-}
-
-// Merge returns the Delta of d, then next.
-func (d Delta) Merge(next Delta) Delta {
-	m := Delta{All: d.All || next.All, Config: d.Config || next.Config, Nodes: d.Nodes || next.Nodes}
-	if m.All {
-		return m
-	}
-	known := make(map[Name]bool, len(d.Services))
-	for _, names := range [][]Name{d.Services, next.Services} {
-		for _, n := range names {
-			if !known[n] {
-				known[n] = true
-				m.Services = append(m.Services, n)
-			}
-		}
-	}
-	return m
 }

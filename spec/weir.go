@@ -2,26 +2,55 @@ package spec
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
-// WeirConfiguration holds the few settings that KubeProxyConfiguration has no place for. In YAML it is a document with
-// apiVersion weir/v1alpha1 and kind WeirConfiguration; flags of the same names win over it.
+// WeirConfiguration holds the few settings that KubeProxyConfiguration has no field for. In YAML it is a document with
+// apiVersion weir/v1alpha1 and kind WeirConfiguration. Flags of the same names win over it.
 type WeirConfiguration struct {
 	// ServiceCIDRs are the ranges from which ClusterIPs are allocated to Services that set none, at most one per family.
 	// Defaults: 10.96.0.0/12 and fd00:10:96::/112.
 	ServiceCIDRs []netip.Prefix
-	// ServiceCIDRsGiven says that they are not the defaults, which the node may well use for something else.
+	// ServiceCIDRsGiven reports whether ServiceCIDRs were set by a user. The defaults may overlap with other uses of
+	// the node.
 	ServiceCIDRsGiven bool
-	// NodePortMin and NodePortMax bound the node ports that are allocated, both inclusive. Defaults: 30000 and 32767.
+	// NodePortMin and NodePortMax bound the allocated node ports, both inclusive. Defaults: 30000 and 32767.
 	NodePortMin, NodePortMax uint16
-	// SettleTime is how long a directory must be quiet before it is read. Default: 100 ms.
+	// SettleTime is how long a directory must be unchanged before it is read. Default: 100 ms.
 	SettleTime time.Duration
 	// StateDir holds what must outlive the process. Default: /var/lib/weir.
 	StateDir string
 	// AllowEmpty accepts a directory without any Service as an instruction to program none. Default: false.
 	AllowEmpty bool
+	// ExternalAddresses are the ranges that external IPs may come from. Default, nil: all but the node's own addresses,
+	// loopback, link-local and multicast addresses, and the service CIDRs.
+	ExternalAddresses []netip.Prefix
+	// Silence lists the IDs of notices that are accepted for all of the input.
+	Silence []string
+	Choice
 }
+
+// Choice selects the files and objects that are used. The zero value selects all.
+type Choice struct {
+	// Include and Exclude are patterns as in .gitignore. If Include has any, a file must match one.
+	Include, Exclude []string
+	// Namespace is the only one that is used, and that of objects that name none. "" stands for all.
+	Namespace string
+	// Selector chooses Services by their labels, as kubectl's -l does. Endpoints go with their Service.
+	Selector string
+}
+
+// Equal reports whether both choose the same.
+func (c Choice) Equal(o Choice) bool {
+	return slices.Equal(c.Include, o.Include) && slices.Equal(c.Exclude, o.Exclude) && c.Objects() == o.Objects()
+}
+
+// Objects returns what the Choice says about objects, without files.
+func (c Choice) Objects() ObjectChoice { return ObjectChoice{c.Namespace, c.Selector} }
+
+// ObjectChoice is the part of a Choice that is about objects.
+type ObjectChoice struct{ Namespace, Selector string }
 
 // DefaultWeirConfiguration returns the defaults.
 func DefaultWeirConfiguration() WeirConfiguration {
@@ -32,4 +61,72 @@ func DefaultWeirConfiguration() WeirConfiguration {
 		SettleTime:   100 * time.Millisecond,
 		StateDir:     "/var/lib/weir",
 	}
+}
+
+// Overrides are settings that win over the same ones of a WeirConfiguration that is read; what is nil or empty changes
+// nothing.
+type Overrides struct {
+	ServiceCIDRs []netip.Prefix
+	NodePorts    *PortRange
+	SettleTime   *time.Duration
+	StateDir     string
+	AllowEmpty   *bool
+	// ExternalAddresses may be empty without being nil: then no external IP is served.
+	ExternalAddresses []netip.Prefix
+	Silence           []string
+	Choice
+}
+
+// PortRange is a range of ports, both inclusive.
+type PortRange struct{ Min, Max uint16 }
+
+// Apply returns c with the Overrides in it.
+func (o Overrides) Apply(c WeirConfiguration) WeirConfiguration {
+	if len(o.ServiceCIDRs) > 0 {
+		c.ServiceCIDRs, c.ServiceCIDRsGiven = o.ServiceCIDRs, true
+	}
+	if o.NodePorts != nil {
+		c.NodePortMin, c.NodePortMax = o.NodePorts.Min, o.NodePorts.Max
+	}
+	if o.SettleTime != nil {
+		c.SettleTime = *o.SettleTime
+	}
+	if o.StateDir != "" {
+		c.StateDir = o.StateDir
+	}
+	if o.AllowEmpty != nil {
+		c.AllowEmpty = *o.AllowEmpty
+	}
+	if o.ExternalAddresses != nil {
+		c.ExternalAddresses = o.ExternalAddresses
+	}
+	if len(o.Silence) > 0 {
+		c.Silence = o.Silence
+	}
+	c.Choice = o.Choice.over(c.Choice)
+	return c
+}
+
+// over returns the fields of c, and those of o where c has none.
+func (c Choice) over(o Choice) Choice {
+	if len(c.Include) > 0 {
+		o.Include = c.Include
+	}
+	if len(c.Exclude) > 0 {
+		o.Exclude = c.Exclude
+	}
+	if c.Namespace != "" {
+		o.Namespace = c.Namespace
+	}
+	if c.Selector != "" {
+		o.Selector = c.Selector
+	}
+	return o
+}
+
+// AllowingEmpty returns the Overrides with AllowEmpty set.
+func (o Overrides) AllowingEmpty() Overrides {
+	allow := true
+	o.AllowEmpty = &allow
+	return o
 }

@@ -9,14 +9,15 @@ import (
 	"time"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// Describe checks that a Backend describes what it renders as what was asked for, front by front, and that it accounts for
-// every Item that is not scaffolding.
+// Describe checks that a Backend describes the Items that it renders as the Frontends that were asked for. Every Item
+// that is not in Base must belong to a Frontend.
 func Describe(t *testing.T, b backends.Backend) {
 	t.Helper()
-	d, ok := b.(backends.Describer)
-	if !ok {
+	d := b.Optional().Describer
+	if d == nil {
 		t.Fatal("is no Describer")
 	}
 	for name, e := range describedEntries() {
@@ -56,26 +57,26 @@ func Describe(t *testing.T, b backends.Backend) {
 	}
 }
 
-// describedEntries are the ways in which a Service port is served.
-func describedEntries() map[string]*backends.Entry {
+// describedEntries returns a Service port for each way in which one can be served.
+func describedEntries() map[string]*dataplane.ServicePort {
 	addr, port := netip.MustParseAddr, netip.MustParseAddrPort
-	base := func() *backends.Entry {
-		return &backends.Entry{
-			Key:       backends.PortKey{Service: backends.ServiceName{Namespace: "default", Name: "web"}, Port: "http", Protocol: backends.TCP, Family: backends.IPv4},
+	base := func() *dataplane.ServicePort {
+		return &dataplane.ServicePort{
+			Key:       dataplane.ServicePortName{Service: dataplane.ServiceName{Namespace: "default", Name: "web"}, Port: "http", Protocol: dataplane.TCP, Family: dataplane.IPv4},
 			ClusterIP: addr("10.96.7.8"), Port: 80, HasEndpoints: true,
-			Endpoints: []backends.Endpoint{
+			Endpoints: []dataplane.Endpoint{
 				{Addr: port("10.0.0.1:8080"), Cluster: true, Local: true, Weight: 1},
 				{Addr: port("10.0.0.2:8080"), Cluster: true, Remote: true, Weight: 1},
 				{Addr: port("10.0.9.3:8080"), Cluster: true, Weight: 1},
 			},
 		}
 	}
-	external := func() *backends.Entry {
+	external := func() *dataplane.ServicePort {
 		e := base()
 		e.NodePort, e.ExternalIPs, e.LoadBalancerIPs = 30080, []netip.Addr{addr("192.0.2.1")}, []netip.Addr{addr("192.0.2.9")}
 		return e
 	}
-	all := map[string]*backends.Entry{"ClusterIP": base(), "external": external()}
+	all := map[string]*dataplane.ServicePort{"ClusterIP": base(), "external": external()}
 	e := base()
 	e.Endpoints = e.Endpoints[:1]
 	all["one endpoint"] = e
@@ -100,13 +101,13 @@ func describedEntries() map[string]*backends.Entry {
 	return all
 }
 
-func checkFronts(t *testing.T, e *backends.Entry, fronts []backends.Front) {
+func checkFronts(t *testing.T, e *dataplane.ServicePort, fronts []backends.ProgrammedFrontend) {
 	t.Helper()
-	got := map[string]backends.Front{}
+	got := map[string]backends.ProgrammedFrontend{}
 	for _, f := range fronts {
 		got[fmt.Sprintf("%s:%d", f.Addr, f.Port)] = f
 	}
-	check := func(a netip.Addr, port uint16, want []backends.Endpoint, sources bool) {
+	check := func(a netip.Addr, port uint16, want []dataplane.Endpoint, sources bool) {
 		key := fmt.Sprintf("%s:%d", a, port)
 		f, ok := got[key]
 		if !ok {
@@ -131,7 +132,7 @@ func checkFronts(t *testing.T, e *backends.Entry, fronts []backends.Front) {
 	}
 }
 
-func checkFront(t *testing.T, e *backends.Entry, f backends.Front, want []backends.Endpoint, sources bool) {
+func checkFront(t *testing.T, e *dataplane.ServicePort, f backends.ProgrammedFrontend, want []dataplane.Endpoint, sources bool) {
 	t.Helper()
 	if f.Service != "default/web:http" {
 		t.Errorf("front %s:%d: Service %q", f.Addr, f.Port, f.Service)
@@ -147,8 +148,8 @@ func checkFront(t *testing.T, e *backends.Entry, f backends.Front, want []backen
 		}
 	}
 	for _, s := range f.Endpoints {
-		if math.Abs(shares[s.Addr]-s.Of) > 1e-3 {
-			t.Errorf("front %s:%d: %s has %v of connections, want %v", f.Addr, f.Port, s.Addr, s.Of, shares[s.Addr])
+		if math.Abs(shares[s.Addr]-s.Fraction) > 1e-3 {
+			t.Errorf("front %s:%d: %s has %v of connections, want %v", f.Addr, f.Port, s.Addr, s.Fraction, shares[s.Addr])
 		}
 		delete(shares, s.Addr)
 	}

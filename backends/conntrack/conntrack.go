@@ -1,9 +1,12 @@
-// Package conntrack keeps the kernel's connection tracking in step with the endpoints.
+// Package conntrack removes UDP flows that point at a wrong endpoint from the kernel's connection tracking table, and
+// sets the limits of that table.
 //
-// The kernel chooses an endpoint for the first packet of a flow and remembers the choice for as long as packets come. TCP
-// notices that its endpoint has gone; a UDP client that keeps its port goes on sending into the void, or, if it began
-// before there was any endpoint, to the Service's own address. So those flows, and only those, are removed: a flow that
-// points at an endpoint that still serves is never touched, however often weir restarts.
+// The kernel chooses an endpoint for the first packet of a flow and keeps the choice as long as packets arrive. TCP
+// notices a deleted endpoint, but a UDP client that keeps its port goes on sending to it. If the client began before
+// there was any endpoint, it goes on sending to the Service's own address. A Cleaner removes only those flows. It never
+// removes a flow to an endpoint that still serves, however often weir restarts.
+//
+// The package does not decide when to clean. Only cmd/weir and tests may import it.
 package conntrack
 
 import (
@@ -11,30 +14,34 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// Flow is what matters of an entry in the connection tracking table.
+// Flow holds the relevant fields of an entry in the connection tracking table.
 type Flow struct {
-	Protocol backends.Protocol
-	// Dst is where the first packet was sent, ReplySrc where answers are expected from. They differ if the flow was given
-	// to an endpoint.
+	Protocol dataplane.Protocol
+	Src      netip.Addr // of the first packet
+	// Dst is the destination of the first packet, and ReplySrc the expected source of answers. They differ if the flow
+	// has an endpoint.
 	Dst, ReplySrc netip.AddrPort
-	// ByIPVS says that no NAT rule gave the flow to its endpoint: IPVS did.
+	// Masqueraded reports whether the endpoint sees another source than Src.
+	Masqueraded bool
+	// ByIPVS reports whether IPVS, and no NAT rule, gave the flow its endpoint.
 	ByIPVS bool
 }
 
 // table is the kernel's connection tracking table.
 type table interface {
-	// dump yields the flows of a family and protocol, and of others too where the kernel cannot filter. The handle is
+	// dump yields the flows of a family and protocol. If the kernel cannot filter, it yields others too. The handle is
 	// valid during the call only. An error means that the list is not complete.
-	dump(f backends.Family, p backends.Protocol, yield func(flow Flow, handle []byte)) error
-	// remove removes the flow that was dumped with the handle; false means that it is gone already.
-	remove(f backends.Family, handle []byte) (bool, error)
+	dump(f dataplane.Family, p dataplane.Protocol, yield func(flow Flow, handle []byte)) error
+	// remove removes the flow that was dumped with the handle; false means that it no longer exists.
+	remove(f dataplane.Family, handle []byte) (bool, error)
 	close()
 }
 
@@ -44,41 +51,43 @@ type Cleaner struct {
 	anyAddr  bool
 	ipvs     bool
 	nodeAddr map[netip.Addr]bool
+	cfg      dataplane.Config
 }
 
-// New returns a Cleaner. Flows to a node port are recognised by the node's addresses in the Config: NodePortAddresses, or
-// NodeAddresses if node ports are served on all; if those are not known, every address counts.
-func New(c backends.Config) *Cleaner {
+// New returns a Cleaner. It recognises flows to a node port by the node's addresses in the Config: NodePortAddresses,
+// or NodeAddresses if all addresses serve node ports. If those are unknown, every address counts.
+func New(c dataplane.Config) *Cleaner {
 	addrs := c.NodePortAddresses
 	if addrs == nil {
 		addrs = c.NodeAddresses
 	}
-	cl := &Cleaner{open: openKernel, anyAddr: addrs == nil, nodeAddr: make(map[netip.Addr]bool, len(addrs))}
+	cl := &Cleaner{open: openKernel, anyAddr: addrs == nil, nodeAddr: make(map[netip.Addr]bool, len(addrs)), cfg: c}
 	for _, a := range addrs {
 		cl.nodeAddr[a] = true
 	}
 	return cl
 }
 
-// ForIPVS returns a Cleaner to which flows are as good that IPVS gave to their endpoints. To others these are stale: nobody
-// carries them on.
-func ForIPVS(c backends.Config) *Cleaner {
+// ForIPVS returns a Cleaner that keeps flows created by IPVS. For other Cleaners such flows are stale, because no mode
+// forwards them.
+func ForIPVS(c dataplane.Config) *Cleaner {
 	cl := New(c)
 	cl.ipvs = true
 	return cl
 }
 
-// dumpAttempts is how often a dump that the kernel interrupted is tried before it counts as failed.
+// dumpAttempts bounds how often a dump that the kernel interrupted is repeated before it counts as failed.
 const dumpAttempts = 5
 
-// Clean removes the stale flows of the given Entries: those that are in force now, and those that no longer are. It must be
-// called after the kernel was given the new endpoints, or the flow is made again as it was. It costs one pass over the UDP
-// flows of each family that has a UDP Entry among them, and nothing if none has.
+// Clean removes the stale flows of the given ServicePorts: those that are in force now, and those that no longer are.
+// It must be called after the kernel has the new endpoints, or the kernel makes the same flow again. It costs one pass
+// over the UDP flows of each family that has a UDP ServicePort among them, and nothing if none has.
 //
-// It returns how many flows it removed. On an error some may be left, and calling it again is safe. It needs CAP_NET_ADMIN.
-func (c *Cleaner) Clean(ctx context.Context, entries, gone []*backends.Entry) (deleted int, err error) {
+// It returns how many flows it removed. After an error some may be left, and calling it again is safe. It needs
+// CAP_NET_ADMIN.
+func (c *Cleaner) Clean(ctx context.Context, entries, gone []*dataplane.ServicePort) (deleted int, err error) {
 	var t table
-	for _, f := range []backends.Family{backends.IPv4, backends.IPv6} {
+	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
 		w := c.wanted(f, entries, gone)
 		if w.empty() {
 			continue
@@ -98,18 +107,18 @@ func (c *Cleaner) Clean(ctx context.Context, entries, gone []*backends.Entry) (d
 	return deleted, nil
 }
 
-func cleanFamily(ctx context.Context, t table, f backends.Family, w wanted) (deleted int, err error) {
+func cleanFamily(ctx context.Context, t table, f dataplane.Family, w wanted) (deleted int, err error) {
 	for range dumpAttempts {
 		if err := ctx.Err(); err != nil {
 			return deleted, err
 		}
 		var stale [][]byte
-		dumpErr := t.dump(f, backends.UDP, func(flow Flow, handle []byte) {
+		dumpErr := t.dump(f, dataplane.UDP, func(flow Flow, handle []byte) {
 			if w.stale(flow) {
 				stale = append(stale, append([]byte(nil), handle...))
 			}
 		})
-		// What an incomplete dump did list is there, and as stale as it would be otherwise.
+		// Flows in an incomplete dump exist, and are stale in any case.
 		for _, handle := range stale {
 			removed, err := t.remove(f, handle)
 			if err != nil {
@@ -131,38 +140,50 @@ func temporary(err error) bool {
 	return errors.Is(err, netlink.ErrDumpInterrupted) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS)
 }
 
-func explain(f backends.Family, err error) error {
+func explain(f dataplane.Family, err error) error {
 	if errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("removing stale %s flows from connection tracking needs CAP_NET_ADMIN: %w", f, err)
 	}
 	return fmt.Errorf("removing stale %s flows from connection tracking: %w", f, err)
 }
 
-// serving is the set of endpoints that a flow may point at.
+// serving is the set of endpoints that a flow to a frontend may point at. The value reports whether policy Local allows
+// the endpoint.
 type serving map[netip.AddrPort]bool
 
-// servingOf takes every endpoint, whatever the traffic policies say now: they decide over new flows.
-func servingOf(e *backends.Entry) serving {
+// front is what is known of a frontend: its endpoints, and whether its policy is Local.
+type front struct {
+	serving
+	local bool
+	// external reports whether the policy does not apply to clients on this node.
+	external bool
+}
+
+// servingOf returns every serving endpoint. Readiness and topology do not count, because they choose for new flows only.
+func servingOf(e *dataplane.ServicePort) serving {
 	s := make(serving, len(e.Endpoints)+len(e.Serving))
-	for _, ep := range e.Endpoints {
-		s[ep.Addr] = true
-	}
 	for _, a := range e.Serving {
+		s[a] = false
+	}
+	for _, a := range e.ServingLocal {
 		s[a] = true
+	}
+	for _, ep := range e.Endpoints {
+		s[ep.Addr] = s[ep.Addr] || ep.Local
 	}
 	return s
 }
 
-// wanted says, for every address that UDP Services have, which endpoints its flows may point at.
+// wanted holds, for every address of UDP Services, the endpoints to which its flows may point.
 type wanted struct {
 	cleaner   *Cleaner
-	fronts    map[netip.AddrPort]serving
-	nodePorts map[uint16]serving
+	fronts    map[netip.AddrPort]front
+	nodePorts map[uint16]front
 }
 
-func (c *Cleaner) wanted(f backends.Family, entries, gone []*backends.Entry) wanted {
-	w := wanted{cleaner: c, fronts: map[netip.AddrPort]serving{}, nodePorts: map[uint16]serving{}}
-	// An address may have passed from one Entry to another: what is in force decides, so it comes last.
+func (c *Cleaner) wanted(f dataplane.Family, entries, gone []*dataplane.ServicePort) wanted {
+	w := wanted{cleaner: c, fronts: map[netip.AddrPort]front{}, nodePorts: map[uint16]front{}}
+	// An address may have moved from one ServicePort to another. Those in force come last, so that they decide.
 	for _, e := range gone {
 		w.add(f, e, serving{})
 	}
@@ -172,42 +193,59 @@ func (c *Cleaner) wanted(f backends.Family, entries, gone []*backends.Entry) wan
 	return w
 }
 
-func (w wanted) add(f backends.Family, e *backends.Entry, s serving) {
-	if e.Key.Protocol != backends.UDP || e.Key.Family != f {
+func (w wanted) add(f dataplane.Family, e *dataplane.ServicePort, s serving) {
+	if e.Key.Protocol != dataplane.UDP || e.Key.Family != f {
 		return
 	}
-	w.fronts[netip.AddrPortFrom(e.ClusterIP, e.Port)] = s
+	w.fronts[netip.AddrPortFrom(e.ClusterIP, e.Port)] = front{s, e.InternalLocal, false}
+	external := front{s, e.ExternalLocal, true}
 	for _, addrs := range [][]netip.Addr{e.ExternalIPs, e.LoadBalancerIPs} {
 		for _, a := range addrs {
-			w.fronts[netip.AddrPortFrom(a, e.Port)] = s
+			w.fronts[netip.AddrPortFrom(a, e.Port)] = external
 		}
 	}
 	if e.NodePort != 0 {
-		w.nodePorts[e.NodePort] = s
+		w.nodePorts[e.NodePort] = external
 	}
 }
 
 func (w wanted) empty() bool { return len(w.fronts) == 0 && len(w.nodePorts) == 0 }
 
-// stale says whether a flow belongs to one of the Services and points at none of its endpoints.
+// stale reports whether a flow belongs to one of the Services and points at none of its endpoints.
 func (w wanted) stale(flow Flow) bool {
-	if flow.Protocol != backends.UDP {
+	if flow.Protocol != dataplane.UDP {
 		return false
 	}
 	s, ok := w.fronts[flow.Dst]
 	if !ok && w.cleaner.isNode(flow.Dst.Addr()) {
 		s, ok = w.nodePorts[flow.Dst.Port()]
 	}
+	local, known := s.serving[flow.ReplySrc]
 	switch {
 	case !ok:
 		return false
 	case flow.ByIPVS && !w.cleaner.ipvs:
 		return true
-	case len(s) == 0:
-		// With no endpoint to go to, a flow that was never given to one is as good as a new one would be.
+	case len(s.serving) == 0:
+		// Without any endpoint, a flow that never had one is as good as a new one.
 		return flow.ReplySrc != flow.Dst
+	case s.local && known && !local:
+		return !s.external || !w.cleaner.fromHere(flow)
 	}
-	return !s[flow.ReplySrc]
+	return !known
+}
+
+// fromHere reports whether a flow may come from this node or one of its pods. Pods that are known only by their
+// interface are told by what the policies do: policy Local masquerades only what comes from the node itself.
+func (c *Cleaner) fromHere(f Flow) bool {
+	if f.Src.IsLoopback() || slices.Contains(c.cfg.NodeAddresses, f.Src) {
+		return true
+	}
+	if c.cfg.LocalDetector.Interface != "" {
+		return !f.Masqueraded
+	}
+	p, ok := c.cfg.LocalDetector.PodCIDR(dataplane.FamilyOf(f.Src))
+	return ok && p.Contains(f.Src)
 }
 
 func (c *Cleaner) isNode(a netip.Addr) bool { return c.anyAddr || c.nodeAddr[a] || a.IsLoopback() }

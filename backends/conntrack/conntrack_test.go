@@ -13,7 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 )
 
 func addrs(list ...string) (out []netip.Addr) {
@@ -23,17 +23,17 @@ func addrs(list ...string) (out []netip.Addr) {
 	return out
 }
 
-func endpoints(list ...string) (out []backends.Endpoint) {
+func endpoints(list ...string) (out []dataplane.Endpoint) {
 	for _, s := range list {
-		out = append(out, backends.Endpoint{Addr: netip.MustParseAddrPort(s), Cluster: true})
+		out = append(out, dataplane.Endpoint{Addr: netip.MustParseAddrPort(s), Cluster: true})
 	}
 	return out
 }
 
-// dns is a Service with every kind of address.
-func dns(eps ...string) *backends.Entry {
-	return &backends.Entry{
-		Key:             backends.PortKey{Protocol: backends.UDP, Family: backends.IPv4},
+// dns returns a Service with every kind of address.
+func dns(eps ...string) *dataplane.ServicePort {
+	return &dataplane.ServicePort{
+		Key:             dataplane.ServicePortName{Protocol: dataplane.UDP, Family: dataplane.IPv4},
 		ClusterIP:       netip.MustParseAddr("10.96.0.10"),
 		Port:            53,
 		NodePort:        30053,
@@ -44,23 +44,38 @@ func dns(eps ...string) *backends.Entry {
 }
 
 func flow(dst, replySrc string) Flow {
-	return Flow{Protocol: backends.UDP, Dst: netip.MustParseAddrPort(dst), ReplySrc: netip.MustParseAddrPort(replySrc)}
+	return Flow{Protocol: dataplane.UDP, Dst: netip.MustParseAddrPort(dst), ReplySrc: netip.MustParseAddrPort(replySrc)}
 }
 
 func TestStale(t *testing.T) {
 	const a, b = "10.244.0.1:5353", "10.244.0.2:5353"
-	config := backends.Config{NodeAddresses: addrs("192.0.2.1")}
-	only := backends.Config{NodeAddresses: addrs("192.0.2.1", "192.0.2.2"), NodePortAddresses: addrs("192.0.2.2")}
-	with := func(f func(*backends.Entry), eps ...string) *backends.Entry {
+	config := dataplane.Config{NodeAddresses: addrs("192.0.2.1")}
+	only := dataplane.Config{NodeAddresses: addrs("192.0.2.1", "192.0.2.2"), NodePortAddresses: addrs("192.0.2.2")}
+	with := func(f func(*dataplane.ServicePort), eps ...string) *dataplane.ServicePort {
 		e := dns(eps...)
 		f(e)
 		return e
 	}
+	// The policy turned to Local: a is on this node, b is not.
+	turned := with(func(e *dataplane.ServicePort) {
+		e.ExternalLocal, e.Endpoints[0].Local = true, true
+		e.Serving, e.ServingLocal = []netip.AddrPort{netip.MustParseAddrPort(a), netip.MustParseAddrPort(b)}, []netip.AddrPort{netip.MustParseAddrPort(a)}
+	}, a, b)
+	internal := with(func(e *dataplane.ServicePort) { e.InternalLocal, e.Endpoints[0].Local = true, true }, a, b)
+	pods := config
+	pods.LocalDetector.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}
+	veth := config
+	veth.LocalDetector = dataplane.LocalDetector{Interface: "veth", Prefix: true}
+	from := func(src string, masqueraded bool, f Flow) Flow {
+		f.Src, f.Masqueraded = netip.MustParseAddr(src), masqueraded
+		return f
+	}
+	const client, pod, node = "203.0.113.1", "10.244.0.9", "192.0.2.1"
 	tests := []struct {
 		name   string
-		config backends.Config
-		entry  *backends.Entry
-		gone   *backends.Entry
+		config dataplane.Config
+		entry  *dataplane.ServicePort
+		gone   *dataplane.ServicePort
 		flow   Flow
 		want   bool
 	}{
@@ -76,28 +91,36 @@ func TestStale(t *testing.T) {
 		{"same port elsewhere in the world", config, dns(b), nil, flow("203.0.113.9:30053", "203.0.113.9:30053"), false},
 		{"node port not served on the address", only, dns(b), nil, flow("192.0.2.1:30053", a), false},
 		{"node port served on the address", only, dns(b), nil, flow("192.0.2.2:30053", a), true},
-		{"node ports served nowhere", backends.Config{NodeAddresses: addrs("192.0.2.1"), NodePortAddresses: []netip.Addr{}}, dns(b), nil, flow("192.0.2.1:30053", a), false},
-		{"node's addresses unknown", backends.Config{}, dns(b), nil, flow("192.0.2.9:30053", a), true},
+		{"node ports served nowhere", dataplane.Config{NodeAddresses: addrs("192.0.2.1"), NodePortAddresses: []netip.Addr{}}, dns(b), nil, flow("192.0.2.1:30053", a), false},
+		{"node's addresses unknown", dataplane.Config{}, dns(b), nil, flow("192.0.2.9:30053", a), true},
 		{"another port of the ClusterIP", config, dns(b), nil, flow("10.96.0.10:54", a), false},
 		{"another Service", config, dns(b), nil, flow("10.96.0.11:53", a), false},
-		{"TCP flow", config, dns(b), nil, Flow{Protocol: backends.TCP, Dst: netip.MustParseAddrPort("10.96.0.10:53"), ReplySrc: netip.MustParseAddrPort(a)}, false},
+		{"policy Local, endpoint here", pods, turned, nil, from(client, true, flow("192.0.2.1:30053", a)), false},
+		{"policy Local, endpoint elsewhere", pods, turned, nil, from(client, true, flow("192.0.2.1:30053", b)), true},
+		{"policy Local, external IP", pods, turned, nil, from(client, true, flow("198.51.100.1:53", b)), true},
+		{"policy Local, ClusterIP", pods, turned, nil, from(client, true, flow("10.96.0.10:53", b)), false},
+		{"policy Local, from a pod", pods, turned, nil, from(pod, false, flow("192.0.2.1:30053", b)), false},
+		{"policy Local, from the node", pods, turned, nil, from(node, true, flow("192.0.2.1:30053", b)), false},
+		{"policy Local, from a pod by its interface", veth, turned, nil, from(pod, false, flow("192.0.2.1:30053", b)), false},
+		{"policy Local, not from a pod by its interface", veth, turned, nil, from(client, true, flow("192.0.2.1:30053", b)), true},
+		{"internal policy Local", pods, internal, nil, from(pod, false, flow("10.96.0.10:53", b)), true},
+		{"internal policy Local, endpoint here", pods, internal, nil, from(pod, false, flow("10.96.0.10:53", a)), false},
+		{"internal policy Local, node port", pods, internal, nil, from(client, true, flow("192.0.2.1:30053", b)), false},
+		{"TCP flow", config, dns(b), nil, Flow{Protocol: dataplane.TCP, Dst: netip.MustParseAddrPort("10.96.0.10:53"), ReplySrc: netip.MustParseAddrPort(a)}, false},
 		{"no endpoint is left", config, dns(), nil, flow("10.96.0.10:53", a), true},
 		{"no endpoint yet", config, dns(), nil, flow("10.96.0.10:53", "10.96.0.10:53"), false},
 		{"Service gone", config, nil, dns(a), flow("10.96.0.10:53", a), true},
 		{"Service gone, flow of its own", config, nil, dns(a), flow("10.96.0.10:53", "10.96.0.10:53"), false},
 		{"address passed to another Service", config, dns(a), dns(b), flow("10.96.0.10:53", a), false},
-		{"terminating and serving", config, with(func(e *backends.Entry) {
+		{"terminating and serving", config, with(func(e *dataplane.ServicePort) {
 			e.Serving = []netip.AddrPort{netip.MustParseAddrPort(a)}
 		}, b), nil, flow("10.96.0.10:53", a), false},
-		{"endpoint that the policy no longer chooses", config, with(func(e *backends.Entry) {
-			e.InternalLocal, e.ExternalLocal = true, true
-		}, a), nil, flow("192.0.2.1:30053", a), false},
-		{"TCP Service", config, with(func(e *backends.Entry) { e.Key.Protocol = backends.TCP }, b), nil, flow("10.96.0.10:53", a), false},
-		{"other family", config, with(func(e *backends.Entry) { e.Key.Family = backends.IPv6 }, b), nil, flow("10.96.0.10:53", a), false},
+		{"TCP Service", config, with(func(e *dataplane.ServicePort) { e.Key.Protocol = dataplane.TCP }, b), nil, flow("10.96.0.10:53", a), false},
+		{"other family", config, with(func(e *dataplane.ServicePort) { e.Key.Family = dataplane.IPv6 }, b), nil, flow("10.96.0.10:53", a), false},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			w := New(tt.config).wanted(backends.IPv4, list(tt.entry), list(tt.gone))
+			w := New(tt.config).wanted(dataplane.IPv4, list(tt.entry), list(tt.gone))
 			if got := w.stale(tt.flow); got != tt.want {
 				t.Errorf("stale: %v", got)
 			}
@@ -105,28 +128,28 @@ func TestStale(t *testing.T) {
 	}
 }
 
-// TestStaleAfterIPVS: what IPVS gave to an endpoint is nobody's once another mode is in force.
+// TestStaleAfterIPVS expects that flows created by IPVS are stale once another mode is in force.
 func TestStaleAfterIPVS(t *testing.T) {
 	const a = "10.244.0.1:5353"
 	f := flow("10.96.0.10:53", a)
 	f.ByIPVS = true
-	entries := []*backends.Entry{dns(a)}
-	if !New(backends.Config{}).wanted(backends.IPv4, entries, nil).stale(f) {
+	entries := []*dataplane.ServicePort{dns(a)}
+	if !New(dataplane.Config{}).wanted(dataplane.IPv4, entries, nil).stale(f) {
 		t.Error("not stale to another mode")
 	}
-	if ForIPVS(backends.Config{}).wanted(backends.IPv4, entries, nil).stale(f) {
+	if ForIPVS(dataplane.Config{}).wanted(dataplane.IPv4, entries, nil).stale(f) {
 		t.Error("stale to ipvs mode")
 	}
 }
 
-func list(e *backends.Entry) []*backends.Entry {
+func list(e *dataplane.ServicePort) []*dataplane.ServicePort {
 	if e == nil {
 		return nil
 	}
-	return []*backends.Entry{e}
+	return []*dataplane.ServicePort{e}
 }
 
-// fakeTable holds IPv4 flows and fails as it is told.
+// fakeTable holds IPv4 flows and fails as the test says.
 type fakeTable struct {
 	flows     map[string]Flow // by handle
 	dumpErrs  []error         // one for each dump, then none
@@ -135,9 +158,9 @@ type fakeTable struct {
 	closed    bool
 }
 
-func (k *fakeTable) dump(f backends.Family, _ backends.Protocol, yield func(Flow, []byte)) error {
+func (k *fakeTable) dump(f dataplane.Family, _ dataplane.Protocol, yield func(Flow, []byte)) error {
 	k.dumps++
-	if f == backends.IPv4 {
+	if f == dataplane.IPv4 {
 		for handle, flow := range k.flows {
 			yield(flow, []byte(handle))
 		}
@@ -150,7 +173,7 @@ func (k *fakeTable) dump(f backends.Family, _ backends.Protocol, yield func(Flow
 	return err
 }
 
-func (k *fakeTable) remove(_ backends.Family, handle []byte) (bool, error) {
+func (k *fakeTable) remove(_ dataplane.Family, handle []byte) (bool, error) {
 	if k.removeErr != nil {
 		return false, k.removeErr
 	}
@@ -162,7 +185,7 @@ func (k *fakeTable) remove(_ backends.Family, handle []byte) (bool, error) {
 func (k *fakeTable) close() { k.closed = true }
 
 func cleanerOf(k *fakeTable) *Cleaner {
-	c := New(backends.Config{})
+	c := New(dataplane.Config{})
 	c.open = func() (table, error) { return k, nil }
 	return c
 }
@@ -214,7 +237,7 @@ func TestCleanUnderFailure(t *testing.T) {
 
 func TestCleanWithoutUDPReadsNothing(t *testing.T) {
 	e := dns("10.244.0.2:53")
-	e.Key.Protocol = backends.TCP
+	e.Key.Protocol = dataplane.TCP
 	k := &fakeTable{}
 	if _, err := cleanerOf(k).Clean(t.Context(), list(e), list(e)); err != nil || k.dumps != 0 {
 		t.Errorf("%d dumps, error %v", k.dumps, err)
@@ -230,27 +253,15 @@ func TestCleanStopsWithItsContext(t *testing.T) {
 	}
 }
 
-// sysctls records what is set and refuses what it is told to.
-type sysctls struct {
-	set    map[string]string
-	refuse string
-	size   int
-}
+// hashSize is a HashSizer that records the size.
+type hashSize int
 
-func (s *sysctls) Ensure(name, value string) (bool, error) {
-	if s.refuse != "" && strings.HasSuffix(name, s.refuse) {
-		return false, unix.EROFS
-	}
-	s.set[strings.TrimPrefix(name, "net.netfilter.nf_conntrack_")] = value
-	return true, nil
-}
-
-func (s *sysctls) EnsureHashSize(buckets int) error {
-	s.size = buckets
+func (h *hashSize) EnsureHashSize(buckets int) error {
+	*h = hashSize(buckets)
 	return nil
 }
 
-func TestApplyLimits(t *testing.T) {
+func TestLimits(t *testing.T) {
 	all := Limits{
 		MaxPerCore: 32768, Min: 131072, TCPEstablished: 24 * 3600e9, TCPCloseWait: 3600e9,
 		UDP: 1500e6, UDPStream: 180e9, TCPBeLiberal: true,
@@ -259,31 +270,28 @@ func TestApplyLimits(t *testing.T) {
 		name   string
 		limits Limits
 		cpus   int
-		refuse string
 		want   map[string]string
 		size   int
 	}{
-		{"nothing", Limits{}, 2, "", map[string]string{}, 0},
-		{"the minimum counts", all, 2, "", map[string]string{
+		{"nothing", Limits{}, 2, map[string]string{}, 0},
+		{"the minimum counts", all, 2, map[string]string{
 			"max": "131072", "tcp_timeout_established": "86400", "tcp_timeout_close_wait": "3600",
 			"udp_timeout": "2", "udp_timeout_stream": "180", "tcp_be_liberal": "1",
 		}, 32768},
-		{"many CPUs", Limits{MaxPerCore: 32768, Min: 131072}, 8, "", map[string]string{"max": "262144"}, 65536},
-		{"the minimum alone does nothing", Limits{Min: 131072}, 8, "", map[string]string{}, 0},
-		{"one is refused", all, 8, "nf_conntrack_max", map[string]string{
-			"tcp_timeout_established": "86400", "tcp_timeout_close_wait": "3600",
-			"udp_timeout": "2", "udp_timeout_stream": "180", "tcp_be_liberal": "1",
-		}, 65536},
+		{"many CPUs", Limits{MaxPerCore: 32768, Min: 131072}, 8, map[string]string{"max": "262144"}, 65536},
+		{"the minimum alone does nothing", Limits{Min: 131072}, 8, map[string]string{}, 0},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			s := &sysctls{set: map[string]string{}, refuse: tt.refuse}
-			err := ApplyLimits(s, s, tt.cpus, tt.limits)
-			if (err != nil) != (tt.refuse != "") {
-				t.Errorf("error %v", err)
+			set, size := map[string]string{}, new(hashSize)
+			for _, p := range tt.limits.Parameters(tt.cpus) {
+				set[strings.TrimPrefix(p.Name, "net.netfilter.nf_conntrack_")] = p.Value
 			}
-			if diff := cmp.Diff(tt.want, s.set); diff != "" || s.size != tt.size {
-				t.Errorf("hash size %d, set (-want +got):\n%s", s.size, diff)
+			if err := tt.limits.GrowTable(size, tt.cpus); err != nil {
+				t.Error(err)
+			}
+			if diff := cmp.Diff(tt.want, set); diff != "" || int(*size) != tt.size {
+				t.Errorf("hash size %d, set (-want +got):\n%s", *size, diff)
 			}
 		})
 	}
@@ -310,7 +318,7 @@ func TestHashTable(t *testing.T) {
 		if readErr != nil {
 			t.Fatal(readErr)
 		}
-		// The old newline stays where it was.
+		// The old newline stays in its place.
 		if !strings.HasPrefix(string(got), tt.want) || (err != nil) != tt.failed {
 			t.Errorf("%q to %d: %q, error %v", tt.is, tt.buckets, got, err)
 		}

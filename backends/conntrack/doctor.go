@@ -12,7 +12,7 @@ type Getter interface {
 	Get(name string) (string, error)
 }
 
-// Doctor looks at the kernel's table of flows: one that is full drops new connections.
+// Doctor checks the kernel's table of flows, because a full one drops new connections.
 func Doctor(s Getter) doctor.Check {
 	c := doctor.Check{Name: "conntrack", State: doctor.OK}
 	most, err := number(s, "net.netfilter.nf_conntrack_max")

@@ -12,19 +12,19 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// Attributes of ctnetlink for filtering a dump, which the libraries do not name (linux/netfilter/nfnetlink_conntrack.h and
-// net/netfilter/nf_conntrack.h). The kernel has had them since 5.8; an older one ignores them and dumps everything.
+// Attributes of ctnetlink for filtering a dump, which the libraries do not name (linux/netfilter/nfnetlink_conntrack.h
+// and net/netfilter/nf_conntrack.h). The kernel has had them since 5.8; an older one ignores them and dumps everything.
 const (
 	ctaFilter          = 25
 	ctaFilterOrigFlags = 1
 	filterByProtocol   = 1 << 3
 )
 
-// kernel is the connection tracking table of the network namespace that it was opened in. A library's list of the table
-// would hold all flows in memory, of which a busy node has hundreds of thousands; this passes over them.
+// kernel is the connection tracking table of the network namespace in which it was opened. A library's list of the
+// table would hold all flows in memory, and a busy node has hundreds of thousands. This type reads them one by one.
 type kernel struct {
 	sockets map[int]*nl.SocketHandle
 }
@@ -48,18 +48,18 @@ func (k *kernel) close() {
 	}
 }
 
-func (k *kernel) request(f backends.Family, operation, flags int) *nl.NetlinkRequest {
+func (k *kernel) request(f dataplane.Family, operation, flags int) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(netlink.ConntrackTable<<8|operation, flags)
 	req.Sockets = k.sockets
 	family := uint8(unix.AF_INET)
-	if f == backends.IPv6 {
+	if f == dataplane.IPv6 {
 		family = unix.AF_INET6
 	}
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
 	return req
 }
 
-func (k *kernel) dump(f backends.Family, p backends.Protocol, yield func(Flow, []byte)) error {
+func (k *kernel) dump(f dataplane.Family, p dataplane.Protocol, yield func(Flow, []byte)) error {
 	req := k.request(f, nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP)
 	proto := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_PROTO, nil)
 	proto.AddRtAttr(nl.CTA_PROTO_NUM, nl.Uint8Attr(uint8(p)))
@@ -83,7 +83,7 @@ func (k *kernel) dump(f backends.Family, p backends.Protocol, yield func(Flow, [
 	return errors.Join(err, parseErr)
 }
 
-func (k *kernel) remove(f backends.Family, handle []byte) (bool, error) {
+func (k *kernel) remove(f dataplane.Family, handle []byte) (bool, error) {
 	req := k.request(f, nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK)
 	req.AddRawData(handle)
 	_, err := req.Execute(unix.NETLINK_NETFILTER, 0)
@@ -93,11 +93,14 @@ func (k *kernel) remove(f backends.Family, handle []byte) (bool, error) {
 	return err == nil, err
 }
 
-// dstNAT is IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h.
-const dstNAT = 1 << 5
+// srcNAT and dstNAT are IPS_SRC_NAT and IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h.
+const (
+	srcNAT = 1 << 4
+	dstNAT = 1 << 5
+)
 
-// parse reads a dumped flow. The attributes are its handle: they include the flow's id, so that a later flow with the same
-// addresses is not mistaken for it.
+// parse parses a dumped flow. Its attributes are its handle. They include the flow's id, so that a later flow with the
+// same addresses is not mistaken for it.
 func parse(msg []byte) (handle []byte, flow Flow, err error) {
 	if len(msg) < nl.SizeofNfgenmsg {
 		return nil, Flow{}, fmt.Errorf("flow of %d bytes", len(msg))
@@ -124,9 +127,11 @@ func parse(msg []byte) (handle []byte, flow Flow, err error) {
 	}
 	flow = Flow{
 		Protocol: orig.protocol,
+		Src:      orig.src,
 		Dst:      netip.AddrPortFrom(orig.dst, orig.dstPort),
 		ReplySrc: netip.AddrPortFrom(reply.src, reply.srcPort),
 	}
+	flow.Masqueraded = status&srcNAT != 0
 	flow.ByIPVS = flow.Dst != flow.ReplySrc && status&dstNAT == 0
 	return handle, flow, nil
 }
@@ -141,7 +146,7 @@ func decoder(b []byte) (*mdnetlink.AttributeDecoder, error) {
 
 // tuple is one direction of a flow.
 type tuple struct {
-	protocol         backends.Protocol
+	protocol         dataplane.Protocol
 	src, dst         netip.Addr
 	srcPort, dstPort uint16
 }
@@ -175,7 +180,7 @@ func (t *tuple) decodePorts(ad *mdnetlink.AttributeDecoder) error {
 	for ad.Next() {
 		switch ad.Type() {
 		case nl.CTA_PROTO_NUM:
-			t.protocol = backends.Protocol(ad.Uint8())
+			t.protocol = dataplane.Protocol(ad.Uint8())
 		case nl.CTA_PROTO_SRC_PORT:
 			t.srcPort = ad.Uint16()
 		case nl.CTA_PROTO_DST_PORT:

@@ -1,6 +1,7 @@
 package conntrack
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -14,14 +15,14 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 	"weir/backends/hostnet"
 	"weir/backends/netlab"
 )
 
 func TestMain(m *testing.M) { netlab.Main(m) }
 
-// create puts a flow into the kernel's table: client to dst, answered by replySrc. As with IPVS's, no NAT is on record.
+// create adds a flow to the kernel's table: client to dst, answered by replySrc. It records no NAT, as IPVS does.
 func create(t *testing.T, protocol uint8, client, dst, replySrc string) {
 	t.Helper()
 	c, d, r := netip.MustParseAddrPort(client), netip.MustParseAddrPort(dst), netip.MustParseAddrPort(replySrc)
@@ -66,7 +67,8 @@ func clients(t *testing.T) []string {
 func TestClean(t *testing.T) {
 	netlab.InNamespace(t)
 	const a, b = "10.244.0.1:5353", "10.244.0.2:5353"
-	// The client's port is the flow's number; what ends in .1 must stay, what ends in .2 must go.
+	// The client's port is the number of the flow. Flows of clients that end in .1 must stay, and those of clients that
+	// end in .2 must be removed.
 	create(t, unix.IPPROTO_UDP, "192.0.2.1:1", "10.96.0.10:53", b)
 	create(t, unix.IPPROTO_UDP, "192.0.2.2:2", "10.96.0.10:53", a)
 	create(t, unix.IPPROTO_UDP, "192.0.2.2:3", "10.96.0.10:53", "10.96.0.10:53")
@@ -79,15 +81,15 @@ func TestClean(t *testing.T) {
 	create(t, unix.IPPROTO_UDP, "[2001:db8::2]:10", "[fd00:96::10]:53", "[fd00:244::1]:53")
 	create(t, unix.IPPROTO_UDP, "192.0.2.2:11", "10.96.0.20:53", a)
 
-	six := &backends.Entry{
-		Key:       backends.PortKey{Protocol: backends.UDP, Family: backends.IPv6},
+	six := &dataplane.ServicePort{
+		Key:       dataplane.ServicePortName{Protocol: dataplane.UDP, Family: dataplane.IPv6},
 		ClusterIP: netip.MustParseAddr("fd00:96::10"), Port: 53,
 		Endpoints: endpoints("[fd00:244::2]:53"),
 	}
 	gone := dns(a)
 	gone.ClusterIP, gone.NodePort = netip.MustParseAddr("10.96.0.20"), 0
-	cleaner := ForIPVS(backends.Config{NodeAddresses: addrs("192.0.2.9")})
-	n, err := cleaner.Clean(t.Context(), []*backends.Entry{dns(b), six}, []*backends.Entry{gone})
+	cleaner := ForIPVS(dataplane.Config{NodeAddresses: addrs("192.0.2.9")})
+	n, err := cleaner.Clean(t.Context(), []*dataplane.ServicePort{dns(b), six}, []*dataplane.ServicePort{gone})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +97,7 @@ func TestClean(t *testing.T) {
 	if diff := cmp.Diff(want, clients(t)); diff != "" || n != 6 {
 		t.Errorf("%d deleted, left (-want +got):\n%s", n, diff)
 	}
-	if n, err := cleaner.Clean(t.Context(), []*backends.Entry{dns(b), six}, []*backends.Entry{gone}); n != 0 || err != nil {
+	if n, err := cleaner.Clean(t.Context(), []*dataplane.ServicePort{dns(b), six}, []*dataplane.ServicePort{gone}); n != 0 || err != nil {
 		t.Errorf("again: %d deleted, error %v", n, err)
 	}
 }
@@ -110,11 +112,11 @@ func TestDumpHasOneProtocolOnly(t *testing.T) {
 	}
 	defer k.close()
 	var got []Flow
-	if err := k.dump(backends.IPv4, backends.UDP, func(f Flow, _ []byte) { got = append(got, f) }); err != nil {
+	if err := k.dump(dataplane.IPv4, dataplane.UDP, func(f Flow, _ []byte) { got = append(got, f) }); err != nil {
 		t.Fatal(err)
 	}
 	want := []Flow{flow("10.96.0.10:53", "10.244.0.1:5353")}
-	want[0].ByIPVS = true
+	want[0].Src, want[0].ByIPVS = netip.MustParseAddr("192.0.2.1"), true
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
@@ -126,11 +128,11 @@ func TestPain11_RestartKeepsHealthyFlows(t *testing.T) {
 	for i := range flows {
 		create(t, unix.IPPROTO_UDP, fmt.Sprintf("192.0.2.1:%d", i+1), "10.96.0.10:53", fmt.Sprintf("10.244.0.%d:53", i%2+1))
 	}
-	n, err := ForIPVS(backends.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53", "10.244.0.2:53")), nil)
+	n, err := ForIPVS(dataplane.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53", "10.244.0.2:53")), nil)
 	if n != 0 || err != nil || len(clients(t)) != flows {
 		t.Errorf("%d deleted, %d left, error %v", n, len(clients(t)), err)
 	}
-	n, err = ForIPVS(backends.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53")), nil)
+	n, err = ForIPVS(dataplane.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53")), nil)
 	if n != flows/2 || err != nil || len(clients(t)) != flows/2 {
 		t.Errorf("one endpoint gone: %d deleted, %d left, error %v", n, len(clients(t)), err)
 	}
@@ -143,20 +145,24 @@ func TestCleanWithoutPrivileges(t *testing.T) {
 	if err := unix.Capset(&header, &none[0]); err != nil {
 		t.Fatal(err)
 	}
-	_, err := ForIPVS(backends.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53")), nil)
+	_, err := ForIPVS(dataplane.Config{}).Clean(t.Context(), list(dns("10.244.0.1:53")), nil)
 	if err == nil || !strings.Contains(err.Error(), "needs CAP_NET_ADMIN") {
 		t.Errorf("error %v", err)
 	}
 }
 
-// TestApplyLimitsToKernel sets what belongs to a network namespace and is refused what belongs to the host.
-func TestApplyLimitsToKernel(t *testing.T) {
+// TestLimitsInKernel sets parameters of a network namespace, and expects errors for parameters of the host.
+func TestLimitsInKernel(t *testing.T) {
 	netlab.InNamespace(t)
-	// Some rule has to be there for the kernel to show the parameters.
+	// The kernel shows the parameters only if a rule needs connection tracking.
 	natTo(t, "")
 	s := hostnet.Sysctl{}
 	l := Limits{MaxPerCore: 1000, TCPEstablished: 7777 * time.Second, UDPStream: 66 * time.Second, TCPBeLiberal: true}
-	err := ApplyLimits(s, nil, 2, l)
+	var err error
+	for _, p := range l.Parameters(2) {
+		_, failed := s.Ensure(p.Name, p.Value)
+		err = errors.Join(err, failed)
+	}
 	if err == nil || !strings.Contains(err.Error(), "nf_conntrack_max") || strings.Contains(err.Error(), "timeout") {
 		t.Errorf("error %v, want one about nf_conntrack_max", err)
 	}
@@ -167,8 +173,8 @@ func TestApplyLimitsToKernel(t *testing.T) {
 	}
 }
 
-// TestPain10_StaleFlowFollowsTheEndpoint sends real packets: a client that keeps its socket is stuck, first with no
-// endpoint and then with one that has gone, until its flow is removed.
+// TestPain10_StaleFlowFollowsTheEndpoint sends real packets. A client that keeps its socket gets no answer, first
+// without an endpoint and then with a deleted one, until its flow is removed.
 func TestPain10_StaleFlowFollowsTheEndpoint(t *testing.T) {
 	netlab.InNamespace(t)
 	lo, err := netlink.LinkByName("lo")
@@ -201,7 +207,7 @@ func TestPain10_StaleFlowFollowsTheEndpoint(t *testing.T) {
 		if s.endpoint != "" {
 			e = dns(s.endpoint)
 		}
-		if _, err := ForIPVS(backends.Config{}).Clean(t.Context(), list(e), nil); err != nil {
+		if _, err := ForIPVS(dataplane.Config{}).Clean(t.Context(), list(e), nil); err != nil {
 			t.Fatal(err)
 		}
 		if got := ask(client, s.want != ""); got != s.want {
@@ -213,7 +219,7 @@ func TestPain10_StaleFlowFollowsTheEndpoint(t *testing.T) {
 // natTo programs the Service's only endpoint, or none.
 func natTo(t *testing.T, endpoint string) {
 	t.Helper()
-	// The kernel tracks flows only as long as some rule needs it.
+	// The kernel tracks flows only as long as a rule needs it.
 	rules := "udp dport 9 dnat to 127.0.0.1:9\n"
 	if endpoint != "" {
 		rules += "ip daddr 10.96.0.10 udp dport 53 dnat to " + endpoint + "\n"
@@ -247,7 +253,7 @@ func answer(t *testing.T, addr, name string) {
 	}()
 }
 
-// ask returns who answers, or "" if nobody does. Who expects an answer waits longer than who does not.
+// ask returns who answers, or "" if there is no answer. With expect set it waits longer.
 func ask(conn net.Conn, expect bool) string {
 	patience := 100 * time.Millisecond
 	if expect {

@@ -8,23 +8,19 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"weir/backends/hostnet"
 )
 
-// Limits is the conntrack section of the KubeProxyConfiguration. A value of 0 leaves the kernel's as it is.
+// Limits is the conntrack section of the KubeProxyConfiguration. The value 0 keeps the kernel's value.
 type Limits struct {
 	// MaxPerCore and Min bound the number of tracked flows: MaxPerCore for each CPU, but at least Min. Min alone does
 	// nothing.
 	MaxPerCore, Min int
 	// The timeouts of idle flows. The kernel counts in seconds.
 	TCPEstablished, TCPCloseWait, UDP, UDPStream time.Duration
-	// TCPBeLiberal accepts packets that are outside of a connection's window. False leaves the kernel's setting as it is.
+	// TCPBeLiberal accepts packets outside of a connection's window. False keeps the kernel's setting.
 	TCPBeLiberal bool
-}
-
-// Sysctls sets kernel parameters.
-type Sysctls interface {
-	// Ensure writes the value unless it is there already, and says whether it wrote.
-	Ensure(name, value string) (changed bool, err error)
 }
 
 // HashSizer sets the number of buckets of the table of flows, which is not a sysctl.
@@ -33,8 +29,8 @@ type HashSizer interface {
 	EnsureHashSize(buckets int) error
 }
 
-// HashTable is the kernel's table of flows, which all network namespaces share. The zero value uses the module parameter in
-// /sys.
+// HashTable is the kernel's table of flows, which all network namespaces share. The zero value uses the module
+// parameter in /sys.
 type HashTable struct {
 	// File replaces /sys/module/nf_conntrack/parameters/hashsize.
 	File string
@@ -65,38 +61,39 @@ func (h HashTable) EnsureHashSize(buckets int) error {
 // flowsPerBucket is the kernel's own ratio of nf_conntrack_max to hash buckets, which kube-proxy keeps.
 const flowsPerBucket = 4
 
-// ApplyLimits writes the limits as kube-proxy does, for a machine with the given number of CPUs. In a container /proc/sys
-// is often read-only, and in a network namespace some of it belongs to the host: each limit that cannot be set is an error
-// in the result, which is a warning, since forwarding works without. The others are set all the same. A nil HashSizer
-// leaves the hash table alone.
-func ApplyLimits(s Sysctls, h HashSizer, cpus int, l Limits) error {
-	var errs []error
-	set := func(name string, value int) {
-		if value <= 0 {
-			return
-		}
-		if _, err := s.Ensure("net.netfilter."+name, strconv.Itoa(value)); err != nil {
-			errs = append(errs, fmt.Errorf("conntrack limit: %w", err))
+// Parameters returns the kernel parameters for the limits, as kube-proxy sets them, for a machine with the given number
+// of CPUs.
+func (l Limits) Parameters(cpus int) (list []hostnet.Parameter) {
+	add := func(name string, value int) {
+		if value > 0 {
+			list = append(list, hostnet.Parameter{Name: "net.netfilter." + name, Value: strconv.Itoa(value), Reason: "the configuration's conntrack section asks for it"})
 		}
 	}
-	most := l.Max(cpus)
-	set("nf_conntrack_max", most)
-	if most > 0 && h != nil {
-		if err := h.EnsureHashSize(most / flowsPerBucket); err != nil {
-			errs = append(errs, fmt.Errorf("conntrack hash size: %w", err))
-		}
-	}
-	set("nf_conntrack_tcp_timeout_established", seconds(l.TCPEstablished))
-	set("nf_conntrack_tcp_timeout_close_wait", seconds(l.TCPCloseWait))
-	set("nf_conntrack_udp_timeout", seconds(l.UDP))
-	set("nf_conntrack_udp_timeout_stream", seconds(l.UDPStream))
+	add("nf_conntrack_max", l.Max(cpus))
+	add("nf_conntrack_tcp_timeout_established", seconds(l.TCPEstablished))
+	add("nf_conntrack_tcp_timeout_close_wait", seconds(l.TCPCloseWait))
+	add("nf_conntrack_udp_timeout", seconds(l.UDP))
+	add("nf_conntrack_udp_timeout_stream", seconds(l.UDPStream))
 	if l.TCPBeLiberal {
-		set("nf_conntrack_tcp_be_liberal", 1)
+		add("nf_conntrack_tcp_be_liberal", 1)
 	}
-	return errors.Join(errs...)
+	return list
 }
 
-// Max returns the number of flows that may be tracked on a machine with that many CPUs, or 0 for no change.
+// GrowTable gives the table of flows the buckets that the limits need. The error is a warning, since forwarding works
+// without.
+func (l Limits) GrowTable(h HashSizer, cpus int) error {
+	most := l.Max(cpus)
+	if most == 0 {
+		return nil
+	}
+	if err := h.EnsureHashSize(most / flowsPerBucket); err != nil {
+		return fmt.Errorf("conntrack hash size: %w", err)
+	}
+	return nil
+}
+
+// Max returns the number of flows to track on a machine with that many CPUs, or 0 for no change.
 func (l Limits) Max(cpus int) int {
 	if l.MaxPerCore <= 0 {
 		return 0
@@ -104,5 +101,5 @@ func (l Limits) Max(cpus int) int {
 	return max(l.MaxPerCore*cpus, l.Min)
 }
 
-// seconds rounds up, so that a short timeout does not become none.
+// seconds rounds up, so that a short timeout does not become 0.
 func seconds(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }

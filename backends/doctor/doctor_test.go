@@ -14,7 +14,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden report instead of comparing with it")
 
-// sample is a node of which some modes can run.
+// sample returns the report of a node that can run some of the modes.
 func sample(asked string) Report {
 	node := []Check{
 		{"kernel", OK, "6.1.0", ""},
@@ -22,7 +22,8 @@ func sample(asked string) Report {
 	}
 	return NewReport(node, []Section{
 		{Name: "iptables", Checks: []Check{{"iptables", Missing, "iptables-nft-save was not found", "apt-get install iptables"}}},
-		{Name: "nftables", Checks: []Check{{"nf_tables", OK, "the kernel answers", "modprobe nf_tables"}}},
+		{Name: "nftables", Checks: []Check{{"nf_tables", OK, "the kernel answers", "modprobe nf_tables"}, {"iptables", Advice, "is not there to remove old rules", "apt-get install iptables"},
+			{"conntrack", Advice, "cannot be read", "apt-get install iptables"}}},
 		{Name: "ipvs", Checks: []Check{{"IPVS", OK, "module ip_vs is loaded", ""}}, NeedsOneOf: []string{"iptables"}},
 		{Name: "userspace", NeedsOneOf: []string{"iptables", "nftables"}},
 	}, asked, "iptables", "nftables")
@@ -41,6 +42,12 @@ func TestVerdict(t *testing.T) {
 	} {
 		if r := sample(tc.asked); r.Mode != tc.mode || r.Usable != tc.usable {
 			t.Errorf("asked about %q: mode %q, usable %v; want %q, %v", tc.asked, r.Mode, r.Usable, tc.mode, tc.usable)
+		}
+	}
+	for asked, want := range map[string]string{"": "\nweir can run here in mode nftables, and in mode userspace.\n", "nftables": "\nweir can run here in mode nftables.\n"} {
+		var text strings.Builder
+		if err := sample(asked).WriteText(&text, nil); err != nil || !strings.HasSuffix(text.String(), want) {
+			t.Errorf("asked about %q: %v, %s", asked, err, text.String())
 		}
 	}
 	if r := NewReport(nil, []Section{{Name: "iptables", Checks: []Check{{State: Missing}}}}, "", "iptables"); r.Mode != "" || r.Usable {
@@ -68,7 +75,7 @@ func TestWriteText(t *testing.T) {
 	}
 }
 
-// modulesOf is a kernel whose modules are listed in files; nil leaves the file out.
+// modulesOf returns the Modules of a kernel that lists its modules in files; nil leaves the file out.
 func modulesOf(t *testing.T, files map[string]string) Modules {
 	t.Helper()
 	root := t.TempDir()

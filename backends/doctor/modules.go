@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Module says where a module of the kernel is.
+// Module is where the kernel has a module.
 type Module string
 
 // The places.
@@ -21,18 +21,18 @@ const (
 	BuiltIn  Module = "built in"
 	Loadable Module = "not loaded"
 	Absent   Module = "absent"
-	Unknown  Module = "unknown" // there is no list of the kernel's modules here, as in a container
+	Unknown  Module = "unknown" // the kernel's modules are not listed here, as in a container
 )
 
-// Modules knows the modules of the running kernel. The zero value looks at the system.
+// Modules finds the modules of the running kernel. The zero value reads the system.
 type Modules struct {
 	// Root replaces /.
 	Root string
-	// Release replaces what uname -r says.
+	// Release replaces the output of uname -r.
 	Release string
 }
 
-// Find says where a module is.
+// Find returns where the kernel has a module.
 func (m Modules) Find(name string) Module {
 	if m.mentions("/proc/modules", func(line string) bool { return firstWord(line) == name }) {
 		return Loaded
@@ -57,8 +57,8 @@ func (m Modules) Find(name string) Module {
 	return Absent
 }
 
-// CheckWork is about a module whose work was tried, with the given result. Whether it works counts, and the module is what
-// mends it if it does not.
+// CheckWork makes the Check of a module whose work was tried, with the given result. If the work failed, the Check
+// proposes to load the module.
 func (m Modules) CheckWork(name, module string, result error) Check {
 	c := m.Check(name, module)
 	switch {
@@ -80,7 +80,8 @@ func (m Modules) CheckWork(name, module string, result error) Check {
 	return c
 }
 
-// Check is about modules all of which are needed. One that can be loaded is as good as there, if this process may load it.
+// Check makes the Check of modules all of which are needed. A module that can be loaded counts as present if this
+// process may load it.
 func (m Modules) Check(name string, modules ...string) Check {
 	where := map[Module][]string{}
 	for _, module := range modules {
@@ -118,7 +119,7 @@ func (m Modules) release() string {
 	return KernelRelease()
 }
 
-// KernelRelease is what uname -r says.
+// KernelRelease returns the release of the running kernel, as uname -r prints it.
 func KernelRelease() string {
 	var u unix.Utsname
 	_ = unix.Uname(&u)

@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Capable says whether this process has a capability, such as unix.CAP_NET_ADMIN.
+// Capable reports whether this process has a capability, such as unix.CAP_NET_ADMIN.
 func Capable(capability int) bool {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	return unix.Capget(&header, &data[0]) == nil && data[capability/32].Effective&(1<<(capability%32)) != 0
 }
 
-// NetAdmin is about the capability that every mode but a rootless one needs.
+// NetAdmin checks the capability that every mode but a rootless one needs.
 func NetAdmin() Check {
 	c := Check{Name: "CAP_NET_ADMIN", State: OK, Detail: "this process has it"}
 	if !Capable(unix.CAP_NET_ADMIN) {
@@ -26,7 +26,7 @@ func NetAdmin() Check {
 	return c
 }
 
-// Kernel is about the kernel, and how this process stands to it.
+// Kernel checks the version of the kernel and the user namespace of this process.
 func Kernel() Check {
 	c := Check{Name: "kernel", State: OK, Detail: KernelRelease()}
 	if !InFirstUserNamespace() {
@@ -36,13 +36,13 @@ func Kernel() Check {
 	return c
 }
 
-// InFirstUserNamespace says whether root of this namespace is root of the system.
+// InFirstUserNamespace reports whether root of this user namespace is root of the system.
 func InFirstUserNamespace() bool {
 	data, err := os.ReadFile("/proc/self/uid_map")
 	return err != nil || strings.Join(strings.Fields(string(data)), " ") == "0 0 4294967295"
 }
 
-// KubeProxy is about what a kube-proxy left, or keeps, on this node.
+// KubeProxy checks for objects of a kube-proxy, running or not, on this node.
 func KubeProxy(what string, found map[string]bool) Check {
 	c := Check{Name: "kube-proxy", State: OK, Detail: "nothing of it is here"}
 	if len(found) > 0 {

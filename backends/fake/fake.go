@@ -1,6 +1,8 @@
-// Package fake is a complete backend in memory: a model of a kernel with transactions, shared objects, references between
-// objects and other programs that write, which can be told to fail in every way that a real one does. It is for tests, and
-// passes the same conformance suite as the real backends.
+// Package fake is a complete backend in memory, for tests. Its Kernel models transactions, shared objects, references
+// between objects, and other processes that write. It can be told to fail in every way in which a real kernel does. Its
+// Backend programs the Kernel, and passes the same conformance suite as the real backends.
+//
+// Only tests import it.
 package fake
 
 import (
@@ -10,43 +12,47 @@ import (
 	"strings"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 )
 
 // Backend programs a Kernel.
 type Backend struct {
 	kernel *Kernel
-	config backends.Config
+	config dataplane.Config
+	// Capabilities are what Optional returns. A test changes them before it passes the Backend on.
+	Capabilities backends.Optional
+	// Closed counts the calls of Close.
+	Closed int
 }
 
-// New returns a backend that programs the kernel. Of the config it renders MasqueradeAll and MasqueradeMark.
+// New returns a Backend that programs the kernel. It renders MasqueradeAll and MasqueradeMark of the Config.
 //
-// The result implements backends.Generation unless the kernel has NoGeneration set, and backends.Rereader if it has Tells.
-func New(k *Kernel, c backends.Config) backends.Backend {
+// It has a Watcher unless the kernel has NoGeneration set. The Watcher can Reread if the kernel has Tells set.
+func New(k *Kernel, c dataplane.Config) *Backend {
 	b := &Backend{kernel: k, config: c}
-	switch {
-	case k.NoGeneration:
-		return b
-	case k.Tells:
-		return &struct {
-			*Backend
-			generation
-			rereader
-		}{b, generation{k}, rereader{k}}
+	if !k.NoGeneration {
+		b.Capabilities.Watcher = &watcher{kernel: k}
 	}
-	return &struct {
-		*Backend
-		generation
-	}{b, generation{k}}
+	return b
 }
 
-// Base returns the object that all others need.
+// Optional returns the Capabilities.
+func (b *Backend) Optional() backends.Optional { return b.Capabilities }
+
+// Close counts its calls.
+func (b *Backend) Close() error {
+	b.Closed++
+	return nil
+}
+
+// Base returns the object that all other objects need.
 func (b *Backend) Base() []backends.Item {
 	return []backends.Item{Item{Name: "base", Text: fmt.Sprintf("mark=%#x", b.config.MasqueradeMark)}}
 }
 
-// Render returns an object for the Service port, one for each of its front addresses, and the shared object for as many
-// endpoints as it has.
-func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
+// Render returns one object for the Service port, one for each of its Frontends, and the shared object for its number
+// of endpoints.
+func (b *Backend) Render(e *dataplane.ServicePort) ([]backends.Item, error) {
 	b.kernel.called()
 	b.kernel.Calls.Render++
 	if b.kernel.Faults.Render != nil {
@@ -82,7 +88,12 @@ func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
 
 // Observe reads the kernel's objects.
 func (b *Backend) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
-	return b.kernel.observe(ctx)
+	return func(yield func(backends.Item, error) bool) {
+		if w, ok := b.Capabilities.Watcher.(*watcher); ok {
+			w.beginRead()
+		}
+		b.kernel.observe(ctx)(yield)
+	}
 }
 
 // Apply makes the changes in one transaction.
@@ -90,18 +101,38 @@ func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
 	return b.kernel.apply(ctx, p)
 }
 
-type generation struct{ kernel *Kernel }
-
-// Generation moves when somebody else writes.
-func (g generation) Generation(context.Context) (uint64, error) {
-	g.kernel.called()
-	g.kernel.Calls.Generation++
-	return g.kernel.generation, g.kernel.Faults.Generation
+// watcher detects when other processes wrote, and what.
+type watcher struct {
+	kernel *Kernel
+	read   uint64 // the generation at which the last read began, if known
+	known  bool
 }
 
-type rereader struct{ kernel *Kernel }
+// Wake returns nil, because the watcher can only be polled.
+func (w *watcher) Wake() <-chan struct{} { return nil }
 
-// Reread returns what somebody else wrote.
-func (r rereader) Reread(ctx context.Context, _ backends.Held) (map[backends.ID]backends.Item, bool, error) {
-	return r.kernel.reread(ctx)
+// Moved reports whether the generation changed since the last read.
+func (w *watcher) Moved(context.Context) (bool, error) {
+	now, err := w.generation()
+	return !w.known || now != w.read, err
+}
+
+// Reread returns the objects that other processes wrote.
+func (w *watcher) Reread(ctx context.Context, _ backends.LastObserved) (map[backends.ID]backends.Item, bool, error) {
+	if known := w.known; w.beginRead() != nil || !known || !w.kernel.Tells {
+		return nil, false, nil
+	}
+	return w.kernel.reread(ctx)
+}
+
+func (w *watcher) beginRead() error {
+	now, err := w.generation()
+	w.read, w.known = now, err == nil
+	return err
+}
+
+func (w *watcher) generation() (uint64, error) {
+	w.kernel.called()
+	w.kernel.Calls.Generation++
+	return w.kernel.generation, w.kernel.Faults.Generation
 }

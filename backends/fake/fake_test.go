@@ -8,12 +8,13 @@ import (
 
 	"weir/backends"
 	"weir/backends/backendtest"
+	"weir/backends/dataplane"
 	"weir/backends/fake"
 )
 
 type harness struct{ kernel *fake.Kernel }
 
-func (h harness) Backend() backends.Backend { return fake.New(h.kernel, backends.Config{}) }
+func (h harness) Backend() backends.Backend { return fake.New(h.kernel, dataplane.Config{}) }
 
 func (h harness) AddForeign(*testing.T) { h.kernel.WriteForeign("docker", "a rule") }
 
@@ -34,7 +35,7 @@ func (h harness) Drifts() []backendtest.Drift {
 	}
 }
 
-func (h harness) Refuse(_ *testing.T, key backends.PortKey) {
+func (h harness) Refuse(_ *testing.T, key dataplane.ServicePortName) {
 	h.kernel.Faults.Refuse = func(c backends.Change) error {
 		if c.ID == backends.ID("port/"+key.String()) {
 			return errors.New("no")
@@ -47,7 +48,7 @@ func TestConformance(t *testing.T) {
 	backendtest.Run(t, func(*testing.T) backendtest.Harness { return harness{fake.NewKernel()} })
 }
 
-// TestConformanceWithoutGeneration is for a mechanism that cannot tell whether somebody else wrote.
+// TestConformanceWithoutGeneration is for a mechanism that cannot tell whether another process wrote.
 func TestConformanceWithoutGeneration(t *testing.T) {
 	backendtest.Run(t, func(*testing.T) backendtest.Harness {
 		k := fake.NewKernel()
@@ -56,7 +57,7 @@ func TestConformanceWithoutGeneration(t *testing.T) {
 	})
 }
 
-// TestConformanceTelling is for a mechanism that can tell what somebody else wrote.
+// TestConformanceTelling is for a mechanism that can tell what another process wrote.
 func TestConformanceTelling(t *testing.T) {
 	backendtest.Run(t, func(*testing.T) backendtest.Harness {
 		k := fake.NewKernel()
@@ -67,7 +68,7 @@ func TestConformanceTelling(t *testing.T) {
 
 func TestDanglingReferencesAreRefused(t *testing.T) {
 	k := fake.NewKernel()
-	b := fake.New(k, backends.Config{})
+	b := fake.New(k, dataplane.Config{})
 	i := fake.Item{Name: "a", Needs: []backends.ID{"b"}}
 	r := b.Apply(t.Context(), backends.Plan{Changes: []backends.Change{{Op: backends.Create, ID: "a", New: i}}})
 	if r.Err == nil || r.Refused["a"] == nil || slices.Contains(k.Objects(), i.String()) {

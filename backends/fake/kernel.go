@@ -9,17 +9,18 @@ import (
 	"slices"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// Errors that a Kernel gives when it was told to fail.
+// Errors that a Kernel returns when it was told to fail.
 var (
 	ErrInterrupted = errors.New("fake: the dump was interrupted")
 	ErrBusy        = errors.New("fake: another program holds the lock")
-	ErrUnknown     = errors.New("fake: the connection broke, nobody knows how much was applied")
+	ErrUnknown     = errors.New("fake: the connection broke, it is unknown how much was applied")
 )
 
-// Item is an object of the Kernel. Needs names the objects that it refers to: as with chains and sets, an object cannot be
-// there without those, and those cannot go while it is.
+// Item is an object of the Kernel. Needs names the objects that it refers to. As with chains and sets, an object cannot
+// exist without those, and those cannot be deleted before it.
 type Item struct {
 	Name  backends.ID
 	Text  string
@@ -29,29 +30,29 @@ type Item struct {
 // ID returns the Item's name.
 func (i Item) ID() backends.ID { return i.Name }
 
-// String returns everything there is to say of the Item.
+// String returns all fields of the Item.
 func (i Item) String() string { return fmt.Sprintf("%s %s %v", i.Name, i.Text, i.Needs) }
 
 // Faults makes a Kernel fail. The zero value makes it work.
 type Faults struct {
-	// Observe fails every read before its first item; InterruptAfter, if not 0, every read after so many items.
+	// Observe fails every read before its first item. InterruptAfter, if not 0, fails every read after that many items.
 	Observe        error
 	InterruptAfter int
-	// Refuse returns an error for a change that the Kernel does not take. Partial says that the other changes of the plan
-	// are made all the same; otherwise the plan is rejected as a whole.
+	// Refuse returns an error for a change that the Kernel does not accept. With Partial set, the other changes of the
+	// plan are made even so; otherwise the plan is rejected as a whole.
 	Refuse  func(backends.Change) error
 	Partial bool
-	// Busy fails that many plans before anything is done.
+	// Busy fails that many plans before any change.
 	Busy int
 	// Unknown fails that many plans after UnknownAfter of their changes were made.
 	Unknown, UnknownAfter int
-	// Generation fails every question for the generation.
+	// Generation fails every read of the generation.
 	Generation error
-	// Render returns an error for an Entry that cannot be rendered.
-	Render func(*backends.Entry) error
+	// Render returns an error for a ServicePort that cannot be rendered.
+	Render func(*dataplane.ServicePort) error
 }
 
-// Calls counts what a Kernel was asked to do.
+// Calls counts the operations of a Kernel.
 type Calls struct {
 	Render, Observe, Reread, Apply, Generation int
 	// Changes counts the changes that were made.
@@ -59,20 +60,20 @@ type Calls struct {
 }
 
 // Kernel is a model of a kernel mechanism: named objects that refer to each other, changed by transactions. It outlives
-// the Backends that work on it, as the real one does.
+// the Backends that program it, as a real kernel does.
 type Kernel struct {
 	Faults Faults
 	Calls  Calls
-	// NoGeneration takes away the ability to say whether somebody else wrote.
+	// NoGeneration removes the ability to tell whether another process wrote.
 	NoGeneration bool
-	// Tells adds the ability to say what somebody else wrote.
+	// Tells adds the ability to tell what another process wrote.
 	Tells bool
 
 	objects    map[backends.ID]Item
 	foreign    map[string]string
 	generation uint64
-	written    map[backends.ID]struct{} // by somebody else, since it was read
-	// OnCall, if set, is called before a Backend does anything with the Kernel.
+	written    map[backends.ID]struct{} // by another process, since the last read
+	// OnCall, if set, is called before each operation of a Backend on the Kernel.
 	OnCall func()
 	// OnChange, if set, is called with the objects after each change of an Apply.
 	OnChange func(map[backends.ID]Item)
@@ -83,19 +84,19 @@ func NewKernel() *Kernel {
 	return &Kernel{objects: map[backends.ID]Item{}, foreign: map[string]string{}, written: map[backends.ID]struct{}{}}
 }
 
-// Write is somebody else putting an object among weir's own, or over one.
+// Write puts an object among weir's own, or over one, as another process would.
 func (k *Kernel) Write(i Item) {
 	k.objects[i.Name] = i
 	k.wrote(i.Name)
 }
 
-// Remove is somebody else removing one of weir's objects.
+// Remove deletes one of weir's objects, as another process would.
 func (k *Kernel) Remove(id backends.ID) {
 	delete(k.objects, id)
 	k.wrote(id)
 }
 
-// Flush is somebody else removing everything that is weir's.
+// Flush deletes all of weir's objects, as another process would.
 func (k *Kernel) Flush() {
 	k.wrote(slices.Collect(maps.Keys(k.objects))...)
 	clear(k.objects)
@@ -108,16 +109,16 @@ func (k *Kernel) wrote(ids ...backends.ID) {
 	}
 }
 
-// WriteForeign is somebody else writing an object of his own.
+// WriteForeign writes a foreign object, as another process would.
 func (k *Kernel) WriteForeign(name, text string) {
 	k.foreign[name] = text
 	k.generation++
 }
 
-// Foreign returns what others wrote.
+// Foreign returns the foreign objects.
 func (k *Kernel) Foreign() map[string]string { return maps.Clone(k.foreign) }
 
-// Objects returns what is weir's, sorted.
+// Objects returns weir's objects, sorted.
 func (k *Kernel) Objects() []string {
 	var all []string
 	for _, i := range k.objects {
@@ -127,7 +128,7 @@ func (k *Kernel) Objects() []string {
 	return all
 }
 
-// Has says whether one of weir's objects is there.
+// Has reports whether the Kernel holds one of weir's objects.
 func (k *Kernel) Has(id backends.ID) bool {
 	_, ok := k.objects[id]
 	return ok
@@ -232,7 +233,7 @@ func (k *Kernel) commit(changes []backends.Change) map[backends.ID]Item {
 	return next
 }
 
-// dangling returns the changes that would leave an object without one that it needs.
+// dangling returns the changes that would leave an object without one of its Needs.
 func (k *Kernel) dangling(objects map[backends.ID]Item, changes []backends.Change) map[backends.ID]error {
 	changed := map[backends.ID]bool{}
 	for _, c := range changes {

@@ -2,27 +2,68 @@ package hostnet
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 
 	"weir/backends/doctor"
 )
 
-// Doctor looks at what the node has to do with packets. What Ensure sets is no fault.
-func (f Forwarding) Doctor(s Sysctl) []doctor.Check {
+// Doctor checks whether the node forwards packets. A parameter that Ensure sets is not a fault, unless it is set without the
+// rule that guards the loopback addresses. guarded reports whether the kernel holds that rule.
+func (f Forwarding) Doctor(s Sysctl, guarded func() (bool, error)) []doctor.Check {
 	var checks []doctor.Check
 	if f.IPv4 {
-		checks = append(checks, s.examine("net.ipv4.ip_forward", "packets are not forwarded to endpoints", true),
-			s.examine("net.bridge.bridge-nf-call-iptables", "Services do not work between pods on one Linux bridge", false))
+		for _, p := range (Forwarding{IPv4: true, Localhost: true}).Parameters() {
+			c := s.planned(p)
+			if value, err := s.Get(p.Name); p.Guarded && err == nil && value == p.Value {
+				c = unguarded(c, p, guarded)
+			}
+			checks = append(checks, c)
+		}
+		checks = append(checks, s.examine("net.bridge.bridge-nf-call-iptables", "Services do not work between pods on one Linux bridge"))
 	}
 	if f.IPv6 {
-		checks = append(checks, s.examine("net.ipv6.conf.all.forwarding", "IPv6 packets are not forwarded to endpoints outside of the node's own processes", false),
-			s.examine("net.bridge.bridge-nf-call-ip6tables", "IPv6 Services do not work between pods on one Linux bridge", false))
+		checks = append(checks, s.examine("net.ipv6.conf.all.forwarding", "IPv6 packets are not forwarded to endpoints outside of the node's own processes"),
+			s.examine("net.bridge.bridge-nf-call-ip6tables", "IPv6 Services do not work between pods on one Linux bridge"))
 	}
 	return checks
 }
 
-// examine is about a parameter that should be 1. Those that the kernel does not have cannot be in the way.
-func (s Sysctl) examine(name, effect string, set bool) doctor.Check {
+// planned describes a parameter that weir run sets where its reason applies, which is no fault unless it cannot be set.
+func (s Sysctl) planned(p Parameter) doctor.Check {
+	c := doctor.Check{Name: p.Name, State: doctor.OK}
+	value, err := s.Get(p.Name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		c.Detail = "not in this kernel, nothing to set"
+	case err != nil:
+		c.State, c.Detail = doctor.Advice, err.Error()
+	case value == p.Value:
+		c.Detail = fmt.Sprintf("%s, as weir run sets it where %s", value, p.Reason)
+	case !s.writable(p.Name):
+		c.State, c.Detail = doctor.Advice, fmt.Sprintf("%s, and cannot be set here: weir run needs %s where %s", value, p.Value, p.Reason)
+		c.Mend = "sysctl -w " + p.Name + "=" + p.Value
+	default:
+		c.Detail = fmt.Sprintf("%s; weir run sets it to %s where %s", value, p.Value, p.Reason)
+	}
+	return c
+}
+
+// unguarded turns the check of a parameter that rules guard, and that is set, into advice if they are not there.
+func unguarded(c doctor.Check, p Parameter, guarded func() (bool, error)) doctor.Check {
+	held, err := guarded()
+	switch {
+	case err != nil:
+		c.State, c.Detail = doctor.Advice, fmt.Sprintf("%s, and whether a rule of weir keeps neighbours from servers on 127.0.0.1 cannot be told: %v", p.Value, err)
+	case !held:
+		c.State, c.Detail = doctor.Advice, p.Value+", and no rule of weir keeps neighbours from servers on 127.0.0.1: set it to 0 unless something else needs it"
+		c.Mend = "sysctl -w " + p.Name + "=0"
+	}
+	return c
+}
+
+// examine checks a parameter that should be 1. A parameter that the kernel does not have is not a fault.
+func (s Sysctl) examine(name, effect string) doctor.Check {
 	c := doctor.Check{Name: name, State: doctor.OK}
 	value, err := s.Get(name)
 	switch {
@@ -32,10 +73,12 @@ func (s Sysctl) examine(name, effect string, set bool) doctor.Check {
 		c.State, c.Detail = doctor.Advice, err.Error()
 	case value != "0":
 		c.Detail = value
-	case set:
-		c.Detail = "0; weir run sets it to 1"
 	default:
 		c.State, c.Detail, c.Mend = doctor.Advice, "0: "+effect, "sysctl -w "+name+"=1"
+		if name == "net.ipv6.conf.all.forwarding" {
+			c.Detail += keepRouterAdvertisements
+			c.Mend = "sysctl -w net.ipv6.conf.IFACE.accept_ra=2 " + name + "=1"
+		}
 	}
 	return c
 }

@@ -22,7 +22,7 @@ import (
 
 func TestMain(m *testing.M) { netlab.Main(m) }
 
-// inNamespace gives the test a network namespace of its own with the interfaces lo and eth0, both up.
+// inNamespace moves the test into a new network namespace with the interfaces lo and eth0, both up.
 func inNamespace(t *testing.T) {
 	t.Helper()
 	netlab.InNamespace(t)
@@ -66,11 +66,6 @@ func addDefault(t *testing.T, gateway string) {
 	}
 }
 
-func address(s, iface string) Address {
-	a := netip.MustParseAddr(s)
-	return Address{Addr: a, Interface: iface, Loopback: a.IsLoopback()}
-}
-
 func addrs(list ...string) []netip.Addr {
 	out := []netip.Addr{}
 	for _, s := range list {
@@ -99,16 +94,9 @@ func TestAddresses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Address{
-		address("127.0.0.1", "lo"), address("127.0.0.2", "lo"),
-		address("192.0.2.5", "eth0"), address("192.0.2.7", "eth0"),
-		address("::1", "lo"), address("2001:db8:1::7", "eth0"),
-	}
+	want := addrs("127.0.0.1", "127.0.0.2", "192.0.2.5", "192.0.2.7", "::1", "2001:db8:1::7")
 	if diff := cmp.Diff(want, got, compareAddrs); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
-	}
-	if diff := cmp.Diff(addrs("192.0.2.5", "192.0.2.7", "2001:db8:1::7"), Outward(got), compareAddrs); diff != "" {
-		t.Errorf("outward (-want +got):\n%s", diff)
 	}
 }
 
@@ -132,62 +120,19 @@ func TestPrimary(t *testing.T) {
 	addDefault(t, "198.51.100.1")
 	addDefault(t, "2001:db8:2::1")
 	check("default route", "198.51.100.9", "2001:db8:2::9")
-	if got := Primary([]Address{address("127.0.0.1", "lo")}); got != nil {
+	if got := Primary(addrs("127.0.0.1")); got != nil {
 		t.Errorf("only loopback: %v", got)
 	}
 }
 
-func TestResolveNodePorts(t *testing.T) {
-	node := []Address{
-		address("127.0.0.1", "lo"), address("192.0.2.7", "eth0"), address("198.51.100.7", "eth1"),
-		address("::1", "lo"), address("2001:db8:1::7", "eth0"),
-	}
-	tests := []struct {
-		name      string
-		want      []string
-		primary   []netip.Addr
-		addrs     []netip.Addr
-		localhost bool
-	}{
-		{"unset", nil, nil, nil, true},
-		{"all", []string{"all"}, nil, nil, true},
-		{"all by number", []string{"0.0.0.0/0", "::/0"}, nil, nil, true},
-		{"all of one family", []string{"0.0.0.0/0"}, nil, nil, true},
-		{"one network, the other family is free", []string{"192.0.2.0/24"}, nil, addrs("192.0.2.7", "2001:db8:1::7"), false},
-		{"both families", []string{"192.0.2.0/24", "2001:db8:1::/64"}, nil, addrs("192.0.2.7", "2001:db8:1::7"), false},
-		{"a network that the node is not in", []string{"203.0.113.0/24", "fd00::/8"}, nil, addrs(), false},
-		{"IPv6 only limited", []string{"fd00::/8"}, nil, addrs("127.0.0.1", "192.0.2.7", "198.51.100.7"), true},
-		{"localhost", []string{"localhost"}, nil, addrs("127.0.0.1"), true},
-		{"primary", []string{"primary"}, addrs("198.51.100.7", "2001:db8:1::7"), addrs("198.51.100.7", "2001:db8:1::7"), false},
-		{"primary of one family", []string{"primary"}, addrs("198.51.100.7"), addrs("198.51.100.7", "2001:db8:1::7"), false},
-		{"primary and localhost", []string{"primary", "localhost"}, addrs("192.0.2.7", "2001:db8:1::7"), addrs("127.0.0.1", "192.0.2.7", "2001:db8:1::7"), true},
-		{"primary that the node does not have", []string{"primary", "::/128"}, addrs("203.0.113.1"), addrs(), false},
-		{"everything wins", []string{"192.0.2.0/24", "0.0.0.0/0"}, nil, nil, true},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			got, err := ResolveNodePorts(tt.want, tt.primary, node)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(NodePorts{tt.addrs, tt.localhost}, got, compareAddrs); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
-		})
-	}
-	if _, err := ResolveNodePorts([]string{"192.0.2.1"}, nil, node); err == nil || !strings.Contains(err.Error(), `"192.0.2.1"`) {
-		t.Errorf("not a CIDR: error %v", err)
-	}
-}
-
-// sawAddr waits until the addresses that were found on some report include one.
-func sawAddr(t *testing.T, seen <-chan []Address, want string) {
+// sawAddr waits until the addresses found after some report include the wanted one.
+func sawAddr(t *testing.T, seen <-chan []netip.Addr, want string) {
 	t.Helper()
 	deadline := time.After(20 * time.Second)
 	for {
 		select {
 		case list := <-seen:
-			if slices.ContainsFunc(list, func(a Address) bool { return a.Addr.String() == want }) {
+			if slices.ContainsFunc(list, func(a netip.Addr) bool { return a.String() == want }) {
 				return
 			}
 		case <-deadline:
@@ -200,7 +145,7 @@ func TestWatch(t *testing.T) {
 	inNamespace(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	seen := make(chan []Address, 64)
+	seen := make(chan []netip.Addr, 64)
 	done := make(chan error, 1)
 	inThisNamespace(t, func() {
 		done <- Watch(ctx, func() {
@@ -227,12 +172,12 @@ func TestWatchSurvivesLostNotifications(t *testing.T) {
 	inNamespace(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	seen := make(chan []Address, 64)
+	seen := make(chan []netip.Addr, 64)
 	entered, leave := make(chan bool), make(chan bool)
 	done := make(chan bool)
 	inThisNamespace(t, func() {
 		defer close(done)
-		follow(ctx, 1, func() {
+		follow(ctx, 1, addressGroups, func() {
 			entered <- true
 			<-leave
 			list, err := Addresses()
@@ -261,7 +206,7 @@ func TestWatchSurvivesLostNotifications(t *testing.T) {
 			}
 		}
 	}()
-	// The overflow is reported as a change, and what comes after it is seen.
+	// The overflow is reported as a change, and later changes are seen.
 	sawAddr(t, seen, "10.0.0.200")
 	addAddr(t, "eth0", "10.0.1.1/32")
 	sawAddr(t, seen, "10.0.1.1")
@@ -331,60 +276,23 @@ func TestSysctl(t *testing.T) {
 	}
 }
 
+// TestForwarding checks parameters that weir does not set.
 func TestForwarding(t *testing.T) {
 	inNamespace(t)
 	s := Sysctl{}
-	for _, name := range []string{"net.ipv4.ip_forward", "net.ipv4.conf.all.route_localnet"} {
-		if _, err := s.Ensure(name, "0"); err != nil {
-			t.Fatal(err)
-		}
-	}
 	if _, err := s.Ensure("net.ipv6.conf.all.forwarding", "0"); err != nil {
 		t.Fatal(err)
 	}
-	f := Forwarding{IPv4: true, IPv6: true, Localhost: true}
-	changed, err := f.Ensure(s)
-	if want := []string{"net.ipv4.ip_forward", "net.ipv4.conf.all.route_localnet"}; !slices.Equal(changed, want) {
-		t.Errorf("changed %v, want %v", changed, want)
-	}
-	if err == nil || !strings.Contains(err.Error(), "net.ipv6.conf.all.forwarding is 0") {
+	err := Forwarding{IPv4: true, IPv6: true, Localhost: true}.Check(s)
+	if err == nil || !strings.Contains(err.Error(), "net.ipv6.conf.all.forwarding is 0") || !strings.Contains(err.Error(), "accept_ra=2") {
 		t.Errorf("error %v", err)
 	}
-	if changed, _ := f.Ensure(s); len(changed) > 0 {
-		t.Errorf("again: changed %v", changed)
-	}
-	if changed, err := (Forwarding{}).Ensure(s); len(changed) > 0 || err != nil {
-		t.Errorf("nothing to do: %v, %v", changed, err)
+	if err := (Forwarding{}).Check(s); err != nil {
+		t.Errorf("nothing to check: %v", err)
 	}
 }
 
-func TestForwardingWithReadOnlySysctls(t *testing.T) {
-	netlab.Require(t)
-	root := t.TempDir()
-	for name, value := range map[string]string{
-		"net/ipv4/ip_forward": "0\n", "net/ipv4/conf/all/route_localnet": "1\n", "net/bridge/bridge-nf-call-iptables": "0\n",
-	} {
-		path := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(value), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	readOnly(t, root)
-	changed, err := Forwarding{IPv4: true, Localhost: true}.Ensure(Sysctl{Root: root})
-	if err == nil || len(changed) > 0 {
-		t.Fatalf("changed %v, error %v", changed, err)
-	}
-	want := "sysctl net.ipv4.ip_forward is 0 and cannot be set to 1: read-only file system\n" +
-		"sysctl net.bridge.bridge-nf-call-iptables is 0: Services do not work between pods on one Linux bridge; set it to 1 if that matters"
-	if err.Error() != want {
-		t.Errorf("error:\n%v\nwant:\n%s", err, want)
-	}
-}
-
-// readOnly remounts a directory so that nobody, not even root, writes there, in a mount namespace of the test's own.
+// readOnly remounts a directory read-only, even for root, in a new mount namespace.
 func readOnly(t *testing.T, dir string) {
 	t.Helper()
 	runtime.LockOSThread()

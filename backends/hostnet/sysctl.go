@@ -8,19 +8,21 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
-// maxValue bounds what is read of a kernel parameter.
+// maxValue bounds how much of a kernel parameter is read.
 const maxValue = 4096
 
-// Sysctl reads and writes kernel parameters. Those below "net" are of the network namespace of the calling thread. The zero
-// value uses /proc/sys.
+// Sysctl reads and writes kernel parameters. Those below "net" belong to the network namespace of the calling thread.
+// The zero value uses /proc/sys.
 type Sysctl struct {
 	// Root replaces /proc/sys.
 	Root string
 }
 
-// path takes names as sysctl(8) does: "net.ipv4.ip_forward", or with slashes where a part has a dot in it, as in
+// path accepts names as sysctl(8) does: "net.ipv4.ip_forward", or with slashes if a part has a dot in it, as in
 // "net/ipv4/conf/eth0.100/route_localnet".
 func (s Sysctl) path(name string) (string, error) {
 	rel := name
@@ -37,8 +39,8 @@ func (s Sysctl) path(name string) (string, error) {
 	return filepath.Join(root, rel), nil
 }
 
-// Get returns a value, with its fields separated by one space each. The error is fs.ErrNotExist if the kernel has no such
-// parameter, perhaps because a module is not loaded.
+// Get returns a value, with its fields separated by one space each. The error is fs.ErrNotExist if the kernel has no
+// such parameter, perhaps because a module is not loaded.
 func (s Sysctl) Get(name string) (string, error) {
 	path, err := s.path(name)
 	if err != nil {
@@ -56,7 +58,7 @@ func (s Sysctl) Get(name string) (string, error) {
 	return normal(string(data)), nil
 }
 
-// Ensure writes the value unless it is there already, and says whether it wrote.
+// Ensure writes the value unless the parameter has it already, and reports whether it wrote.
 func (s Sysctl) Ensure(name, value string) (changed bool, err error) {
 	is, err := s.Get(name)
 	if err != nil || is == normal(value) {
@@ -77,9 +79,20 @@ func (s Sysctl) Ensure(name, value string) (changed bool, err error) {
 	return true, nil
 }
 
+// writable reports whether the kernel lets anyone write the parameter here. Some belong to the host's network namespace, and
+// in a container the file system may be read-only.
+func (s Sysctl) writable(name string) bool {
+	path, err := s.path(name)
+	if err != nil {
+		return false
+	}
+	info, err := os.Stat(path)
+	return err == nil && info.Mode()&0o222 != 0 && !errors.Is(unix.Access(path, unix.W_OK), unix.EROFS)
+}
+
 func normal(value string) string { return strings.Join(strings.Fields(value), " ") }
 
-// cause drops the path from an error, since the name says the same.
+// cause drops the path from an error, because the name of the parameter says the same.
 func cause(err error) error {
 	var pe *fs.PathError
 	if errors.As(err, &pe) {
@@ -88,50 +101,42 @@ func cause(err error) error {
 	return err
 }
 
-// Forwarding says what the node has to do with packets.
+// Forwarding says which traffic the node forwards.
 type Forwarding struct {
 	IPv4, IPv6 bool
-	// Localhost says that 127.0.0.0/8 serves node ports, so that the kernel must let such packets leave the loopback
+	// Localhost reports whether 127.0.0.0/8 serves node ports. Then the kernel must let such packets leave the loopback
 	// interface.
 	Localhost bool
 }
 
-// Ensure sets the parameters that forwarding depends on and returns the names of those it changed. Two it only checks,
-// because they would do more than what is needed here: forwarding of IPv6 makes the kernel ignore router advertisements,
-// and bridge-nf-call-iptables puts bridged traffic of everybody through the packet filter. The error holds one line for
-// each that is not as it should be; it is a warning, since the traffic of the node itself works without.
-func (f Forwarding) Ensure(s Sysctl) (changed []string, err error) {
+// Check returns an error with one line for each parameter that has a value with which some traffic is not forwarded, and
+// that weir does not set, because that has further effects. Forwarding of IPv6 makes the kernel ignore router
+// advertisements. bridge-nf-call-iptables sends all bridged traffic through the packet filter. The error is a warning,
+// since the traffic of the node itself works without.
+func (f Forwarding) Check(s Sysctl) error {
 	var errs []error
-	set := func(name string) {
-		wrote, err := s.Ensure(name, "1")
-		if wrote {
-			changed = append(changed, name)
-		}
-		errs = append(errs, err)
-	}
 	if f.IPv4 {
-		set("net.ipv4.ip_forward")
-		errs = append(errs, s.check("net.bridge.bridge-nf-call-iptables", "Services do not work between pods on one Linux bridge"))
+		errs = append(errs, s.check("net.bridge.bridge-nf-call-iptables", "Services do not work between pods on one Linux bridge", ""))
 	}
 	if f.IPv6 {
 		errs = append(errs,
-			s.check("net.ipv6.conf.all.forwarding", "IPv6 packets are not forwarded to endpoints outside of the node's own processes"),
-			s.check("net.bridge.bridge-nf-call-ip6tables", "IPv6 Services do not work between pods on one Linux bridge"))
+			s.check("net.ipv6.conf.all.forwarding", "IPv6 packets are not forwarded to endpoints outside of the node's own processes", keepRouterAdvertisements),
+			s.check("net.bridge.bridge-nf-call-ip6tables", "Services do not work between pods on one Linux bridge", ""))
 	}
-	if f.Localhost {
-		set("net.ipv4.conf.all.route_localnet")
-	}
-	return changed, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
+// keepRouterAdvertisements is what else to do where IPv6 is forwarded.
+const keepRouterAdvertisements = "; a node that takes its address or routes from router advertisements needs accept_ra=2 on that interface first (net.ipv6.conf.IFACE.accept_ra), or it loses them"
+
 // check returns an error if the kernel has the parameter and it is 0.
-func (s Sysctl) check(name, effect string) error {
+func (s Sysctl) check(name, effect, before string) error {
 	value, err := s.Get(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err == nil && value == "0" {
-		err = fmt.Errorf("sysctl %s is 0: %s; set it to 1 if that matters", name, effect)
+		err = fmt.Errorf("sysctl %s is 0: %s; set it to 1 if that matters%s", name, effect, before)
 	}
 	return err
 }

@@ -12,18 +12,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// resubscribeDelay is how long Watch waits before it tries again after the kernel gave it no more notifications.
+// resubscribeDelay is how long Watch waits before it subscribes again after the kernel ended its notifications.
 const resubscribeDelay = time.Second
 
-// Watch calls changed whenever the addresses of the network namespace that it is called in may have changed, until ctx is
-// done, and returns ctx's error. Those of Services do not count. It calls it once at first, when it will no longer miss anything, and again when
-// notifications were lost. There can be many calls for one change, and calls for none: the kernel also reports a lifetime
-// that was renewed. The caller settles and compares; changed should return soon.
+// Watch calls changed whenever the addresses of the current network namespace may have changed, until ctx is done. It
+// returns ctx's error. Addresses of Services do not count. Watch calls changed once at the beginning, when it can no
+// longer miss a change, and again if notifications were lost. There can be many calls for one change, and calls without
+// a change, because the kernel also reports a renewed lifetime. The caller settles and compares; changed should return
+// soon.
 //
-// If it is called on a locked thread that is in a namespace of its own, it stays on it.
+// If the calling thread is locked and in its own namespace, Watch stays on it.
 func Watch(ctx context.Context, changed func()) error {
+	return watch(ctx, addressGroups, changed)
+}
+
+// WatchRoutes is Watch for the routes, of which there may be many changes for as long as a routing protocol runs.
+func WatchRoutes(ctx context.Context, changed func()) error {
+	return watch(ctx, routeGroups, changed)
+}
+
+var (
+	addressGroups = []uint{unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR}
+	routeGroups   = []uint{unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE}
+)
+
+func watch(ctx context.Context, groups []uint, changed func()) error {
 	for {
-		follow(ctx, 0, changed)
+		follow(ctx, 0, groups, changed)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -32,9 +47,9 @@ func Watch(ctx context.Context, changed func()) error {
 	}
 }
 
-// follow reports notifications until there can be no more. A receive buffer of 0 bytes means the system's default.
-func follow(ctx context.Context, buffer int, changed func()) {
-	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
+// follow reports notifications until the subscription ends. A receive buffer of 0 bytes means the system's default.
+func follow(ctx context.Context, buffer int, groups []uint, changed func()) {
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE, groups...)
 	if err != nil {
 		return
 	}
@@ -60,9 +75,9 @@ func follow(ctx context.Context, buffer int, changed func()) {
 	}
 }
 
-// ofServices says whether a notification is of an address on an interface that holds those of Services.
+// ofServices reports whether a notification is about an address on an interface that holds the addresses of Services.
 func ofServices(m syscall.NetlinkMessage, known map[uint32]bool) bool {
-	if len(m.Data) < unix.SizeofIfAddrmsg {
+	if isAddress := m.Header.Type == unix.RTM_NEWADDR || m.Header.Type == unix.RTM_DELADDR; !isAddress || len(m.Data) < unix.SizeofIfAddrmsg {
 		return false
 	}
 	index := nl.DeserializeIfAddrmsg(m.Data).Index

@@ -2,28 +2,15 @@ package iptables
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/xtables"
 )
 
-// The constant chains.
-const (
-	servicesChain    = "WEIR-SERVICES"
-	postroutingChain = "WEIR-POSTROUTING"
-	masqueradeChain  = "WEIR-MASQUERADE"
-	inputChain       = "WEIR-INPUT"
-	forwardChain     = "WEIR-FORWARD"
-	outputChain      = "WEIR-OUTPUT"
-	filterChain      = "WEIR-FILTER"
-)
-
-// tables are the tables that hold chains of weir, in the order in which they are read and written.
-var tables = []string{"nat", "filter"}
-
-// A packet that was sent by the endpoint it is now addressed to has equal source and destination addresses. This program
-// returns 1 for it, once per family: it compares the addresses in the IP header word by word.
+// A packet whose destination is the endpoint that sent it has equal source and destination addresses. This program
+// returns 1 for such a packet, once per family: it compares the addresses in the IP header word by word.
 var (
 	hairpinProgram4 = compareProgram(12, 16, 1)
 	hairpinProgram6 = compareProgram(8, 24, 4)
@@ -47,101 +34,107 @@ func (b *Backend) Base() []backends.Item {
 	for _, f := range b.cfg.Families {
 		items = append(items, b.baseNAT(f)...)
 		items = append(items, b.baseFilter(f)...)
+		items = append(items, b.baseMangle(f)...)
 	}
 	return items
 }
 
-func (b *Backend) baseNAT(f backends.Family) []backends.Item {
-	at := tag(f) + " nat "
-	services := []string{"-j " + addrRoot}
+func (b *Backend) baseNAT(f dataplane.Family) []backends.Item {
+	at, n := xtables.At(f, "nat"), &b.names
+	services := []string{"-j " + n.addrRoot}
 	services = append(services, b.nodePortJumps(f)...)
 
 	items := []backends.Item{
-		item(at + addrRoot), item(at + portRoot),
-		body(at, servicesChain, services),
-		item(at + "PREROUTING -j " + servicesChain),
-		item(at + "OUTPUT -j " + servicesChain),
-		item(at + "POSTROUTING -j " + postroutingChain),
+		xtables.Item(at + n.addrRoot), xtables.Item(at + n.portRoot),
+		xtables.Chain(at, n.services, services...),
+		xtables.Item(at + "PREROUTING -j " + n.services),
+		xtables.Item(at + "OUTPUT -j " + n.services),
+		xtables.Item(at + "POSTROUTING -j " + n.postrouting),
 	}
-	hairpin := "-m conntrack --ctstate DNAT -j " + hairpinRoot
-	if b.features.BPF {
+	hairpin := "-m conntrack --ctstate DNAT -j " + n.hairpinRoot
+	if b.bpf {
 		program := hairpinProgram4
-		if f == backends.IPv6 {
+		if f == dataplane.IPv6 {
 			program = hairpinProgram6
 		}
-		hairpin = "! -o lo -m conntrack --ctstate DNAT -m bpf --bytecode " + program + " " + b.masquerade()
+		hairpin = "! -o lo -m conntrack --ctstate DNAT -m bpf --bytecode " + program + " " + b.masquerade
 	} else {
-		items = append(items, item(at+hairpinRoot))
+		items = append(items, xtables.Item(at+n.hairpinRoot))
 	}
-	post := []string{"-m mark --mark " + b.mark() + " -j " + masqueradeChain, hairpin}
-	return append(items,
-		body(at, postroutingChain, post),
-		body(at, masqueradeChain, []string{"-j MARK --set-xmark " + b.markBit() + "/0x0", b.masquerade()}))
+	// The mark of another program means nothing to weir: only a connection that was translated can be a Service's.
+	post := []string{"-m mark --mark " + xtables.MarkText(b.cfg.MasqueradeMark) + " -m conntrack --ctstate DNAT -j " + n.masquerade}
+	masquerade := []string{xtables.ClearMark(b.cfg.MasqueradeMark)}
+	if !b.toListeners { // no packet to a listener leaves the node, and weir must recognise its own connections by their source
+		post, masquerade = append(post, hairpin), append(masquerade, b.masquerade)
+	}
+	return append(items, xtables.Chain(at, n.postrouting, post...), xtables.Chain(at, n.masquerade, masquerade...))
 }
 
-func (b *Backend) baseFilter(f backends.Family) []backends.Item {
-	at := tag(f) + " filter "
-	fresh := "-m conntrack --ctstate NEW -j " + filterChain
-
-	var martian []string
-	if f == backends.IPv4 && b.cfg.LocalhostNodePorts {
-		// Node ports on loopback addresses need route_localnet, which would let neighbours reach what listens there.
-		martian = []string{"! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"}
-	}
-	input := append(slices.Clone(martian), fresh, "-j "+healthChain)
-	output := append(slices.Clone(martian), fresh)
-	forward := []string{fresh}
+func (b *Backend) baseFilter(f dataplane.Family) []backends.Item {
+	at, n := xtables.At(f, "filter"), &b.names
+	fresh := "-m conntrack --ctstate NEW -j " + n.filter
+	output, forward := []string{fresh}, []string{fresh}
 	if !b.cfg.TCPBeLiberal {
-		// A packet that conntrack takes for invalid is not translated back, and would reset the connection it belongs to.
+		// A packet that conntrack considers invalid is not translated back, and would reset its connection: where it is
+		// forwarded, because the client answers with a reset, and where the connection is masqueraded, because the node does.
 		forward = append(forward, "-m conntrack --ctstate INVALID -j DROP")
+		output = append(output, xtables.InvalidReset)
 	}
-	forward = append(forward, "-m mark --mark "+b.mark()+" -j ACCEPT", "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT")
+	forward = append(forward, "-m mark --mark "+xtables.MarkText(b.cfg.MasqueradeMark)+" -m conntrack --ctstate DNAT -j ACCEPT", "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT")
 
+	var listeners []backends.Item
+	if b.toListeners {
+		listeners = []backends.Item{xtables.Item(at + n.listeners)}
+		output = append(output, b.answersOfOthers()...)
+	}
+	return append([]backends.Item{
+		xtables.Item(at + n.addrRoot), xtables.Item(at + n.portRoot), xtables.Item(at + n.health),
+		xtables.Chain(at, n.filter, append([]string{"-j " + n.addrRoot}, b.nodePortJumps(f)...)...),
+		xtables.Chain(at, n.input, fresh, "-j "+n.health), xtables.Chain(at, n.forward, forward...), xtables.Chain(at, n.output, output...),
+		xtables.Item(at + "INPUT -j " + n.input),
+		xtables.Item(at + "FORWARD -j " + n.forward),
+		xtables.Item(at + "OUTPUT -j " + n.output),
+	}, listeners...)
+}
+
+// answersOfOthers returns the rules for answers in redirected connections that weir did not send. For a TCP connection
+// the first answer is enough.
+func (b *Backend) answersOfOthers() []string {
+	rest := " -m mark ! --mark " + xtables.MarkText(b.cfg.MasqueradeMark) + " -m conntrack --ctstate DNAT --ctdir REPLY -j " + b.names.listeners
+	return []string{"-p tcp -m tcp --tcp-flags SYN,ACK SYN,ACK" + rest, "-p udp" + rest}
+}
+
+// baseMangle returns the guard of the loopback addresses. Node ports on them need route_localnet, which would let
+// neighbours reach servers that listen there. The guard comes before any translation, so that neighbours reach neither
+// the node ports of these addresses nor what other programs translate.
+func (b *Backend) baseMangle(f dataplane.Family) []backends.Item {
+	if f != dataplane.IPv4 || !b.cfg.LocalhostNodePorts {
+		return nil
+	}
+	at := xtables.At(f, "mangle")
 	return []backends.Item{
-		item(at + addrRoot), item(at + portRoot), item(at + healthChain),
-		body(at, filterChain, append([]string{"-j " + addrRoot}, b.nodePortJumps(f)...)),
-		body(at, inputChain, input), body(at, forwardChain, forward), body(at, outputChain, output),
-		item(at + "INPUT -j " + inputChain),
-		item(at + "FORWARD -j " + forwardChain),
-		item(at + "OUTPUT -j " + outputChain),
+		xtables.Chain(at, b.names.prerouting, xtables.LoopbackGuard),
+		xtables.Item(at + "PREROUTING -j " + b.names.prerouting),
 	}
 }
 
-// nodePortJumps are the rules that send traffic for the node's own addresses to the node ports.
-func (b *Backend) nodePortJumps(f backends.Family) []string {
+// nodePortJumps returns the rules that send traffic for the node's own addresses to the node ports.
+func (b *Backend) nodePortJumps(f dataplane.Family) []string {
 	if b.cfg.NodePortAddresses == nil {
 		switch {
-		case f == backends.IPv6:
-			return []string{"! -d ::1/128 -m addrtype --dst-type LOCAL -j " + portRoot}
+		case f == dataplane.IPv6:
+			return []string{"! -d ::1/128 -m addrtype --dst-type LOCAL -j " + b.names.portRoot}
 		case !b.cfg.LocalhostNodePorts:
-			return []string{"! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j " + portRoot}
+			return []string{"! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j " + b.names.portRoot}
 		}
-		return []string{"-m addrtype --dst-type LOCAL -j " + portRoot}
+		return []string{"-m addrtype --dst-type LOCAL -j " + b.names.portRoot}
 	}
 	var jumps []string
 	for _, a := range b.cfg.NodePortAddresses {
-		if backends.FamilyOf(a) != f || a.IsLoopback() && (f == backends.IPv6 || !b.cfg.LocalhostNodePorts) {
+		if dataplane.FamilyOf(a) != f || a.IsLoopback() && (f == dataplane.IPv6 || !b.cfg.LocalhostNodePorts) {
 			continue
 		}
-		jumps = append(jumps, "-d "+hostText(a)+" -j "+portRoot)
+		jumps = append(jumps, "-d "+xtables.HostText(a)+" -j "+b.names.portRoot)
 	}
 	return jumps
-}
-
-// markBit is the masquerade mark, and mark the match for it.
-func (b *Backend) markBit() string { return fmt.Sprintf("%#x", b.cfg.MasqueradeMark) }
-func (b *Backend) mark() string    { return b.markBit() + "/" + b.markBit() }
-
-// body makes the Item of a chain with its rules.
-func body(at, chain string, rules []string) item {
-	n := len(at) + len(chain)
-	for _, r := range rules {
-		n += len("\n-A  ") + len(chain) + len(r)
-	}
-	text := make([]byte, 0, n)
-	text = append(append(text, at...), chain...)
-	for _, r := range rules {
-		text = append(append(append(append(text, "\n-A "...), chain...), ' '), r...)
-	}
-	return item(text)
 }

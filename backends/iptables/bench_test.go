@@ -6,16 +6,17 @@ import (
 	"testing"
 	"time"
 
-	"weir/backends"
 	"weir/backends/backendtest"
+	"weir/backends/dataplane"
+	"weir/backends/xtables"
 )
 
-// many makes n Services with 5 endpoints each. Their ClusterIPs are dense, or spread over 10.96.0.0/12 as allocation by
-// hash spreads them.
-func many(n int, spread bool) []*backends.Entry {
-	out := make([]*backends.Entry, n)
+// many makes n Services with 5 endpoints each. Their ClusterIPs are consecutive, or spread over 10.96.0.0/12 as
+// allocation by hash spreads them.
+func many(n int, spread bool) []*dataplane.ServicePort {
+	out := make([]*dataplane.ServicePort, n)
 	for i := range out {
-		e := service(fmt.Sprint("service-", i), backends.IPv4, backends.TCP, i, 5)
+		e := service(fmt.Sprint("service-", i), dataplane.IPv4, dataplane.TCP, i, 5)
 		if spread {
 			x := uint32(i) * 2654435761 >> 12
 			e.ClusterIP = netip.AddrFrom4([4]byte{10, 96 + byte(x>>16), byte(x >> 8), byte(x)})
@@ -29,9 +30,9 @@ func many(n int, spread bool) []*backends.Entry {
 	return out
 }
 
-func benchConfig() backends.Config {
+func benchConfig() dataplane.Config {
 	c := testConfig()
-	c.Families = []backends.Family{backends.IPv4}
+	c.Families = []dataplane.Family{dataplane.IPv4}
 	return c
 }
 
@@ -39,10 +40,11 @@ func BenchmarkRender(b *testing.B) {
 	entries := many(10000, true)
 	b.ReportAllocs()
 	for b.Loop() {
-		back := New(benchConfig(), NewFake())
+		back := New(benchConfig(), xtables.NewFake())
 		items := desired(b, back, entries)
-		changes, _ := sortChanges(backendtest.Diff(nil, items))
-		back.compose(backends.IPv4, changes)
+		if _, err := back.Commands(backendtest.Diff(nil, items)); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 
@@ -50,7 +52,7 @@ func BenchmarkRenderOnly(b *testing.B) {
 	entries := many(10000, true)
 	b.ReportAllocs()
 	for b.Loop() {
-		back := New(benchConfig(), NewFake())
+		back := New(benchConfig(), xtables.NewFake())
 		for _, e := range entries {
 			if _, err := back.Render(e); err != nil {
 				b.Fatal(err)
@@ -59,10 +61,10 @@ func BenchmarkRenderOnly(b *testing.B) {
 	}
 }
 
-// BenchmarkKernel measures, in one run: a cold start, iptables-restore of the same text alone, reading it back, and one
-// endpoint more.
+// BenchmarkKernel measures, in one run: a cold start, iptables-restore of the same text alone, reading it back, and
+// adding one endpoint.
 func BenchmarkKernel(b *testing.B) {
-	for _, mode := range []Mode{NFT, Legacy} {
+	for _, mode := range []xtables.Mode{xtables.NFT, xtables.Legacy} {
 		for _, n := range []int{1000, 10000} {
 			for _, spread := range []bool{false, true} {
 				b.Run(fmt.Sprintf("%s/%d/spread=%v", mode, n, spread), func(b *testing.B) { benchKernel(b, mode, n, spread) })
@@ -71,20 +73,19 @@ func BenchmarkKernel(b *testing.B) {
 	}
 }
 
-func benchKernel(b *testing.B, mode Mode, n int, spread bool) {
+func benchKernel(b *testing.B, mode xtables.Mode, n int, spread bool) {
 	entries := many(n, spread)
 	for b.Loop() {
 		bare := realKernel(b, mode)
 		back := New(benchConfig(), bare)
 		want := desired(b, back, entries)
 		plan := backendtest.Diff(nil, want)
-		changes, err := sortChanges(plan)
+		runs, err := back.Commands(plan)
 		if err != nil {
 			b.Fatal(err)
 		}
-		in := back.compose(backends.IPv4, changes)
 		start := time.Now()
-		if err := bare.Restore(b.Context(), backends.IPv4, in.text); err != nil {
+		if err := bare.Restore(b.Context(), dataplane.IPv4, []byte(runs[0].Stdin)); err != nil {
 			b.Fatal(err)
 		}
 		b.ReportMetric(time.Since(start).Seconds(), "bare-s")

@@ -1,16 +1,17 @@
 package iptables
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"io"
 	"maps"
 	"slices"
 	"strings"
+
+	"weir/backends/xtables"
 )
 
-// Conflicts says who else programs Services on this node: the names of the chains that a kube-proxy made.
+// Conflicts returns the names of the chains that a kube-proxy made on this node.
 func (b *Backend) Conflicts(ctx context.Context) ([]string, error) {
 	found := make(map[string]bool)
 	for _, f := range b.cfg.Families {
@@ -25,10 +26,9 @@ func (b *Backend) Conflicts(ctx context.Context) ([]string, error) {
 	return slices.Sorted(maps.Keys(found)), nil
 }
 
-// findKubeProxy adds kube-proxy's entry chains to found. The kubelet has chains of its own that begin with KUBE- too.
+// findKubeProxy adds kube-proxy's entry chains to found. Chains of the kubelet begin with KUBE- too, and do not count.
 func findKubeProxy(r io.Reader, found map[string]bool) error {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, maxLine)
+	lines := xtables.NewScanner(r)
 	for lines.Scan() {
 		name, _, _ := strings.Cut(strings.TrimPrefix(lines.Text(), ":"), " ")
 		switch name {
@@ -37,18 +37,4 @@ func findKubeProxy(r io.Reader, found map[string]bool) error {
 		}
 	}
 	return lines.Err()
-}
-
-// countRules counts the rules and the chains that somebody made in what iptables-save prints. The kubelet leaves a chain
-// without rules as a hint of the mechanism it uses.
-func countRules(r io.Reader) (n int) {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, maxLine)
-	for lines.Scan() {
-		line := lines.Text()
-		if strings.HasPrefix(line, "-A ") || strings.HasPrefix(line, ":") && strings.Contains(line, " - [") {
-			n++
-		}
-	}
-	return n
 }

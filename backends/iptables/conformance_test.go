@@ -7,18 +7,20 @@ import (
 
 	"weir/backends"
 	"weir/backends/backendtest"
+	"weir/backends/dataplane"
+	"weir/backends/xtables"
 )
 
 // harness runs the conformance suite on one Kernel.
 type harness struct{ kernel *refusing }
 
-// refusing is a Kernel that writes a match that nobody has into the rules for one address, so that iptables refuses them.
+// refusing is a Kernel that adds an unknown match to the rules for one address, so that iptables refuses them.
 type refusing struct {
-	Kernel
+	xtables.Kernel
 	to string
 }
 
-func (k *refusing) Restore(ctx context.Context, f backends.Family, input []byte) error {
+func (k *refusing) Restore(ctx context.Context, f dataplane.Family, input []byte) error {
 	if k.to != "" {
 		input = bytes.ReplaceAll(input, []byte(" -d "+k.to+" "), []byte(" -m nonesuch -d "+k.to+" "))
 	}
@@ -26,13 +28,13 @@ func (k *refusing) Restore(ctx context.Context, f backends.Family, input []byte)
 }
 
 // Refuse implements backendtest.Refuser.
-func (h harness) Refuse(t *testing.T, key backends.PortKey) {
+func (h harness) Refuse(t *testing.T, key dataplane.ServicePortName) {
 	for _, e := range backendtest.Sample() {
 		if e.Key == key {
-			h.kernel.to = hostText(e.ClusterIP)
+			h.kernel.to = xtables.HostText(e.ClusterIP)
 		}
 	}
-	if f, ok := h.kernel.Kernel.(*Fake); ok {
+	if f, ok := h.kernel.Kernel.(*xtables.Fake); ok {
 		f.Unsupported = []string{"nonesuch"}
 	}
 }
@@ -68,12 +70,12 @@ func (h harness) Drifts() []backendtest.Drift {
 
 // TestConformance runs the suite of all backends.
 func TestConformance(t *testing.T) {
-	for name, kernel := range map[string]func(*testing.T) Kernel{
-		"nft":    func(t *testing.T) Kernel { return realKernel(t, NFT) },
-		"legacy": func(t *testing.T) Kernel { return realKernel(t, Legacy) },
-		"fake":   func(*testing.T) Kernel { return NewFake() },
-		"fake-legacy": func(*testing.T) Kernel {
-			k := NewFake()
+	for name, kernel := range map[string]func(*testing.T) xtables.Kernel{
+		"nft":    func(t *testing.T) xtables.Kernel { return realKernel(t, xtables.NFT) },
+		"legacy": func(t *testing.T) xtables.Kernel { return realKernel(t, xtables.Legacy) },
+		"fake":   func(*testing.T) xtables.Kernel { return xtables.NewFake() },
+		"fake-legacy": func(*testing.T) xtables.Kernel {
+			k := xtables.NewFake()
 			k.NoGeneration, k.WithoutBPF = true, true
 			return k
 		},
@@ -90,7 +92,15 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// quiet hides the generation of a Backend that does not know it.
+// quiet hides the Watcher of a Backend that cannot tell whether another process wrote.
 type quiet struct{ harness }
 
-func (q quiet) Backend() backends.Backend { return struct{ backends.Backend }{q.harness.Backend()} }
+func (q quiet) Backend() backends.Backend { return unwatched{q.harness.Backend()} }
+
+type unwatched struct{ backends.Backend }
+
+func (u unwatched) Optional() backends.Optional {
+	o := u.Backend.Optional()
+	o.Watcher = nil
+	return o
+}

@@ -8,31 +8,33 @@ import (
 	"time"
 
 	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/xtables"
 )
 
 var _ backends.Describer = (*Backend)(nil)
 
-// Describe implements backends.Describer. A front is a rule at the bottom of one of the trees; what it does is in the
-// chains that it leads to.
-func (b *Backend) Describe(items []backends.Item) []backends.Front {
-	d := &describer{chains: map[string]item{}, parents: map[string][]backends.ID{}, sources: map[string][]backends.ID{}, fronts: map[frontKey]*backends.Front{}}
-	var leaves []place
+// Describe implements backends.Describer. A Frontend is a rule at the bottom of one of the trees. The chains that the
+// rule leads to say what happens to its connections.
+func (b *Backend) Describe(items []backends.Item) []backends.ProgrammedFrontend {
+	d := &describer{names: &b.names, chains: map[string]xtables.Item{}, parents: map[string][]backends.ID{}, sources: map[string][]backends.ID{}, fronts: map[frontKey]*backends.ProgrammedFrontend{}}
+	var leaves []xtables.Place
 	for _, i := range items {
-		p, ok := parse(i.ID())
-		if !ok || !owned(p.chain) {
+		p, ok := xtables.Parse(i.ID())
+		if !ok || !b.names.owned(p.Chain) {
 			continue
 		}
-		at := tag(p.family) + " " + p.table + " "
+		at := xtables.At(p.Family, p.Table)
 		switch {
-		case p.rule == "":
-			d.chains[at+p.chain] = item(i.String())
-		case strings.HasPrefix(p.chain, hairpinRoot):
-			words := parseWords(p.rule)
+		case p.Rule == "":
+			d.chains[at+p.Chain] = xtables.Item(i.String())
+		case under(p.Chain, b.names.hairpinRoot):
+			words := parseWords(p.Rule)
 			d.sources[at+words["-s"]] = append(d.sources[at+words["-s"]], i.ID())
 			d.parent(at, words["-j"], i.ID())
-		case strings.HasPrefix(p.chain, addrRoot), strings.HasPrefix(p.chain, portRoot):
-			words := parseWords(p.rule)
-			if shared(words["-j"]) {
+		case under(p.Chain, b.names.addrRoot), under(p.Chain, b.names.portRoot):
+			words := parseWords(p.Rule)
+			if b.names.shared(words["-j"]) {
 				d.parent(at, words["-j"], i.ID())
 			} else {
 				leaves = append(leaves, p)
@@ -42,7 +44,7 @@ func (b *Backend) Describe(items []backends.Item) []backends.Front {
 	for _, p := range leaves {
 		d.leaf(p)
 	}
-	fronts := make([]backends.Front, 0, len(d.order))
+	fronts := make([]backends.ProgrammedFrontend, 0, len(d.order))
 	for _, k := range d.order {
 		fronts = append(fronts, *d.fronts[k])
 	}
@@ -50,17 +52,18 @@ func (b *Backend) Describe(items []backends.Item) []backends.Front {
 }
 
 type describer struct {
-	chains map[string]item // by table and name
+	names  *names
+	chains map[string]xtables.Item // by table and name
 	// parents holds, for a chain of a tree, the rules that lead to it.
 	parents map[string][]backends.ID
 	sources map[string][]backends.ID // the hairpin rules, by address
-	fronts  map[frontKey]*backends.Front
+	fronts  map[frontKey]*backends.ProgrammedFrontend
 	order   []frontKey
 }
 
 type frontKey struct {
-	family   backends.Family
-	protocol backends.Protocol
+	family   dataplane.Family
+	protocol dataplane.Protocol
 	addr     netip.Addr
 	port     uint16
 }
@@ -69,7 +72,7 @@ func (d *describer) parent(at, chain string, rule backends.ID) {
 	d.parents[at+chain] = append(d.parents[at+chain], rule)
 }
 
-// parseWords returns the options of a rule with their arguments; of one that is there twice, the last.
+// parseWords returns the options of a rule with their arguments. If an option occurs twice, the last one counts.
 func parseWords(rule string) map[string]string {
 	words := map[string]string{}
 	option := ""
@@ -84,48 +87,39 @@ func parseWords(rule string) map[string]string {
 	return words
 }
 
-// leaf takes in the rule for one front. A rule that weir would not write is left out.
-func (d *describer) leaf(p place) {
-	words := parseWords(p.rule)
-	k, ok := frontOf(p.family, words)
+// leaf adds the rule for one Frontend. It leaves out rules that weir would not write.
+func (d *describer) leaf(p xtables.Place) {
+	words := parseWords(p.Rule)
+	k, ok := frontOf(p.Family, words)
 	if !ok {
 		return
 	}
 	f := d.fronts[k]
 	if f == nil {
-		f = &backends.Front{Family: k.family, Protocol: k.protocol, Addr: k.addr, Port: k.port}
+		f = &backends.ProgrammedFrontend{Frontend: dataplane.Frontend{Family: k.family, Protocol: k.protocol, Addr: k.addr, Port: k.port}}
 		d.fronts[k] = f
 		d.order = append(d.order, k)
 	}
-	at := tag(p.family) + " " + p.table + " "
-	f.Own = append(f.Own, backends.ID(at+p.chain+" "+p.rule))
+	at := xtables.At(p.Family, p.Table)
+	f.Own = append(f.Own, backends.ID(at+p.Chain+" "+p.Rule))
 	if name := strings.Trim(words["--comment"], `"`); strings.Contains(name, "/") {
 		f.Service = name
 	}
-	d.path(f, at, p.chain)
+	d.path(f, at, p.Chain)
 	switch target := words["-j"]; target {
 	case "REJECT", "DROP":
-		// With source ranges the filter table drops what the nat table let through untranslated.
+		// With source ranges, the filter table drops the packets that the nat table did not translate.
 		f.Refusal = strings.ToLower(target)
 	default:
-		d.follow(f, at, p.rule)
+		d.follow(f, at, p.Rule)
 	}
-	for _, s := range slices.Concat(f.Endpoints, f.Inside) {
+	for _, s := range slices.Concat(f.Endpoints, f.FromNode) {
 		d.hairpin(f, at, s.Addr.Addr())
 	}
 }
 
-func protocolNamed(name string) (backends.Protocol, bool) {
-	for _, p := range []backends.Protocol{backends.TCP, backends.UDP, backends.SCTP} {
-		if protoName(p) == name {
-			return p, true
-		}
-	}
-	return 0, false
-}
-
-// path adds the way from the root to a chain of a tree.
-func (d *describer) path(f *backends.Front, at, chain string) {
+// path adds the Items on the path from the root to a chain of a tree.
+func (d *describer) path(f *backends.ProgrammedFrontend, at, chain string) {
 	for range 8 { // deeper than any tree
 		if id := backends.ID(at + chain); d.chains[at+chain] != "" && !slices.Contains(f.Shared, id) {
 			f.Shared = append(f.Shared, id)
@@ -139,58 +133,58 @@ func (d *describer) path(f *backends.Front, at, chain string) {
 				f.Shared = append(f.Shared, id)
 			}
 		}
-		p, _ := parse(rules[0])
-		chain = p.chain
+		p, _ := xtables.Parse(rules[0])
+		chain = p.Chain
 	}
 }
 
-func (d *describer) hairpin(f *backends.Front, at string, a netip.Addr) {
+func (d *describer) hairpin(f *backends.ProgrammedFrontend, at string, a netip.Addr) {
 	if !strings.HasSuffix(at, " nat ") {
 		return
 	}
-	for _, id := range d.sources[at+prefixText(netip.PrefixFrom(a, a.BitLen()))] {
+	for _, id := range d.sources[at+xtables.HostText(a)] {
 		if slices.Contains(f.Shared, id) {
 			continue
 		}
 		f.Shared = append(f.Shared, id)
-		p, _ := parse(id)
-		d.path(f, at, p.chain)
+		p, _ := xtables.Parse(id)
+		d.path(f, at, p.Chain)
 	}
 }
 
-// follow reads what a rule of a front leads to.
-func (d *describer) follow(f *backends.Front, at, rule string) {
+// follow reads the chains that a rule of a Frontend leads to.
+func (d *describer) follow(f *backends.ProgrammedFrontend, at, rule string) {
 	t := &trail{d: d, f: f, at: at, seen: map[string]bool{}}
 	f.Endpoints = t.target(rule)
 	if !slices.Equal(t.inside, f.Endpoints) {
-		f.Inside = t.inside
+		f.FromNode = t.inside
 	}
 }
 
-// trail is the walk from one front through the chains below it.
+// trail is the walk from one Frontend through the chains below it.
 type trail struct {
 	d      *describer
-	f      *backends.Front
+	f      *backends.ProgrammedFrontend
 	at     string
 	seen   map[string]bool
-	inside []backends.Share
+	inside []dataplane.EndpointShare
 }
 
-// target returns who serves what a rule sends on.
-func (t *trail) target(rule string) []backends.Share {
+// target returns the endpoints to which a rule sends traffic.
+func (t *trail) target(rule string) []dataplane.EndpointShare {
 	words := parseWords(rule)
 	switch j := words["-j"]; {
 	case j == "DNAT":
 		if to, err := netip.ParseAddrPort(words["--to-destination"]); err == nil {
-			return []backends.Share{{Addr: to, Of: 1}}
+			return []dataplane.EndpointShare{{Addr: to, Fraction: 1}}
 		}
-	case owned(j):
+	case t.d.names.owned(j):
 		return t.chain(j)
 	}
 	return nil
 }
 
-func (t *trail) chain(name string) []backends.Share {
+func (t *trail) chain(name string) []dataplane.EndpointShare {
 	body, ok := t.d.chains[t.at+name]
 	if !ok || t.seen[name] {
 		return nil
@@ -200,7 +194,7 @@ func (t *trail) chain(name string) []backends.Share {
 	if id := body.ID(); !slices.Contains(t.f.Own, id) {
 		t.f.Own = append(t.f.Own, id)
 	}
-	var all []backends.Share
+	var all []dataplane.EndpointShare
 	left := 1.0
 	lines := strings.Split(string(body), "\n")[1:]
 	for _, line := range lines {
@@ -212,7 +206,7 @@ func (t *trail) chain(name string) []backends.Share {
 			if n, err := strconv.Atoi(words["--seconds"]); err == nil {
 				t.f.Affinity = time.Duration(n) * time.Second
 			}
-		case strings.HasPrefix(name, "WEIR-"+sourceKind+"-"):
+		case strings.HasPrefix(name, t.d.names.prefix+sourceKind+"-"):
 			source := words["-s"]
 			if source == "" {
 				source = "everybody"
@@ -223,14 +217,14 @@ func (t *trail) chain(name string) []backends.Share {
 			if all == nil {
 				all = t.target(rule)
 			}
-		case forInside(words):
+		case t.d.forInside(words):
 			t.inside = t.target(rule)
 		case words["-j"] == "DNAT":
 			for _, s := range t.target(rule) {
-				s.Of = left
+				s.Fraction = left
 				if p, err := strconv.ParseFloat(words["--probability"], 64); err == nil {
-					s.Of *= p
-					left -= s.Of
+					s.Fraction *= p
+					left -= s.Fraction
 				}
 				all = append(all, s)
 			}
@@ -239,21 +233,21 @@ func (t *trail) chain(name string) []backends.Share {
 	return merged(all)
 }
 
-// forInside says that a rule is for traffic of this node and its pods only.
-func forInside(words map[string]string) bool {
+// forInside reports whether a rule is for traffic of this node and its pods only.
+func (d *describer) forInside(words map[string]string) bool {
 	_, source := words["-s"]
 	_, in := words["-i"]
 	_, typed := words["--src-type"]
-	return (source || in || typed) && (words["-j"] == "DNAT" || owned(words["-j"]))
+	return (source || in || typed) && (words["-j"] == "DNAT" || d.names.owned(words["-j"]))
 }
 
-// merged adds up the shares of each endpoint, sorted by address.
-func merged(all []backends.Share) []backends.Share {
-	slices.SortStableFunc(all, func(a, b backends.Share) int { return a.Addr.Compare(b.Addr) })
-	var out []backends.Share
+// merged sums the shares of each endpoint, and sorts by address.
+func merged(all []dataplane.EndpointShare) []dataplane.EndpointShare {
+	slices.SortStableFunc(all, func(a, b dataplane.EndpointShare) int { return a.Addr.Compare(b.Addr) })
+	var out []dataplane.EndpointShare
 	for _, s := range all {
 		if n := len(out); n > 0 && out[n-1].Addr == s.Addr {
-			out[n-1].Of += s.Of
+			out[n-1].Fraction += s.Fraction
 			continue
 		}
 		out = append(out, s)

@@ -11,9 +11,11 @@ import (
 
 	"weir/backends"
 	"weir/backends/backendtest"
+	"weir/backends/dataplane"
+	"weir/backends/xtables"
 )
 
-// foreign are rules of others, such as Docker's and firewalld's.
+// foreign holds rules of other programs, such as Docker's and firewalld's.
 var foreign = map[string]string{
 	"nat": `:DOCKER - [0:0]
 :MY_WEIR-LIKE - [0:0]
@@ -35,17 +37,17 @@ var foreign = map[string]string{
 `,
 }
 
-func restore(t testing.TB, k Kernel, table, lines string) {
+func restore(t testing.TB, k xtables.Kernel, table, lines string) {
 	t.Helper()
-	if err := k.Restore(t.Context(), backends.IPv4, []byte("*"+table+"\n"+lines+"COMMIT\n")); err != nil {
+	if err := k.Restore(t.Context(), dataplane.IPv4, []byte("*"+table+"\n"+lines+"COMMIT\n")); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// saved is what a table holds, but for comments; others leaves out what is weir's.
-func saved(t testing.TB, k Kernel, table string, others bool) string {
+// saved returns the text of a table without comments; with others set, without weir's rules too.
+func saved(t testing.TB, k xtables.Kernel, table string, others bool) string {
 	t.Helper()
-	r, err := k.Save(t.Context(), backends.IPv4, table)
+	r, err := k.Save(t.Context(), dataplane.IPv4, table)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +62,7 @@ func saved(t testing.TB, k Kernel, table string, others bool) string {
 	for line := range strings.Lines(string(all)) {
 		words := strings.Fields(line)
 		own := strings.HasPrefix(line, ":WEIR-") || strings.HasPrefix(line, "-A WEIR-") ||
-			len(words) > 2 && strings.HasPrefix(words[len(words)-1], "WEIR-") && builtin(words[1])
+			len(words) > 2 && strings.HasPrefix(words[len(words)-1], "WEIR-") && slices.Contains([]string{"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}, words[1])
 		if !strings.HasPrefix(line, "#") && !(own && others) {
 			kept = append(kept, line)
 		}
@@ -68,14 +70,14 @@ func saved(t testing.TB, k Kernel, table string, others bool) string {
 	return strings.Join(kept, "")
 }
 
-func driftServices() []*backends.Entry {
-	a := service("a", backends.IPv4, backends.TCP, 1, 3)
+func driftServices() []*dataplane.ServicePort {
+	a := service("a", dataplane.IPv4, dataplane.TCP, 1, 3)
 	external(a, 1)
-	return []*backends.Entry{a, service("b", backends.IPv4, backends.UDP, 2, 1), service("c", backends.IPv4, backends.TCP, 3, 0)}
+	return []*dataplane.ServicePort{a, service("b", dataplane.IPv4, dataplane.UDP, 2, 1), service("c", dataplane.IPv4, dataplane.TCP, 3, 0)}
 }
 
-// TestDrift breaks what was applied in every way, and demands that one Plan repairs it, names only what was broken, and
-// leaves the rules of others as they were.
+// TestDrift damages the applied state in every way. It demands that one Plan repairs the damage, names only the damaged
+// Items, and leaves foreign rules unchanged.
 func TestDrift(t *testing.T) {
 	svc := "WEIR-SVC-" + hash("SVC", driftServices()[0].Key.String())
 	leaf := "WEIR-IP-02"
@@ -105,7 +107,7 @@ func TestDrift(t *testing.T) {
 		{"a built-in chain was flushed", "filter", "-F INPUT\n", 1},
 		{"constant chain changed", "nat", "-D WEIR-SERVICES -j WEIR-IP\n", 1},
 	}
-	eachKernel(t, func(t *testing.T, k Kernel) {
+	eachKernel(t, func(t *testing.T, k xtables.Kernel) {
 		b := New(testConfig(), k)
 		want := desired(t, b, driftServices())
 		for _, kind := range kinds {
@@ -133,8 +135,42 @@ func TestDrift(t *testing.T) {
 	})
 }
 
+// TestForeignJump has a chain of another program lead to chains of weir. They are deleted as far as the kernel allows:
+// what is left is empty, nothing of weir leads to it, and the rest of the Plan is in force. With the jump, the rest goes.
+func TestForeignJump(t *testing.T) {
+	eachKernel(t, func(t *testing.T, k xtables.Kernel) {
+		b := New(testConfig(), k)
+		services := driftServices()
+		want, rest := desired(t, b, services), desired(t, b, services[1:])
+		svc := "WEIR-SVC-" + hash("SVC", services[0].Key.String())
+		for _, jump := range []string{svc, "WEIR-IP-01", "WEIR-POSTROUTING"} {
+			converge(t, b, want)
+			rule := "-A FOREIGN -p tcp -j " + jump + "\n"
+			restore(t, k, "nat", ":FOREIGN - [0:0]\n"+rule)
+			converge(t, b, rest)
+			if now := saved(t, k, "nat", false); strings.Contains(now, "-A "+jump+" ") != (jump == "WEIR-POSTROUTING") || strings.Contains(now, "-A WEIR-IP-01 ") || !strings.Contains(now, rule) {
+				t.Errorf("%s, after a Service was deleted:\n%s", jump, now)
+			}
+			converge(t, b, nil)
+			if now := saved(t, k, "nat", false); strings.Count(now, "WEIR-") != 2 || !strings.Contains(now, ":"+jump+" ") || !strings.Contains(now, rule) {
+				t.Errorf("%s, after cleanup:\n%s", jump, now)
+			}
+			converge(t, b, want)
+			converge(t, b, nil)
+			restore(t, k, "nat", "-F\n-X FOREIGN\n")
+			if left := texts(observed(t, b)); len(left) != 1 {
+				t.Errorf("%s, without the jump: %v, want the chain, to be deleted", jump, left)
+			}
+			converge(t, b, nil)
+			if now := saved(t, k, "nat", false); strings.Contains(now, "WEIR-") {
+				t.Errorf("%s, without the jump:\n%s", jump, now)
+			}
+		}
+	})
+}
+
 // wipe empties both tables.
-func wipe(t testing.TB, k Kernel) {
+func wipe(t testing.TB, k xtables.Kernel) {
 	t.Helper()
 	restore(t, k, "nat", "-F\n-X DOCKER\n-X MY_WEIR-LIKE\n")
 	restore(t, k, "filter", "-F\n-X DOCKER-USER\n-X INPUT_direct\n")
@@ -142,16 +178,16 @@ func wipe(t testing.TB, k Kernel) {
 
 // TestPain01_FlushedTable flushes everything, as a firewalld restart or iptables -F does.
 func TestPain01_FlushedTable(t *testing.T) {
-	eachKernel(t, func(t *testing.T, k Kernel) {
+	eachKernel(t, func(t *testing.T, k xtables.Kernel) {
 		b := New(testConfig(), k)
 		want := desired(t, b, driftServices())
 		converge(t, b, want)
 		flush := func(table string, alsoChains bool) {
 			lines := "-F\n"
 			for id := range observed(t, b) {
-				p, _ := parse(id)
-				if alsoChains && owned(p.chain) && p.rule == "" && p.family == backends.IPv4 && p.table == table {
-					lines += "-X " + p.chain + "\n"
+				p, _ := xtables.Parse(id)
+				if alsoChains && b.names.owned(p.Chain) && p.Rule == "" && p.Family == dataplane.IPv4 && p.Table == table {
+					lines += "-X " + p.Chain + "\n"
 				}
 			}
 			restore(t, k, table, lines)
@@ -165,9 +201,9 @@ func TestPain01_FlushedTable(t *testing.T) {
 	})
 }
 
-// TestStalePlan applies Plans that the kernel is already ahead of.
+// TestStalePlan applies Plans whose Changes the kernel already has.
 func TestStalePlan(t *testing.T) {
-	eachKernel(t, func(t *testing.T, k Kernel) {
+	eachKernel(t, func(t *testing.T, k xtables.Kernel) {
 		b := New(testConfig(), k)
 		want := desired(t, b, driftServices())
 		up, down := backendtest.Diff(nil, want), backendtest.Diff(want, nil)
@@ -186,13 +222,14 @@ func TestStalePlan(t *testing.T) {
 	})
 }
 
-// TestPain14_RefusedChange has one rule that the kernel refuses: it is named, and nothing else is lost.
+// TestPain14_RefusedChange applies one rule that the kernel refuses: the Result names it, and all other rules are
+// applied.
 func TestPain14_RefusedChange(t *testing.T) {
-	eachKernel(t, func(t *testing.T, k Kernel) {
+	eachKernel(t, func(t *testing.T, k xtables.Kernel) {
 		b := New(testConfig(), k)
 		want := desired(t, b, driftServices())
-		bad := item("ip4 nat WEIR-SVC-BAD\n-A WEIR-SVC-BAD -p tcp -j DNAT --to-destination 10.0.0.1:1\n-A WEIR-SVC-BAD -m nonesuch -j RETURN")
-		if f, ok := k.(*Fake); ok {
+		bad := xtables.Item("ip4 nat WEIR-SVC-BAD\n-A WEIR-SVC-BAD -p tcp -j DNAT --to-destination 10.0.0.1:1\n-A WEIR-SVC-BAD -m nonesuch -j RETURN")
+		if f, ok := k.(*xtables.Fake); ok {
 			f.Unsupported = []string{"nonesuch"}
 		}
 		p := backendtest.Diff(nil, want)
@@ -212,16 +249,16 @@ func TestPain14_RefusedChange(t *testing.T) {
 	})
 }
 
-// TestPain14_RefusedAtCommit has rules among many that only the kernel refuses, with the table as a whole. Their Services
-// are named, and all others are programmed.
+// TestPain14_RefusedAtCommit applies rules among many that only the kernel refuses, together with the whole table. The
+// Result names their Services, and all other Services are programmed.
 func TestPain14_RefusedAtCommit(t *testing.T) {
-	// Programs take the bytecode, and no kernel does.
+	// The programs accept the bytecode, and every kernel refuses it.
 	const bad = ` -m bpf --bytecode "1,255 0 0 0" -j RETURN`
-	for name, kernel := range map[string]func(*testing.T) Kernel{
-		"legacy": func(t *testing.T) Kernel { return realKernel(t, Legacy) },
-		"nft":    func(t *testing.T) Kernel { return realKernel(t, NFT) },
-		"fake": func(*testing.T) Kernel {
-			k := NewFake()
+	for name, kernel := range map[string]func(*testing.T) xtables.Kernel{
+		"legacy": func(t *testing.T) xtables.Kernel { return realKernel(t, xtables.Legacy) },
+		"nft":    func(t *testing.T) xtables.Kernel { return realKernel(t, xtables.NFT) },
+		"fake": func(*testing.T) xtables.Kernel {
+			k := xtables.NewFake()
 			k.AtCommit, k.Unsupported = true, []string{"1,255 0 0 0"}
 			return k
 		},
@@ -230,16 +267,16 @@ func TestPain14_RefusedAtCommit(t *testing.T) {
 			b := New(benchConfig(), kernel(t))
 			entries := many(300, true)
 			want := desired(t, b, entries)
-			guilty := map[backends.PortKey]bool{entries[17].Key: true, entries[200].Key: true}
+			guilty := map[dataplane.ServicePortName]bool{entries[17].Key: true, entries[200].Key: true}
 			for key := range guilty {
 				chain := "WEIR-SVC-" + hash("SVC", key.String())
 				id := backends.ID("ip4 nat " + chain)
-				want[id] = item(want[id].String() + "\n-A " + chain + bad)
+				want[id] = xtables.Item(want[id].String() + "\n-A " + chain + bad)
 			}
 			p := backendtest.Diff(nil, want)
 			owners := setOwners(t, b, entries, p)
 			r := b.Apply(t.Context(), p)
-			for ; r.Err != nil && len(r.Refused) > 0; r = b.Apply(t.Context(), p) { // as the nf_tables mechanism does, which names one
+			for ; r.Err != nil && len(r.Refused) > 0; r = b.Apply(t.Context(), p) { // as with the nf_tables mechanism, which names one
 				p.Changes = slices.DeleteFunc(p.Changes, func(c backends.Change) bool { return r.Refused[c.ID] != nil })
 			}
 			if r.Err != nil {
@@ -257,30 +294,30 @@ func TestPain14_RefusedAtCommit(t *testing.T) {
 	}
 }
 
-// narrow is a Kernel that takes messages up to a size, as those of an ordinary user are.
+// narrow is a Kernel that accepts messages up to a size, as the kernel does from an ordinary user.
 type narrow struct {
-	Kernel
+	xtables.Kernel
 	size int
 }
 
-func (k narrow) Restore(ctx context.Context, f backends.Family, input []byte) error {
+func (k narrow) Restore(ctx context.Context, f dataplane.Family, input []byte) error {
 	if len(input) > k.size {
-		return &RestoreError{TooLong: true, Message: "Message too long"}
+		return &xtables.RestoreError{TooLong: true, Message: "Message too long"}
 	}
 	return k.Kernel.Restore(ctx, f, input)
 }
 
-// TestTooLong has many Services, and one that alone is larger than a message may be: that one is named, and all others are
-// programmed. What it was before stays.
+// TestTooLong applies many Services, one of which alone is larger than a message may be. The Result names that one, and
+// all others are programmed. Its previous state stays.
 func TestTooLong(t *testing.T) {
-	b := New(benchConfig(), narrow{NewFake(), 32 << 10})
+	b := New(benchConfig(), narrow{xtables.NewFake(), 32 << 10})
 	entries := many(300, true)
 	first := desired(t, b, entries)
 	p := backendtest.Diff(nil, first)
 	setOwners(t, b, entries, p)
 	convergeBy(t, b, p, first)
 
-	large := service("large", backends.IPv4, backends.TCP, 1, 1000)
+	large := service("large", dataplane.IPv4, dataplane.TCP, 1, 1000)
 	large.Key, large.ClusterIP = entries[7].Key, entries[7].ClusterIP
 	changed := slices.Clone(entries)
 	changed[7] = large
@@ -308,53 +345,18 @@ func TestTooLong(t *testing.T) {
 	}
 }
 
-// TestGeneration: own transactions do not count, those of others do.
-func TestGeneration(t *testing.T) {
-	for name, kernel := range map[string]func(*testing.T) Kernel{
-		"nft":  func(t *testing.T) Kernel { return realKernel(t, NFT) },
-		"fake": func(t *testing.T) Kernel { return NewFake() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			k := kernel(t)
-			b := New(testConfig(), k)
-			generation := func() uint64 {
-				g, err := b.Generation(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				return g
-			}
-			start := generation()
-			converge(t, b, desired(t, b, driftServices()))
-			converge(t, b, desired(t, b, driftServices()[:1]))
-			if g := generation(); g != start {
-				t.Errorf("own transactions moved it from %d to %d", start, g)
-			}
-			restore(t, k, "filter", "-A INPUT -p tcp -j ACCEPT\n")
-			if generation() == start {
-				t.Error("a foreign transaction did not move it")
-			}
-		})
-	}
-	t.Run("legacy", func(t *testing.T) {
-		if _, err := New(testConfig(), realKernel(t, Legacy)).Generation(t.Context()); err == nil {
-			t.Error("legacy claims to know")
-		}
-	})
-}
-
-// TestRefusedAfterACommit has a bad rule in the second of two transactions: the first one is in force, so nothing may be
-// claimed; the next round has only the second, and names it.
+// TestRefusedAfterACommit has a bad rule in the second of two transactions. The first one is in force, so the Result
+// must claim nothing. The next round has only the second, and names the rule.
 func TestRefusedAfterACommit(t *testing.T) {
-	eachKernel(t, func(t *testing.T, k Kernel) {
+	eachKernel(t, func(t *testing.T, k xtables.Kernel) {
 		b := New(testConfig(), k)
 		want := desired(t, b, driftServices())
-		bad := item("ip4 filter WEIR-BAD\n-A WEIR-BAD -m nonesuch -j RETURN")
-		if f, ok := k.(*Fake); ok {
+		bad := xtables.Item("ip4 filter WEIR-BAD\n-A WEIR-BAD -m nonesuch -j RETURN")
+		if f, ok := k.(*xtables.Fake); ok {
 			f.Unsupported = []string{"nonesuch"}
 		}
 		want[bad.ID()] = bad
-		// Programs that read all of their input first refuse it as a whole, and name the rule at once.
+		// Programs that read all of their input before they commit refuse it as a whole, and name the rule at once.
 		first := b.Apply(t.Context(), backendtest.Diff(observed(t, b), want))
 		if first.Err == nil || len(first.Refused) > 0 && len(observed(t, b)) > 0 {
 			t.Fatalf("first round: %+v", first)

@@ -14,15 +14,17 @@ import (
 
 	"weir/backends"
 	"weir/backends/backendtest"
+	"weir/backends/dataplane"
 	"weir/backends/netlab"
+	"weir/backends/xtables"
 )
 
 func TestMain(m *testing.M) { netlab.Main(m) }
 
-var both = []backends.Family{backends.IPv4, backends.IPv6}
+var both = []dataplane.Family{dataplane.IPv4, dataplane.IPv6}
 
-// realKernel returns the iptables of an empty network namespace that is the test's own.
-func realKernel(t testing.TB, mode Mode) Kernel {
+// realKernel returns the iptables of a new, empty network namespace.
+func realKernel(t testing.TB, mode xtables.Mode) xtables.Kernel {
 	t.Helper()
 	netlab.InNamespace(t)
 	k, err := Probe(t.Context(), hclog.NewNullLogger(), both, mode)
@@ -33,41 +35,41 @@ func realKernel(t testing.TB, mode Mode) Kernel {
 }
 
 // eachKernel runs a test on the real kernel in both modes, with and without xt_bpf, and on the fake.
-func eachKernel(t *testing.T, test func(t *testing.T, k Kernel)) {
-	for _, mode := range []Mode{NFT, Legacy} {
+func eachKernel(t *testing.T, test func(t *testing.T, k xtables.Kernel)) {
+	for _, mode := range []xtables.Mode{xtables.NFT, xtables.Legacy} {
 		t.Run(string(mode), func(t *testing.T) { test(t, realKernel(t, mode)) })
 		t.Run(string(mode)+"-nobpf", func(t *testing.T) { test(t, withoutBPF{realKernel(t, mode)}) })
 	}
-	t.Run("fake", func(t *testing.T) { test(t, NewFake()) })
+	t.Run("fake", func(t *testing.T) { test(t, xtables.NewFake()) })
 }
 
-type withoutBPF struct{ Kernel }
+type withoutBPF struct{ xtables.Kernel }
 
-func (k withoutBPF) Features() Features { return Features{RandomFully: true} }
+func (k withoutBPF) Features() xtables.Features { return xtables.Features{RandomFully: true} }
 
-func testConfig() backends.Config {
-	return backends.Config{
+func testConfig() dataplane.Config {
+	return dataplane.Config{
 		Families: both, MasqueradeMark: 0x4000,
-		LocalDetector: backends.LocalDetector{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:244:1::/64")}},
+		LocalDetector: dataplane.LocalDetector{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:244:1::/64")}},
 		NodeAddresses: []netip.Addr{netip.MustParseAddr("192.168.77.1")},
 	}
 }
 
-// configs are the shapes that the configuration gives to the rules.
-func configs() map[string]backends.Config {
-	all := map[string]func(*backends.Config){
-		"default":     func(*backends.Config) {},
-		"all":         func(c *backends.Config) { c.MasqueradeAll = true; c.TCPBeLiberal = true; c.LocalhostNodePorts = true },
-		"bridge":      func(c *backends.Config) { c.LocalDetector = backends.LocalDetector{Interface: "br0"} },
-		"prefix":      func(c *backends.Config) { c.LocalDetector = backends.LocalDetector{Interface: "veth", Prefix: true} },
-		"no detector": func(c *backends.Config) { c.LocalDetector = backends.LocalDetector{} },
-		"addresses": func(c *backends.Config) {
+// configs returns a Config for each way in which the configuration changes the rules.
+func configs() map[string]dataplane.Config {
+	all := map[string]func(*dataplane.Config){
+		"default":     func(*dataplane.Config) {},
+		"all":         func(c *dataplane.Config) { c.MasqueradeAll = true; c.TCPBeLiberal = true; c.LocalhostNodePorts = true },
+		"bridge":      func(c *dataplane.Config) { c.LocalDetector = dataplane.LocalDetector{Interface: "br0"} },
+		"prefix":      func(c *dataplane.Config) { c.LocalDetector = dataplane.LocalDetector{Interface: "veth", Prefix: true} },
+		"no detector": func(c *dataplane.Config) { c.LocalDetector = dataplane.LocalDetector{} },
+		"addresses": func(c *dataplane.Config) {
 			c.NodePortAddresses = addrs("127.0.0.1", "192.168.77.1", "::1", "fd00:77::1")
 			c.LocalhostNodePorts = true
 		},
-		"no addresses": func(c *backends.Config) { c.NodePortAddresses = []netip.Addr{}; c.MasqueradeMark = 1 << 31 },
+		"no addresses": func(c *dataplane.Config) { c.NodePortAddresses = []netip.Addr{}; c.MasqueradeMark = 1 << 31 },
 	}
-	out := make(map[string]backends.Config)
+	out := make(map[string]dataplane.Config)
 	for name, change := range all {
 		c := testConfig()
 		change(&c)
@@ -84,32 +86,32 @@ func addrs(texts ...string) []netip.Addr {
 	return out
 }
 
-// service makes an Entry with n endpoints, the first of which is local.
-func service(name string, f backends.Family, proto backends.Protocol, index, n int) *backends.Entry {
-	e := &backends.Entry{
-		Key:  backends.PortKey{Service: backends.ServiceName{Namespace: "default", Name: name}, Port: "p", Protocol: proto, Family: f},
+// service makes a ServicePort with n endpoints, the first of which is local.
+func service(name string, f dataplane.Family, proto dataplane.Protocol, index, n int) *dataplane.ServicePort {
+	e := &dataplane.ServicePort{
+		Key:  dataplane.ServicePortName{Service: dataplane.ServiceName{Namespace: "default", Name: name}, Port: "p", Protocol: proto, Family: f},
 		Port: 80, HasEndpoints: n > 0,
 	}
 	e.ClusterIP = netip.AddrFrom4([4]byte{10, 96, byte(index >> 8), byte(index)})
-	if f == backends.IPv6 {
+	if f == dataplane.IPv6 {
 		e.ClusterIP = netip.MustParseAddr(fmt.Sprintf("fd00:10:96::%x", index+1))
 	}
 	for i := range n {
 		a := netip.AddrFrom4([4]byte{10, 244, byte(1 + (index*n+i)>>8), byte(index*n + i)})
-		if f == backends.IPv6 {
+		if f == dataplane.IPv6 {
 			a = netip.MustParseAddr(fmt.Sprintf("fd00:244:1::%x", index*n+i+1))
 		}
-		e.Endpoints = append(e.Endpoints, backends.Endpoint{Addr: netip.AddrPortFrom(a, 8080), Cluster: true, Local: i == 0, Remote: i > 1, Weight: 1})
+		e.Endpoints = append(e.Endpoints, dataplane.Endpoint{Addr: netip.AddrPortFrom(a, 8080), Cluster: true, Local: i == 0, Remote: i > 1, Weight: 1})
 	}
 	return e
 }
 
-// entries are all shapes of Services.
-func entries() []*backends.Entry {
-	var out []*backends.Entry
+// entries returns all kinds of Services.
+func entries() []*dataplane.ServicePort {
+	var out []*dataplane.ServicePort
 	index := 0
 	for _, f := range both {
-		for _, proto := range []backends.Protocol{backends.TCP, backends.UDP, backends.SCTP} {
+		for _, proto := range []dataplane.Protocol{dataplane.TCP, dataplane.UDP, dataplane.SCTP} {
 			for shape := range 64 {
 				for _, n := range []int{0, 1, 3} {
 					index++
@@ -138,28 +140,28 @@ func entries() []*backends.Entry {
 	return out
 }
 
-func external(e *backends.Entry, index int) {
+func external(e *dataplane.ServicePort, index int) {
 	e.NodePort = uint16(30000 + index)
-	if e.Key.Protocol == backends.TCP {
+	if e.Key.Protocol == dataplane.TCP {
 		e.HealthCheckNodePort = uint16(10000 + index)
 	}
 	e.ExternalIPs = []netip.Addr{netip.AddrFrom4([4]byte{203, 0, byte(index >> 8), byte(index)})}
 	e.LoadBalancerIPs = []netip.Addr{netip.AddrFrom4([4]byte{198, 51, byte(index >> 8), byte(index)})}
-	if e.Key.Family == backends.IPv6 {
+	if e.Key.Family == dataplane.IPv6 {
 		e.ExternalIPs = []netip.Addr{netip.MustParseAddr(fmt.Sprintf("2001:db8:1234:5678:9abc:def0:%x:1", index+1))}
 		e.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr(fmt.Sprintf("::1:%x", index+1))}
 	}
 }
 
-func ranges(f backends.Family) []netip.Prefix {
-	if f == backends.IPv6 {
+func ranges(f dataplane.Family) []netip.Prefix {
+	if f == dataplane.IPv6 {
 		return []netip.Prefix{netip.MustParsePrefix("::/0"), netip.MustParsePrefix("2001:db8::/32")}
 	}
 	return []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("192.168.0.0/16")}
 }
 
-// desired is what should be there for the Entries.
-func desired(t testing.TB, b *Backend, entries []*backends.Entry) map[backends.ID]backends.Item {
+// desired returns the Items that should exist for the ServicePorts.
+func desired(t testing.TB, b *Backend, entries []*dataplane.ServicePort) map[backends.ID]backends.Item {
 	t.Helper()
 	items := make(map[backends.ID]backends.Item)
 	add := func(more []backends.Item) {
@@ -193,13 +195,13 @@ func observed(t testing.TB, b *Backend) map[backends.ID]backends.Item {
 	return items
 }
 
-// converge applies what differs, and demands that nothing differs then.
+// converge applies the difference, and demands that no difference remains.
 func converge(t testing.TB, b *Backend, want map[backends.ID]backends.Item) {
 	t.Helper()
 	convergeBy(t, b, backendtest.Diff(observed(t, b), want), want)
 }
 
-// convergeBy applies a plan, and demands that what is wanted is there then.
+// convergeBy applies a plan, and demands that the wanted Items exist afterwards.
 func convergeBy(t testing.TB, b *Backend, p backends.Plan, want map[backends.ID]backends.Item) {
 	t.Helper()
 	if r := b.Apply(context.Background(), p); r.Err != nil || len(r.Refused) > 0 {
@@ -210,10 +212,10 @@ func convergeBy(t testing.TB, b *Backend, p backends.Plan, want map[backends.ID]
 	}
 }
 
-// setOwners has each Change of the plan say who wants the Item, and returns that for all Items.
-func setOwners(t testing.TB, b *Backend, entries []*backends.Entry, p backends.Plan) map[backends.ID][]backends.PortKey {
+// setOwners sets the owners of each Change of the plan, and returns the owners of all Items.
+func setOwners(t testing.TB, b *Backend, entries []*dataplane.ServicePort, p backends.Plan) map[backends.ID][]dataplane.ServicePortName {
 	t.Helper()
-	owners := map[backends.ID][]backends.PortKey{}
+	owners := map[backends.ID][]dataplane.ServicePortName{}
 	for _, e := range entries {
 		items, err := b.Render(e)
 		if err != nil {
@@ -224,7 +226,7 @@ func setOwners(t testing.TB, b *Backend, entries []*backends.Entry, p backends.P
 		}
 	}
 	for id, keys := range owners {
-		slices.SortFunc(keys, backends.PortKey.Compare)
+		slices.SortFunc(keys, dataplane.ServicePortName.Compare)
 		owners[id] = slices.Compact(keys)
 	}
 	for i := range p.Changes {
@@ -241,10 +243,10 @@ func texts(items map[backends.ID]backends.Item) map[string]string {
 	return out
 }
 
-// TestRoundTrip demands that every shape of rule is read back byte for byte as it was rendered, and that going through
-// every configuration leaves nothing behind.
+// TestRoundTrip demands that every kind of rule is read back byte for byte as it was rendered, and that applying every
+// configuration in turn leaves nothing behind.
 func TestRoundTrip(t *testing.T) {
-	eachKernel(t, func(t *testing.T, k Kernel) {
+	eachKernel(t, func(t *testing.T, k xtables.Kernel) {
 		all := configs()
 		for _, name := range slices.Sorted(maps.Keys(all)) {
 			b := New(all[name], k)

@@ -10,22 +10,25 @@ import (
 	"time"
 
 	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/xtables"
 )
 
-// The kinds of chains of a Service port, as they are named. They sort behind all other chains: see (*input).compose.
+// The kinds of chains of a Service port, as their names show. They sort behind all other chains: see compose in
+// xtables.
 const (
 	clusterKind  = "SVC" // chooses among all endpoints
 	localKind    = "SVL" // chooses among the endpoints of this node
-	externalKind = "SVX" // takes external traffic that is not treated as internal traffic is
+	externalKind = "SVX" // takes external traffic, if it is treated unlike internal traffic
 	sourceKind   = "SVS" // lets the source ranges through
 )
 
 // Render implements backends.Backend.
-func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
+func (b *Backend) Render(e *dataplane.ServicePort) ([]backends.Item, error) {
 	if err := b.check(e); err != nil {
 		return nil, err
 	}
-	r := &rendering{b: b, e: e, trees: b.trees[e.Key.Family], at: tag(e.Key.Family) + " nat ", proto: protoName(e.Key.Protocol)}
+	r := &rendering{b: b, e: e, trees: b.trees[e.Key.Family], at: xtables.At(e.Key.Family, "nat"), proto: xtables.ProtocolName(e.Key.Protocol)}
 	r.key, r.name = e.Key.String(), e.Key.Service.String()
 	if e.Key.Port != "" {
 		r.name += ":" + e.Key.Port
@@ -34,35 +37,36 @@ func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
 	r.dnat()
 	r.filter()
 	r.hairpin()
+	r.listeners()
 	return r.items, nil
 }
 
-// check refuses what could not be rendered.
-func (b *Backend) check(e *backends.Entry) error {
+// check returns an error if the ServicePort cannot be rendered.
+func (b *Backend) check(e *dataplane.ServicePort) error {
 	if b.trees[e.Key.Family] == nil {
-		return fmt.Errorf("this node programs no %s", e.Key.Family)
+		return fmt.Errorf("%s is not programmed on this node", e.Key.Family)
 	}
-	return cmp.Or(b.interfaceErr, e.Check())
+	return cmp.Or(xtables.CheckDetector(b.cfg.LocalDetector), e.Check())
 }
 
-// rendering is the work on one Entry.
+// rendering is the work on one ServicePort.
 type rendering struct {
 	b     *Backend
-	e     *backends.Entry
+	e     *dataplane.ServicePort
 	trees *trees
-	at    string // what IDs in the nat table begin with
+	at    string // the beginning of IDs in the nat table
 	proto string
 	key   string
-	name  string // what the rules that lead to the Service say in their comments
+	name  string // the comment of the rules that lead to the Service
 	items []backends.Item
 }
 
-// fate is what becomes of a packet, and why if it is not what its sender hoped for.
-type fate struct {
+// verdict is the action for a packet, and the reason if it is refused.
+type verdict struct {
 	action, why string
 }
 
-// dnat renders the nat table: what each front address leads to.
+// dnat renders the nat table: the chain or endpoint behind each Frontend.
 func (r *rendering) dnat() {
 	e := r.e
 	cluster, local := usable(e.ClusterEndpoints()), usable(e.LocalEndpoints())
@@ -70,13 +74,13 @@ func (r *rendering) dnat() {
 	if e.InternalLocal {
 		internal = local
 	}
-	// Both policies choose from the same endpoints: then one chain serves all addresses.
+	// Both policies choose from the same endpoints, so that one chain serves all addresses.
 	one := !e.InternalLocal && !e.ExternalLocal
 
 	marks := r.internalMarks()
 	var clusterChain, internalTarget string
 	if one && e.External() {
-		marks = append(marks, "! -d "+hostText(e.ClusterIP)+" "+r.b.setMark)
+		marks = append(marks, "! -d "+xtables.HostText(e.ClusterIP)+" "+r.b.setMark)
 	}
 	if len(internal) > 0 {
 		internalTarget = r.chain(internalKind(e), marks, internal)
@@ -102,24 +106,24 @@ func (r *rendering) dnat() {
 	}
 }
 
-func internalKind(e *backends.Entry) string {
+func internalKind(e *dataplane.ServicePort) string {
 	if e.InternalLocal {
 		return localKind
 	}
 	return clusterKind
 }
 
-// externalLocal renders external traffic under policy Local: pods and the node itself may use all endpoints of the
-// cluster, as if they had gone out and come back in through a load balancer.
-func (r *rendering) externalLocal(clusterTarget string, cluster, local []backends.Endpoint) string {
+// externalLocal renders external traffic under policy Local. Pods and the node itself may use all endpoints of the
+// cluster, as if their traffic had left the node and come back through a load balancer.
+func (r *rendering) externalLocal(clusterTarget string, cluster, local []dataplane.Endpoint) string {
 	var rules []string
 	pods := r.b.pods[r.e.Key.Family]
 	if len(cluster) > 0 {
 		if clusterTarget == "" {
 			clusterTarget = r.chain(clusterKind, nil, cluster)
 		}
-		if pods.yes != "" {
-			rules = append(rules, pods.yes+" "+r.qualify(clusterTarget))
+		if pods.From != "" {
+			rules = append(rules, pods.From+" "+r.qualify(clusterTarget))
 		}
 		rules = append(rules, "-m addrtype --src-type LOCAL "+r.b.setMark)
 		rules = append(rules, r.qualifyAfter("-m addrtype --src-type LOCAL", clusterTarget))
@@ -147,7 +151,7 @@ func (r *rendering) externalFronts(action string) {
 		r.front(a, action)
 	}
 	if e.NodePort != 0 {
-		r.nodePort("nat", fate{action: action})
+		r.nodePort("nat", verdict{action: action})
 	}
 	if len(e.LoadBalancerIPs) == 0 {
 		return
@@ -160,14 +164,15 @@ func (r *rendering) externalFronts(action string) {
 	}
 }
 
-// firewall renders the chain that lets only the source ranges through; the filter table drops what comes out of it.
+// firewall renders the chain that accepts only the source ranges. The filter table drops all packets that this chain
+// does not translate.
 func (r *rendering) firewall(target string) string {
 	e := r.e
 	var rules []string
 	allow := func(p netip.Prefix) {
 		match := ""
 		if p.Bits() > 0 {
-			match = "-s " + prefixText(p) + " "
+			match = "-s " + xtables.PrefixText(p) + " "
 		}
 		rules = append(rules, match+r.qualify(target))
 	}
@@ -179,17 +184,17 @@ func (r *rendering) firewall(target string) string {
 		}
 	}
 	if nodeAllowed {
-		// If the address is on an interface of the node, it is the source of what the node sends to it.
+		// If the address is on an interface of the node, it is the source address of the node's own traffic to it.
 		for _, a := range e.LoadBalancerIPs {
 			allow(netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
-	name := "WEIR-" + sourceKind + "-" + hash(sourceKind, r.key)
-	r.items = append(r.items, body(r.at, name, rules))
+	name := r.b.names.service(sourceKind, r.key)
+	r.items = append(r.items, xtables.Chain(r.at, name, rules...))
 	return "-j " + name
 }
 
-// filter renders the filter table: what is rejected or dropped, and the health check port.
+// filter renders the filter table: the Frontends that are rejected or dropped, and the health check port.
 func (r *rendering) filter() {
 	e := r.e
 	internal, external := usable(e.InternalEndpoints()), usable(e.ExternalEndpoints())
@@ -209,44 +214,44 @@ func (r *rendering) filter() {
 		}
 	} else if len(e.SourceRanges) > 0 {
 		for _, a := range e.LoadBalancerIPs {
-			r.deny(a, fate{"-j DROP", " refuses other sources"})
+			r.deny(a, verdict{"-j DROP", " refuses other sources"})
 		}
 	}
 	if p := e.HealthCheckNodePort; p != 0 {
-		r.items = append(r.items, item(tag(e.Key.Family)+" filter "+healthChain+" -p tcp -m tcp --dport "+strconv.Itoa(int(p))+" -j ACCEPT"))
+		r.items = append(r.items, xtables.Item(xtables.At(e.Key.Family, "filter")+r.b.names.health+" -p tcp -m tcp --dport "+strconv.Itoa(int(p))+" -j ACCEPT"))
 	}
 }
 
-// refusal is what happens to traffic that nobody may answer: dropped if another node could, else rejected.
-func (r *rendering) refusal(local bool) fate {
+// refusal returns the verdict for traffic without a usable endpoint: drop if another node could serve it, else reject.
+func (r *rendering) refusal(local bool) verdict {
 	switch {
 	case r.e.HasEndpoints && local:
-		return fate{"-j DROP", " has no local endpoints"}
-	case r.e.Key.Family == backends.IPv6:
-		return fate{"-j REJECT --reject-with icmp6-port-unreachable", " has no endpoints"}
+		return verdict{"-j DROP", " has no local endpoints"}
+	case r.e.Key.Family == dataplane.IPv6:
+		return verdict{"-j REJECT --reject-with icmp6-port-unreachable", " has no endpoints"}
 	}
-	return fate{"-j REJECT --reject-with icmp-port-unreachable", " has no endpoints"}
+	return verdict{"-j REJECT --reject-with icmp-port-unreachable", " has no endpoints"}
 }
 
-func (r *rendering) front(a netip.Addr, action string) { r.address("nat", a, fate{action: action}) }
-func (r *rendering) deny(a netip.Addr, to fate)        { r.address("filter", a, to) }
+func (r *rendering) front(a netip.Addr, action string) { r.address("nat", a, verdict{action: action}) }
+func (r *rendering) deny(a netip.Addr, to verdict)     { r.address("filter", a, to) }
 
-// address renders the way to one front address and the rule for it.
-func (r *rendering) address(table string, a netip.Addr, to fate) {
-	br := r.trees.addr(table, addrRoot, "-d", a)
+// address renders the path to one Frontend and the rule for it.
+func (r *rendering) address(table string, a netip.Addr, to verdict) {
+	br := r.trees.addr(table, r.b.names.addrRoot, "-d", a)
 	var buf [256]byte
-	t := append(append(append(buf[:0], tag(r.e.Key.Family)...), ' '), table...)
+	t := append(append(append(buf[:0], xtables.Tag(r.e.Key.Family)...), ' '), table...)
 	t = append(append(append(t, ' '), br.chain...), " -d "...)
-	t = append(strconv.AppendInt(append(appendAddr(t, a), '/'), int64(a.BitLen()), 10), ' ')
+	t = append(strconv.AppendInt(append(xtables.AppendAddr(t, a), '/'), int64(a.BitLen()), 10), ' ')
 	t = append(append(r.appendComment(r.appendPort(t, r.e.Port), to.why), ' '), to.action...)
-	r.items = append(append(r.items, br.items...), item(t))
+	r.items = append(append(r.items, br.items...), xtables.Item(t))
 }
 
-func (r *rendering) nodePort(table string, to fate) {
+func (r *rendering) nodePort(table string, to verdict) {
 	br := r.trees.port(table, r.e.Key.Protocol, r.e.NodePort)
-	t := []byte(tag(r.e.Key.Family) + " " + table + " " + br.chain + " ")
+	t := []byte(xtables.Tag(r.e.Key.Family) + " " + table + " " + br.chain + " ")
 	t = append(append(r.appendComment(r.appendPort(t, r.e.NodePort), to.why), ' '), to.action...)
-	r.items = append(append(r.items, br.items...), item(t))
+	r.items = append(append(r.items, br.items...), xtables.Item(t))
 }
 
 // appendPort writes "-p tcp -m tcp --dport 80".
@@ -255,15 +260,15 @@ func (r *rendering) appendPort(t []byte, port uint16) []byte {
 	return strconv.AppendInt(append(t, " --dport "...), int64(port), 10)
 }
 
-// appendComment names the Service, and why it is refused if it is, to whoever lists the rules.
+// appendComment writes the name of the Service, and why it is refused if it is, for people who list the rules.
 func (r *rendering) appendComment(t []byte, why string) []byte {
 	return append(append(append(append(t, ` -m comment --comment "`...), r.name...), why...), '"')
 }
 
-// hairpin renders the rules for connections from an endpoint to itself: their source must change, or the endpoint would
-// answer itself directly, past the translation.
+// hairpin renders the rules for connections from an endpoint to itself. Their source must change, or the endpoint would
+// answer itself directly, and the answer would not be translated back.
 func (r *rendering) hairpin() {
-	if r.b.features.BPF {
+	if r.b.bpf {
 		return
 	}
 	for _, ep := range r.e.Endpoints {
@@ -271,20 +276,32 @@ func (r *rendering) hairpin() {
 			continue
 		}
 		a := ep.Addr.Addr()
-		br := r.trees.addr("nat", hairpinRoot, "-s", a)
-		host := hostText(a)
+		br := r.trees.addr("nat", r.b.names.hairpinRoot, "-s", a)
+		host := xtables.HostText(a)
 		r.items = append(append(r.items, br.items...),
-			item(r.at+br.chain+" -s "+host+" -d "+host+" "+r.b.masquerade()))
+			xtables.Item(r.at+br.chain+" -s "+host+" -d "+host+" "+r.b.masquerade))
 	}
 }
 
-// internalMarks are the rules that mark traffic to the ClusterIP for masquerading.
+// listeners renders the rules that drop what other processes answer on the ports of userspace mode.
+func (r *rendering) listeners() {
+	if !r.b.toListeners {
+		return
+	}
+	at := xtables.At(r.e.Key.Family, "filter") + r.b.names.listeners
+	for _, ep := range r.e.Endpoints {
+		port := strconv.Itoa(int(ep.Addr.Port()))
+		r.items = append(r.items, xtables.Item(at+" -s "+xtables.HostText(ep.Addr.Addr())+" -p "+r.proto+" -m "+r.proto+" --sport "+port+" -j DROP"))
+	}
+}
+
+// internalMarks returns the rules that mark traffic to the ClusterIP for masquerading.
 func (r *rendering) internalMarks() []string {
-	source := r.b.pods[r.e.Key.Family].no
+	source := r.b.pods[r.e.Key.Family].NotFrom
 	dst := ""
 	if r.e.External() {
 		// Traffic to the other addresses may come through the same chain.
-		dst = "-d " + hostText(r.e.ClusterIP) + " "
+		dst = "-d " + xtables.HostText(r.e.ClusterIP) + " "
 	}
 	switch {
 	case r.b.cfg.MasqueradeAll:
@@ -297,25 +314,25 @@ func (r *rendering) internalMarks() []string {
 	return []string{source + " " + dst + r.b.setMark}
 }
 
-// chain renders rules and, after them, an equal choice among endpoints. What one rule can say needs no chain: the target
-// returned is then the action itself.
-func (r *rendering) chain(kind string, rules []string, endpoints []backends.Endpoint) string {
+// chain renders the rules and, after them, an equal choice among the endpoints. It returns the target that leads there.
+// If one rule is enough, there is no chain, and the target is the action itself.
+func (r *rendering) chain(kind string, rules []string, endpoints []dataplane.Endpoint) string {
 	if len(rules) == 0 && len(endpoints) == 1 && r.e.Affinity == 0 {
 		return string(appendDNAT(nil, endpoints[0].Addr))
 	}
-	name := "WEIR-" + kind + "-" + hash(kind, r.key)
+	name := r.b.names.service(kind, r.key)
 	var buf [4096]byte
 	t := append(append(buf[:0], r.at...), name...)
 	for _, rule := range rules {
 		t = append(append(append(append(t, "\n-A "...), name...), ' '), rule...)
 	}
 	t = r.appendBalance(t, name, endpoints)
-	r.items = append(r.items, item(t))
+	r.items = append(r.items, xtables.Item(t))
 	return "-j " + name
 }
 
 // appendBalance writes the rules that choose an endpoint.
-func (r *rendering) appendBalance(t []byte, chain string, endpoints []backends.Endpoint) []byte {
+func (r *rendering) appendBalance(t []byte, chain string, endpoints []dataplane.Endpoint) []byte {
 	start := func() {
 		t = append(append(append(append(append(t, "\n-A "...), chain...), " -p "...), r.proto...), ' ')
 	}
@@ -323,8 +340,9 @@ func (r *rendering) appendBalance(t []byte, chain string, endpoints []backends.E
 	if r.e.Affinity > 0 {
 		seconds := strconv.FormatInt(max(1, int64(r.e.Affinity/time.Second)), 10)
 		for i, ep := range endpoints {
-			// Named for the endpoint and not for its place, so that a client stays when other endpoints come and go.
-			names[i] = "WEIR-" + hash("recent", r.key, ep.Addr.String())
+			// The name depends on the endpoint and not on its position, so that a client stays when other endpoints are
+			// added or removed.
+			names[i] = r.b.names.prefix + hash("recent", r.key, ep.Addr.String())
 			start()
 			t = append(append(append(t, "-m recent --update --seconds "...), seconds...), " --reap"...)
 			t = append(r.appendRecentName(t, names[i]), ' ')
@@ -352,32 +370,27 @@ func (r *rendering) appendBalance(t []byte, chain string, endpoints []backends.E
 
 func (r *rendering) appendRecentName(t []byte, name string) []byte {
 	mask := " --mask 255.255.255.255 --rsource"
-	if r.e.Key.Family == backends.IPv6 {
+	if r.e.Key.Family == dataplane.IPv6 {
 		mask = " --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource"
 	}
 	return append(append(append(t, " --name "...), name...), mask...)
 }
 
 func appendDNAT(t []byte, to netip.AddrPort) []byte {
-	t = append(t, "-j DNAT --to-destination "...)
-	if to.Addr().Is4() {
-		return to.AppendTo(t)
-	}
-	t = append(appendAddr(append(t, '['), to.Addr()), "]:"...)
-	return strconv.AppendInt(t, int64(to.Port()), 10)
+	return xtables.AppendAddrPort(append(t, "-j DNAT --to-destination "...), to)
 }
 
-// appendProbability writes the chance of weight in rest as iptables-save prints it: the kernel keeps a fraction of 2^31.
+// appendProbability writes the probability weight/rest as iptables-save prints it: the kernel keeps a fraction of 2^31.
 func appendProbability(t []byte, weight, rest int) []byte {
 	const unit = 1 << 31
 	return strconv.AppendFloat(t, math.Round(float64(weight)/float64(rest)*unit)/unit, 'f', 11, 64)
 }
 
-// usable leaves out the endpoints that take no new connections.
-func usable(endpoints []backends.Endpoint) []backends.Endpoint {
+// usable returns the endpoints that take new connections.
+func usable(endpoints []dataplane.Endpoint) []dataplane.Endpoint {
 	for i, ep := range endpoints {
 		if ep.Weight == 0 {
-			kept := append([]backends.Endpoint(nil), endpoints[:i]...)
+			kept := append([]dataplane.Endpoint(nil), endpoints[:i]...)
 			for _, ep := range endpoints[i+1:] {
 				if ep.Weight > 0 {
 					kept = append(kept, ep)

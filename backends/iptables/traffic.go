@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -11,33 +10,28 @@ import (
 	"strings"
 
 	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/xtables"
 )
 
-var _ backends.Meter = (*Backend)(nil)
+var _ backends.ConnectionCounter = (*Backend)(nil)
 
-// Traffic implements backends.Meter. A packet in the nat table is the first of a connection, so that the counter of the
-// rule for a front counts connections.
-func (b *Backend) Traffic(ctx context.Context, entries []*backends.Entry) (map[backends.PortKey]uint64, error) {
-	k, ok := b.kernel.(*programs)
-	if !ok {
-		return nil, errors.New("only the programs of iptables have counters")
-	}
-	owners := map[frontKey]backends.PortKey{}
+// Connections implements backends.ConnectionCounter. Only the first packet of a connection passes the nat table, so
+// that the counter of the rule for a Frontend counts connections.
+func (b *Backend) Connections(ctx context.Context, entries []*dataplane.ServicePort) (map[dataplane.ServicePortName]uint64, error) {
+	owners := map[frontKey]dataplane.ServicePortName{}
 	for _, e := range entries {
-		for _, f := range e.Fronts() {
+		for _, f := range e.Frontends() {
 			owners[frontKey{f.Family, f.Protocol, f.Addr, f.Port}] = e.Key
 		}
 	}
-	counts := make(map[backends.PortKey]uint64, len(entries))
+	counts := make(map[dataplane.ServicePortName]uint64, len(entries))
 	for _, f := range b.cfg.Families {
-		if k.mode == Legacy && !legacyTable(f, "nat") {
-			continue // nothing is there to count
-		}
-		saved, err := k.save(ctx, f, "-c", "-t", "nat")
+		saved, err := b.kernel.Counters(ctx, f, "nat")
 		if err != nil {
 			return nil, err
 		}
-		err = readCounters(saved, f, func(front frontKey, n uint64) {
+		err = b.readCounters(saved, f, func(front frontKey, n uint64) {
 			if key, ok := owners[front]; ok {
 				counts[key] += n
 			}
@@ -49,31 +43,30 @@ func (b *Backend) Traffic(ctx context.Context, entries []*backends.Entry) (map[b
 	return counts, nil
 }
 
-// readCounters reads what iptables-save -c prints of the nat table: "[packets:bytes] -A chain rule".
-func readCounters(r io.Reader, f backends.Family, emit func(frontKey, uint64)) error {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(make([]byte, 0, 4096), maxLine)
+// readCounters parses the nat table as iptables-save -c prints it: "[packets:bytes] -A chain rule".
+func (b *Backend) readCounters(r io.Reader, f dataplane.Family, emit func(frontKey, uint64)) error {
+	lines := xtables.NewScanner(r)
 	for lines.Scan() {
 		counters, rest, ok := strings.Cut(lines.Text(), "] -A ")
 		chain, rule, _ := strings.Cut(rest, " ")
-		if !ok || !strings.HasPrefix(chain, addrRoot) && !strings.HasPrefix(chain, portRoot) {
+		if !ok || !under(chain, b.names.addrRoot) && !under(chain, b.names.portRoot) {
 			continue
 		}
 		packets, _, _ := strings.Cut(strings.TrimPrefix(counters, "["), ":")
 		n, err := strconv.ParseUint(packets, 10, 64)
 		words := parseWords(rule)
 		front, isFront := frontOf(f, words)
-		if err == nil && isFront && !shared(words["-j"]) {
+		if err == nil && isFront && !b.names.shared(words["-j"]) {
 			emit(front, n)
 		}
 	}
 	return lines.Err()
 }
 
-// frontOf returns the front that a rule at the bottom of a tree is for.
-func frontOf(f backends.Family, words map[string]string) (frontKey, bool) {
+// frontOf returns the Frontend of a rule at the bottom of a tree.
+func frontOf(f dataplane.Family, words map[string]string) (frontKey, bool) {
 	port, err := strconv.ParseUint(words["--dport"], 10, 16)
-	protocol, ok := protocolNamed(words["-p"])
+	protocol, ok := xtables.ProtocolNamed(words["-p"])
 	if err != nil || !ok {
 		return frontKey{}, false
 	}

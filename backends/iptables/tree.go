@@ -9,26 +9,20 @@ import (
 	"sync"
 
 	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/xtables"
 )
 
-// The shared chains. Each root is the top of a tree of chains in which a packet meets only the rules of addresses
-// with the same last bits, or of its own block of ports. The nat and the filter table have trees of the same names.
-const (
-	addrRoot    = "WEIR-IP"
-	portRoot    = "WEIR-NP"
-	hairpinRoot = "WEIR-HP"
-	healthChain = "WEIR-HEALTH"
-)
-
-// The levels of the tree of node ports. iptables-nft grows slow with the number of chains, so that there are few levels.
+// The levels of the tree of node ports. There are few levels, because iptables-nft slows down with the number of
+// chains.
 var portLevels = []int{8, 12}
 
-// The levels of the tree of addresses: the bits that a packet's address is told apart by, from the last. The last bits are
-// spread evenly both where ClusterIPs were allocated at random and where they follow one another, so that the chains stay
-// about equal and, however many Services there are, no more than 256.
+// The levels of the tree of addresses, as masks of the last bits of a packet's address. The last bits are spread
+// evenly, whether ClusterIPs were allocated at random or consecutively. So the chains stay about equal in length, and
+// there are at most 256 of them.
 var addrLevels = []byte{0x0f, 0xff}
 
-// branch is a chain at the bottom of a tree, with the Items of the way from the root to it.
+// branch is a chain at the bottom of a tree, with the Items on the path from the root to it.
 type branch struct {
 	chain string
 	items []backends.Item
@@ -36,20 +30,21 @@ type branch struct {
 
 type branchKey struct {
 	table, root string
-	proto       backends.Protocol // of a node port
-	last        uint16            // the last byte of the address, or the block of the port
+	proto       dataplane.Protocol // of a node port
+	last        uint16             // the last byte of the address, or the block of the port
 }
 
-// trees makes the branches of one family. They are kept, since most Services share theirs with others. It is safe for
+// trees makes the branches of one family, and keeps them, since most Services share theirs with others. It is safe for
 // concurrent use.
 type trees struct {
-	family   backends.Family
+	family   dataplane.Family
+	portRoot string
 	mu       sync.RWMutex
 	branches map[branchKey]*branch
 }
 
-func newTrees(f backends.Family) *trees {
-	return &trees{family: f, branches: make(map[branchKey]*branch)}
+func newTrees(f dataplane.Family, portRoot string) *trees {
+	return &trees{family: f, portRoot: portRoot, branches: make(map[branchKey]*branch)}
 }
 
 // addr returns the branch for an address; match is the option that holds the address, "-d" or "-s".
@@ -66,25 +61,25 @@ func (t *trees) addr(table, root, match string, a netip.Addr) *branch {
 	})
 }
 
-// lastBits returns an address of zeroes but for its last byte.
+// lastBits returns an address that is zero except for its last byte.
 func (t *trees) lastBits(b byte) string {
-	if t.family == backends.IPv6 {
+	if t.family == dataplane.IPv6 {
 		return netip.AddrFrom16([16]byte{15: b}).String()
 	}
 	return netip.AddrFrom4([4]byte{3: b}).String()
 }
 
 // port returns the branch for a node port.
-func (t *trees) port(table string, proto backends.Protocol, port uint16) *branch {
+func (t *trees) port(table string, proto dataplane.Protocol, port uint16) *branch {
 	block := port >> (16 - portLevels[len(portLevels)-1])
-	return t.get(branchKey{table: table, root: portRoot, proto: proto, last: block}, func() *branch {
-		b := &branch{chain: portRoot}
+	return t.get(branchKey{table: table, root: t.portRoot, proto: proto, last: block}, func() *branch {
+		b := &branch{chain: t.portRoot}
 		for _, bits := range portLevels {
 			size := 1 << (16 - bits)
 			lo := int(port) / size * size
 			first, last := strconv.Itoa(lo), strconv.Itoa(lo+size-1)
-			name := protoName(proto)
-			t.grow(b, table, portRoot+"-"+name+"-"+first+"-"+last,
+			name := xtables.ProtocolName(proto)
+			t.grow(b, table, t.portRoot+"-"+name+"-"+first+"-"+last,
 				"-p "+name+" -m "+name+" --dport "+first+":"+last)
 		}
 		return b
@@ -106,12 +101,12 @@ func (t *trees) get(k branchKey, make func() *branch) *branch {
 
 // grow adds one level to a branch: the chain and the jump to it.
 func (t *trees) grow(b *branch, table, chain, match string) {
-	at := tag(t.family) + " " + table + " "
-	b.items = append(b.items, item(at+chain), item(at+b.chain+" "+match+" -j "+chain))
+	at := xtables.At(t.family, table)
+	b.items = append(b.items, xtables.Item(at+chain), xtables.Item(at+b.chain+" "+match+" -j "+chain))
 	b.chain = chain
 }
 
-// hash returns 16 letters and digits that stand for the texts.
+// hash returns 16 letters and digits, a hash of the texts.
 func hash(texts ...string) string {
 	var buf [256]byte
 	b := buf[:0]
@@ -120,31 +115,4 @@ func hash(texts ...string) string {
 	}
 	sum := sha256.Sum256(b)
 	return base32.StdEncoding.EncodeToString(sum[:10])
-}
-
-func protoName(p backends.Protocol) string {
-	switch p {
-	case backends.TCP:
-		return "tcp"
-	case backends.UDP:
-		return "udp"
-	}
-	return "sctp"
-}
-
-// appendAddr writes an address as iptables-save does: as inet_ntop, which differs from netip for addresses that embed an
-// IPv4 address without a prefix of ffff.
-func appendAddr(b []byte, a netip.Addr) []byte {
-	if a.Is6() {
-		raw := a.As16()
-		if [12]byte(raw[:12]) == [12]byte{} && (raw[12] != 0 || raw[13] != 0) {
-			return netip.AddrFrom4([4]byte(raw[12:])).AppendTo(append(b, "::"...))
-		}
-	}
-	return a.AppendTo(b)
-}
-
-func prefixText(p netip.Prefix) string {
-	b := appendAddr(make([]byte, 0, 48), p.Addr())
-	return string(strconv.AppendInt(append(b, '/'), int64(p.Bits()), 10))
 }

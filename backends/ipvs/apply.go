@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,12 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/backends"
+	"weir/backends/xtables"
 )
 
-// Apply implements backends.Backend. There are no transactions, so that the changes are made in an order in which every
-// moment is safe: what guards comes before what is guarded, a virtual server before its destinations, all of it before the
-// address that lets packets in; and what goes, goes after all that is new, what guards last. Each change succeeds or is
-// refused by itself, but for the rules of iptables.
+// Apply implements backends.Backend. IPVS has no transactions, so Apply makes the changes in an order in which every
+// moment is safe. Rules that reject come before the objects that they protect. A virtual server comes before its
+// destinations, and both come before the address that lets packets in. Deletions come after all additions, and the
+// rules that reject are deleted last. Each change succeeds or is refused by itself, except the iptables rules, which
+// are one step.
 func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
 	a := &applying{b: b, ctx: ctx, refused: map[backends.ID]error{}}
 	if err := a.run(p); err != nil {
@@ -34,18 +37,18 @@ type applying struct {
 	ctx     context.Context
 	puts    []backends.Change
 	refused map[backends.ID]error
-	// teardown says that everything goes: then nobody waits for connections.
+	// teardown reports whether everything is deleted. Then no deletion waits for connections.
 	teardown bool
 }
 
-// step is when an item is made, among others.
+// step returns the position of an item among the additions.
 func step(i backends.Item) int {
 	switch i := i.(type) {
-	case Link, Sysctl, Timeouts:
+	case Link, Timeouts:
 		return 0
 	case Set:
 		return 1
-	case Rules:
+	case xtables.Item:
 		return 2
 	case Server:
 		return 5
@@ -67,8 +70,8 @@ func step(i backends.Item) int {
 
 const rulesStep = 2
 
-// stepBack is when an item is taken away, among others. An address comes after what is behind it: by then it is known
-// whether there are connections to wait for.
+// stepBack returns the position of an item among the deletions. An address comes after the virtual servers behind it,
+// because by then it is known whether any connections are left.
 func stepBack(i backends.Item) int {
 	switch i := i.(type) {
 	case Destination:
@@ -85,7 +88,7 @@ func stepBack(i backends.Item) int {
 			return 5
 		}
 		return 4
-	case Rules:
+	case xtables.Item:
 		return 6
 	case Set:
 		return 7
@@ -133,8 +136,9 @@ func (a *applying) run(p backends.Plan) error {
 	return a.inOrder(deletes, func(c backends.Change) backends.Item { return c.Old }, a.delete)
 }
 
-// inOrder does the changes one by one, but for those of iptables, which are one step, and new members of one set, which are
-// one unless any of them is refused. An error of one change refuses it, unless it is one that all others would meet as well.
+// inOrder makes the changes one by one, with two exceptions. All iptables changes are one step, and new members of one
+// set are one step unless any of them is refused. An error of one change refuses that change only, unless every other
+// change would meet the same error.
 func (a *applying) inOrder(changes []backends.Change, item func(backends.Change) backends.Item, do func(backends.Item) error) error {
 	for i := 0; i < len(changes); {
 		if err := a.ctx.Err(); err != nil {
@@ -147,9 +151,11 @@ func (a *applying) inOrder(changes []backends.Change, item func(backends.Change)
 		group := changes[i:end]
 		i = end
 		if step(item(group[0])) == rulesStep {
-			if err := a.b.restore(a.ctx, group); err != nil {
-				return err
+			r := a.b.rules.Apply(a.ctx, backends.Plan{Changes: group})
+			if r.Err != nil {
+				return r.Err
 			}
+			maps.Copy(a.refused, r.Refused)
 			continue
 		}
 		if a.putMembers(group) {
@@ -166,7 +172,7 @@ func (a *applying) inOrder(changes []backends.Change, item func(backends.Change)
 	return nil
 }
 
-// together says whether two items can be made at once.
+// together reports whether two items can be made at once.
 func together(x, y backends.Item) bool {
 	return step(x) == rulesStep && step(y) == rulesStep || setOf(x) != "" && setOf(x) == setOf(y)
 }
@@ -177,8 +183,8 @@ func setOf(i backends.Item) string {
 	return m.Set
 }
 
-// putMembers puts what is new in one set there, and says whether it did. Else it has to be tried one by one, so that the one
-// at fault is known.
+// putMembers adds the new members of one set, and reports whether it succeeded. If not, the caller has to try them one
+// by one to find the refused one.
 func (a *applying) putMembers(changes []backends.Change) bool {
 	members := make([]Member, 0, len(changes))
 	for _, c := range changes {
@@ -191,9 +197,6 @@ func (a *applying) putMembers(changes []backends.Change) bool {
 
 func (a *applying) put(item backends.Item) error {
 	switch i := item.(type) {
-	case Sysctl:
-		_, err := a.b.sysctl.Ensure(i.Name, i.Value)
-		return err
 	case Server:
 		return a.putServer(i)
 	case Address:
@@ -213,13 +216,13 @@ func (a *applying) putServer(s Server) error {
 		err = a.b.kernel.Put(s)
 	}
 	if err == nil {
-		a.b.known[s.ServerKey] = s.insists()
+		a.b.known[s.ServerKey] = s.ignoresZeroWeight()
 	}
 	return err
 }
 
-// edited says whether a virtual server without weir's mark is one of weir's, which lost it: it was there with the mark, and
-// still has a destination that it is to have.
+// edited reports whether a virtual server without weir's mark is one of weir's that lost the mark. It is if it had the
+// mark before, and still has a destination that weir wants.
 func (a *applying) edited(key ServerKey) bool {
 	if _, known := a.b.known[key]; !known {
 		return false
@@ -233,11 +236,9 @@ func (a *applying) edited(key ServerKey) bool {
 
 func (a *applying) delete(item backends.Item) error {
 	switch i := item.(type) {
-	case Sysctl:
-		return nil
 	case Destination:
 		if a.teardown {
-			return nil // its virtual server is gone
+			return nil // its virtual server no longer exists
 		}
 		return a.b.deleteDestination(i)
 	case Server:
@@ -252,7 +253,7 @@ func (a *applying) delete(item backends.Item) error {
 	return a.b.kernel.Delete(item)
 }
 
-// deleteServers takes down all that are weir's, those that are leaving too.
+// deleteServers deletes all virtual servers of weir, including those that are leaving.
 func (a *applying) deleteServers() error {
 	state, err := a.b.kernel.Read(a.ctx)
 	if err != nil {

@@ -1,10 +1,10 @@
 package ipvs
 
 import (
-	"fmt"
-	"strings"
-
 	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/hostnet"
+	"weir/backends/xtables"
 )
 
 // prefix begins the names of all chains and sets.
@@ -12,10 +12,10 @@ const prefix = "WEIR-IPVS-"
 
 // The chains.
 const (
-	servicesChain = prefix + "SERVICES" // nat: what is to be masqueraded
+	servicesChain = prefix + "SERVICES" // nat: traffic to masquerade
 	postChain     = prefix + "POSTROUTING"
 	masqChain     = prefix + "MASQUERADE"
-	insideChain   = prefix + "INSIDE" // mangle: what may use all endpoints in spite of policy Local
+	insideChain   = prefix + "INSIDE" // mangle: traffic that may use all endpoints in spite of policy Local
 	outputChain   = prefix + "OUTPUT"
 	inputChain    = prefix + "INPUT" // filter
 	filterChain   = prefix + "FILTER"
@@ -31,7 +31,7 @@ const (
 	rejectSet   = prefix + "REJECT-"
 	dropSet     = prefix + "DROP-"
 	guardSet    = prefix + "GUARD-" // addresses with source ranges
-	allowSet    = prefix + "ALLOW-" // who may use them
+	allowSet    = prefix + "ALLOW-" // clients that may use them
 	loopSet     = prefix + "LOOP-"  // endpoints that may connect to themselves
 	addrSet     = prefix + "ADDR-"  // all addresses on weir-ipvs0
 	healthSet   = prefix + "HEALTH" // health check ports of Services, of both families
@@ -52,22 +52,16 @@ var setTypes = []struct{ name, kind string }{
 }
 
 // named returns the name of a family's set.
-func named(set string, f backends.Family) string {
-	if f == backends.IPv6 {
+func named(set string, f dataplane.Family) string {
+	if f == dataplane.IPv6 {
 		return set + "6"
 	}
 	return set + "4"
 }
 
-// tables are the tables that hold chains.
-var tables = []string{"nat", "filter", "mangle"}
-
 // Base implements backends.Backend.
 func (b *Backend) Base() []backends.Item {
 	items := []backends.Item{Link{}, Set{Name: healthSet, Type: typePortOnly}}
-	for _, s := range b.sysctls() {
-		items = append(items, s)
-	}
 	if t := b.timeouts(); t != (Timeouts{}) {
 		items = append(items, t)
 	}
@@ -86,116 +80,114 @@ func (b *Backend) timeouts() Timeouts {
 	return Timeouts{TCP: b.set.TCPTimeout, TCPFin: b.set.TCPFinTimeout, UDP: b.set.UDPTimeout}
 }
 
-// sysctls are those that kube-proxy sets. With conn_reuse_mode 1, kernels before 5.9 delay a connection from a port that was
-// used a moment ago by a second; with 0, later ones send it to a destination that may be gone.
-func (b *Backend) sysctls() []Sysctl {
+// Parameters returns the kernel parameters that kube-proxy sets. With conn_reuse_mode 1, kernels before 5.9 delay a
+// connection from a recently used port by a second. With 0, later kernels send such a connection to a destination that
+// may no longer exist.
+func (s Settings) Parameters() []hostnet.Parameter {
 	reuse := "1"
-	if v := b.set.Kernel; v[0] < 5 || v[0] == 5 && v[1] < 9 {
+	if v := s.Kernel; v[0] < 5 || v[0] == 5 && v[1] < 9 {
 		reuse = "0"
 	}
-	list := []Sysctl{
-		{"net.ipv4.vs.conntrack", "1"},
-		{"net.ipv4.vs.conn_reuse_mode", reuse},
-		{"net.ipv4.vs.expire_nodest_conn", "1"},
-		{"net.ipv4.vs.expire_quiescent_template", "1"},
+	vs := func(name, value string) hostnet.Parameter {
+		return hostnet.Parameter{Name: "net.ipv4.vs." + name, Value: value, Reason: "ipvs mode needs it"}
 	}
-	if b.set.StrictARP {
-		list = append(list, Sysctl{"net.ipv4.conf.all.arp_ignore", "1"}, Sysctl{"net.ipv4.conf.all.arp_announce", "2"})
+	list := []hostnet.Parameter{vs("conntrack", "1"), vs("conn_reuse_mode", reuse), vs("expire_nodest_conn", "1"), vs("expire_quiescent_template", "1")}
+	if s.StrictARP {
+		const why = "ipvs.strictARP: the node answers only for its own addresses"
+		list = append(list, hostnet.Parameter{Name: "net.ipv4.conf.all.arp_ignore", Value: "1", Reason: why},
+			hostnet.Parameter{Name: "net.ipv4.conf.all.arp_announce", Value: "2", Reason: why})
 	}
 	return list
 }
 
-func (b *Backend) baseNAT(f backends.Family) []backends.Item {
-	at := tag(f) + " nat "
-	mark := bit(b.cfg.MasqueradeMark)
-	setMark := " -j MARK --set-xmark " + mark
-	masquerade := "-j MASQUERADE"
-	if b.set.RandomFully {
-		masquerade += " --random-fully"
-	}
+func (b *Backend) baseNAT(f dataplane.Family) []backends.Item {
+	at := xtables.At(f, "nat")
+	mark := func(m uint32) string { return "-m mark --mark " + xtables.MarkText(m) + " " + b.translated() }
+	setMark := " " + xtables.SetMark(b.cfg.MasqueradeMark)
+	masquerade := xtables.Masquerade(b.set.RandomFully)
 	cluster := "-m set --match-set " + named(clusterSet, f)
 	services := []string{cluster + " dst,dst" + setMark}
-	switch no := b.pods[f].no; {
+	switch no := b.pods[f].NotFrom; {
 	case b.cfg.MasqueradeAll:
 	case no != "":
 		services[0] = no + " " + services[0]
 	default:
-		// The address of the Service is on this node, and so the source of what the node sends to it. Nobody could answer.
+		// The address of the Service is on this node, so it is the source of the node's own traffic to it. No answer
+		// could come back to it.
 		services[0] = cluster + " src,dst" + setMark
 	}
 	services = append(services, "-m set --match-set "+named(externalSet, f)+" dst,dst"+setMark)
 	return []backends.Item{
-		chain(at, servicesChain, services...),
-		chain(at, postChain,
-			"-m mark --mark "+mark+" -j "+masqChain,
-			"-m mark --mark "+bit(b.inside)+" -m addrtype --src-type LOCAL "+masquerade,
+		xtables.Chain(at, servicesChain, services...),
+		xtables.Chain(at, postChain,
+			mark(b.cfg.MasqueradeMark)+"-j "+masqChain,
+			mark(b.inside)+"-m addrtype --src-type LOCAL "+masquerade,
 			"-m set --match-set "+named(loopSet, f)+" dst,dst,src "+masquerade),
-		chain(at, masqChain, fmt.Sprintf("-j MARK --set-xmark %#x/0x0", b.cfg.MasqueradeMark), masquerade),
-		Rules(at + "PREROUTING -j " + servicesChain),
-		Rules(at + "OUTPUT -j " + servicesChain),
-		Rules(at + "POSTROUTING -j " + postChain),
+		xtables.Chain(at, masqChain, xtables.ClearMark(b.cfg.MasqueradeMark), masquerade),
+		xtables.Item(at + "PREROUTING -j " + servicesChain),
+		xtables.Item(at + "OUTPUT -j " + servicesChain),
+		xtables.Item(at + "POSTROUTING -j " + postChain),
 	}
 }
 
-// guard matches what source ranges forbid.
-func guard(f backends.Family) string {
+// translated returns the match for what IPVS translated, because the mark of another program means nothing to weir.
+func (b *Backend) translated() string {
+	if b.set.MatchTranslated {
+		return "-m ipvs --ipvs "
+	}
+	return ""
+}
+
+// guard returns the match for traffic that the source ranges forbid.
+func guard(f dataplane.Family) string {
 	return "-m set --match-set " + named(guardSet, f) + " dst,dst -m set ! --match-set " + named(allowSet, f) + " dst,dst,src"
 }
 
-func (b *Backend) baseFilter(f backends.Family) []backends.Item {
-	at := tag(f) + " filter "
+func (b *Backend) baseFilter(f dataplane.Family) []backends.Item {
+	at := xtables.At(f, "filter")
 	reject, icmp := "-j REJECT --reject-with icmp-port-unreachable", "icmp"
-	if f == backends.IPv6 {
+	if f == dataplane.IPv6 {
 		reject, icmp = "-j REJECT --reject-with icmp6-port-unreachable", "ipv6-icmp"
 	}
 	in := func(set string) string { return "-m set --match-set " + named(set, f) + " dst,dst " }
 	return []backends.Item{
-		chain(at, inputChain,
+		xtables.Chain(at, inputChain,
 			"-p tcp -m set --match-set "+healthSet+" dst -j ACCEPT",
 			"-m conntrack --ctstate NEW -j "+filterChain),
-		chain(at, filterChain,
+		xtables.Chain(at, filterChain,
 			guard(f)+" -j DROP",
-			"-m mark --mark "+bit(b.inside)+" -j RETURN",
+			"-m mark --mark "+xtables.MarkText(b.inside)+" "+in(insideSet)+"-j RETURN",
 			in(dropSet)+"-j DROP",
 			in(rejectSet)+reject,
 			in(clusterSet)+"-j RETURN", in(externalSet)+"-j RETURN", in(localSet)+"-j RETURN",
-			// Else everything that listens on all addresses of the node could be reached through any Service.
+			// Otherwise every server that listens on all addresses of the node could be reached through any Service.
 			"! -p "+icmp+" -m set --match-set "+named(addrSet, f)+" dst "+reject),
-		chain(at, forwardChain,
-			"-m mark --mark "+bit(b.cfg.MasqueradeMark)+" -j ACCEPT",
-			"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
-		Rules(at + "INPUT -j " + inputChain),
-		Rules(at + "FORWARD -j " + forwardChain),
+		// What IPVS translates leaves the node through OUTPUT. Only its answers are forwarded.
+		xtables.Chain(at, forwardChain, "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"),
+		xtables.Item(at + "INPUT -j " + inputChain),
+		xtables.Item(at + "FORWARD -j " + forwardChain),
 	}
 }
 
-func (b *Backend) baseMangle(f backends.Family) []backends.Item {
-	at := tag(f) + " mangle "
+func (b *Backend) baseMangle(f dataplane.Family) []backends.Item {
+	at := xtables.At(f, "mangle")
 	set := named(insideSet, f)
 	mark := "-m set --match-set " + set + " dst,dst -j SET --map-set " + set + " dst,dst --map-mark"
-	items := []backends.Item{
-		// What the node itself sends comes to the filter table only after IPVS.
-		chain(at, outputChain,
-			"-m conntrack --ctstate NEW "+guard(f)+" -j DROP",
-			mark,
-			"-m conntrack --ctstate NEW -m mark ! --mark "+bit(b.inside)+" -m set --match-set "+named(dropSet, f)+" dst,dst -j DROP"),
-		Rules(at + "OUTPUT -j " + outputChain),
+	output := []string{
+		"-m conntrack --ctstate NEW " + guard(f) + " -j DROP",
+		mark,
+		"-m conntrack --ctstate NEW -m mark ! --mark " + xtables.MarkText(b.inside) + " -m set --match-set " + named(dropSet, f) + " dst,dst -j DROP",
 	}
-	if yes := b.pods[f].yes; yes != "" {
-		items = append(items, chain(at, insideChain, yes+" "+mark), Rules(at+"PREROUTING -j "+insideChain))
+	if !b.cfg.TCPBeLiberal {
+		output = append(output, xtables.InvalidReset)
+	}
+	items := []backends.Item{
+		// The node's own traffic reaches the filter table only after IPVS.
+		xtables.Chain(at, outputChain, output...),
+		xtables.Item(at + "OUTPUT -j " + outputChain),
+	}
+	if yes := b.pods[f].From; yes != "" {
+		items = append(items, xtables.Chain(at, insideChain, yes+" "+mark), xtables.Item(at+"PREROUTING -j "+insideChain))
 	}
 	return items
-}
-
-// bit writes a mark of one bit with its mask.
-func bit(mark uint32) string { return fmt.Sprintf("%#x/%#x", mark, mark) }
-
-// chain makes the item of a chain.
-func chain(at, name string, rules ...string) Rules {
-	var t strings.Builder
-	t.WriteString(at + name)
-	for _, r := range rules {
-		t.WriteString("\n-A " + name + " " + r)
-	}
-	return Rules(t.String())
 }

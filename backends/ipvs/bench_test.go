@@ -9,40 +9,41 @@ import (
 	"time"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 	"weir/backends/netlab"
 )
 
 // sizes are the numbers of Services of the benchmarks, each with five endpoints.
 var sizes = []int{1_000, 10_000}
 
-func benchEntry(n int) *backends.Entry {
-	e := &backends.Entry{
-		Key: backends.PortKey{
-			Service: backends.ServiceName{Namespace: "bench", Name: fmt.Sprintf("service-%d", n)},
-			Port:    "http", Protocol: backends.TCP, Family: backends.IPv4,
+func benchEntry(n int) *dataplane.ServicePort {
+	e := &dataplane.ServicePort{
+		Key: dataplane.ServicePortName{
+			Service: dataplane.ServiceName{Namespace: "bench", Name: fmt.Sprintf("service-%d", n)},
+			Port:    "http", Protocol: dataplane.TCP, Family: dataplane.IPv4,
 		},
 		ClusterIP: netip.AddrFrom4([4]byte{10, byte(96 + n>>16), byte(n >> 8), byte(n)}), Port: 80, HasEndpoints: true,
 	}
 	for i := range 5 {
 		m := n*5 + i
-		e.Endpoints = append(e.Endpoints, backends.Endpoint{
+		e.Endpoints = append(e.Endpoints, dataplane.Endpoint{
 			Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(128 + m>>16), byte(m >> 8), byte(m)}), 8080), Cluster: true, Remote: true, Weight: 1,
 		})
 	}
 	return e
 }
 
-// benchNode returns a backend on an empty node, with its scaffolding in place.
+// benchNode returns a backend on an empty node, with the Items of Base in place.
 func benchNode(b *testing.B) *inside {
 	b.Helper()
 	cfg := testConfig()
-	cfg.Families = []backends.Family{backends.IPv4}
+	cfg.Families = []dataplane.Family{dataplane.IPv4}
 	node := realRig(b, netlab.New(b, netlab.Topology{Pods: 1}).Node()).with(cfg, testSettings())
 	node.converge(b)
 	return node
 }
 
-// creation is the plan for n Services where the scaffolding is there.
+// creation returns the plan for n Services on a node that has the Items of Base.
 func creation(b *testing.B, node *inside, n int) backends.Plan {
 	b.Helper()
 	items := map[backends.ID]backends.Item{}
@@ -63,8 +64,7 @@ func creation(b *testing.B, node *inside, n int) backends.Plan {
 	return p
 }
 
-// bare makes the objects of a plan with nothing but the kernel's own requests, as few as can be, in an order in which they
-// can be made.
+// bare makes the objects of a plan with nothing but the kernel's own requests, as few as possible, in a valid order.
 func bare(b *testing.B, node *inside, p backends.Plan) {
 	b.Helper()
 	k := node.kernel.(*Linux)
@@ -96,8 +96,8 @@ func bare(b *testing.B, node *inside, p backends.Plan) {
 	}
 }
 
-// mustApply makes a plan without chains, which needs no thread in the namespace: its sockets are there. Go's netlink
-// sockets are far slower on a thread of their own.
+// mustApply applies a plan without chains. It needs no thread in the namespace, because the sockets are open. Go's
+// netlink sockets are far slower on a locked thread.
 func (b *inside) mustApply(t testing.TB, p backends.Plan) {
 	t.Helper()
 	if r := b.Backend.Apply(t.Context(), p); r.Err != nil || len(r.Refused) > 0 {
@@ -105,8 +105,8 @@ func (b *inside) mustApply(t testing.TB, p backends.Plan) {
 	}
 }
 
-// BenchmarkProgram programs all Services on an empty node, makes the same objects with bare requests on another one, and
-// reads it all back. Figures of a machine that is emulated mean something as ratios only.
+// BenchmarkProgram programs all Services on an empty node, makes the same objects with bare requests on another one,
+// and reads it all back. On an emulated machine only the ratios mean something.
 func BenchmarkProgram(b *testing.B) {
 	for _, n := range sizes {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
@@ -145,7 +145,7 @@ func timed(f func()) time.Duration {
 	return time.Since(start)
 }
 
-// BenchmarkOneChange takes an endpoint of one among n Services away and gives it back.
+// BenchmarkOneChange removes an endpoint of one of n Services and adds it again.
 func BenchmarkOneChange(b *testing.B) {
 	for _, n := range append([]int{10}, sizes...) {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {

@@ -9,6 +9,7 @@ import (
 
 	"weir/backends"
 	"weir/backends/backendtest"
+	"weir/backends/dataplane"
 	"weir/backends/netlab"
 )
 
@@ -24,7 +25,7 @@ func (h harness) Backend() backends.Backend {
 	return b
 }
 
-// refusing is a Kernel that takes no virtual server at one address.
+// refusing is a Kernel that refuses virtual servers at one address.
 type refusing struct {
 	Kernel
 	addr *string
@@ -41,7 +42,7 @@ func (k refusing) Put(item backends.Item) error {
 	return k.Kernel.Put(item)
 }
 
-func (h harness) Refuse(t *testing.T, key backends.PortKey) {
+func (h harness) Refuse(t *testing.T, key dataplane.ServicePortName) {
 	for _, e := range backendtest.Sample() {
 		if e.Key == key {
 			*h.refused = e.ClusterIP.String()
@@ -49,13 +50,13 @@ func (h harness) Refuse(t *testing.T, key backends.PortKey) {
 	}
 }
 
-var foreignServer = ServerKey{Family: backends.IPv4, Protocol: backends.TCP, Addr: netip.MustParseAddrPort("10.96.0.1:9999")}
+var foreignServer = ServerKey{Family: dataplane.IPv4, Protocol: dataplane.TCP, Addr: netip.MustParseAddrPort("10.96.0.1:9999")}
 
 // AddForeign makes a virtual server next to one of weir's on its address, and a rule.
 func (h harness) AddForeign(t *testing.T) {
 	const rules = "*nat\n:OTHER - [0:0]\n-A POSTROUTING -s 172.17.0.0/16 -j OTHER\n-A OTHER -j MASQUERADE\nCOMMIT\n"
 	h.in(func() {
-		if err := h.tables.Restore(t.Context(), backends.IPv4, []byte(rules)); err != nil {
+		if err := h.tables.Restore(t.Context(), dataplane.IPv4, []byte(rules)); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -75,7 +76,7 @@ func (h harness) AddForeign(t *testing.T) {
 }
 
 func (h harness) DumpForeign(t *testing.T) string {
-	saved, err := h.tables.Save(t.Context(), backends.IPv4, "nat")
+	saved, err := h.tables.Save(t.Context(), dataplane.IPv4, "nat")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +107,7 @@ func (h harness) DumpForeign(t *testing.T) string {
 }
 
 func (h harness) Drifts() []backendtest.Drift {
-	web := ServerKey{Family: backends.IPv4, Protocol: backends.TCP, Addr: netip.MustParseAddrPort("10.96.0.1:80")}
+	web := ServerKey{Family: dataplane.IPv4, Protocol: dataplane.TCP, Addr: netip.MustParseAddrPort("10.96.0.1:80")}
 	dest := func(last string, weight uint16) Destination {
 		return Destination{Server: web, Addr: netip.MustParseAddrPort("10.244.1." + last + ":8080"), Weight: weight}
 	}
@@ -132,13 +133,13 @@ func (h harness) Drifts() []backendtest.Drift {
 	rules := func(name, table, lines string) backendtest.Drift {
 		return backendtest.Drift{Name: name, Inject: func(t *testing.T) {
 			h.in(func() {
-				if err := h.tables.Restore(t.Context(), backends.IPv4, []byte("*"+table+"\n"+lines+"COMMIT\n")); err != nil {
+				if err := h.tables.Restore(t.Context(), dataplane.IPv4, []byte("*"+table+"\n"+lines+"COMMIT\n")); err != nil {
 					t.Fatal(err)
 				}
 			})
 		}}
 	}
-	member := Member{Set: clusterSet + "4", Addr: web.Addr.Addr(), Protocol: backends.TCP, Port: 80}
+	member := Member{Set: clusterSet + "4", Addr: web.Addr.Addr(), Protocol: dataplane.TCP, Port: 80}
 	strange := member
 	strange.Port = 81
 	return []backendtest.Drift{
@@ -158,13 +159,6 @@ func (h harness) Drifts() []backendtest.Drift {
 		put("AddressAdded", Address{Addr: netip.MustParseAddr("192.0.2.99")}),
 		put("MemberAdded", strange),
 		put("TimeoutsChanged", Timeouts{TCP: 77e9}),
-		{Name: "SysctlChanged", Inject: func(t *testing.T) {
-			h.in(func() {
-				if _, err := h.sysctl.Ensure("net.ipv4.vs.conntrack", "0"); err != nil {
-					t.Fatal(err)
-				}
-			})
-		}},
 		rules("NATFlushed", "nat", "-F\n"),
 		rules("HookGone", "filter", "-D INPUT -j WEIR-IPVS-INPUT\n"),
 		rules("HookShadowed", "nat", "-I POSTROUTING 1 -j ACCEPT\n"),

@@ -10,9 +10,11 @@ import (
 
 	"weir/backends"
 	"weir/backends/backendtest"
+	"weir/backends/dataplane"
+	"weir/backends/xtables"
 )
 
-// TestSecondPlanIsEmpty also covers the way back: without Services only the scaffolding is left.
+// TestSecondPlanIsEmpty also covers the way back: without Services only the Items of Base are left.
 func TestSecondPlanIsEmpty(t *testing.T) {
 	eachKernel(t, func(t *testing.T, r *rig) {
 		b := r.backend(testSettings())
@@ -29,7 +31,7 @@ func TestSecondPlanIsEmpty(t *testing.T) {
 	})
 }
 
-// TestRulesAreConstant: what a Service adds is never a rule of iptables, or a set.
+// TestRulesAreConstant expects that a Service never adds an iptables rule or a set.
 func TestRulesAreConstant(t *testing.T) {
 	b := fakeRig(t).backend(testSettings())
 	for _, e := range backendtest.Sample() {
@@ -39,14 +41,14 @@ func TestRulesAreConstant(t *testing.T) {
 		}
 		for _, i := range items {
 			switch i.(type) {
-			case Rules, Set:
+			case xtables.Item, Set:
 				t.Errorf("%s adds %s", e.Key, i)
 			}
 		}
 	}
 }
 
-// TestLoopbackNodePorts: IPVS cannot serve them, so nothing is programmed for them, and who asks for them is told.
+// TestLoopbackNodePorts expects a warning and no Items, because IPVS cannot serve node ports on loopback addresses.
 func TestLoopbackNodePorts(t *testing.T) {
 	cfg := testConfig()
 	cfg.NodePortAddresses = []netip.Addr{netip.MustParseAddr("127.0.0.1"), cfg.NodeAddresses[0]}
@@ -77,7 +79,7 @@ func TestLoopbackNodePorts(t *testing.T) {
 	}
 }
 
-// fussy is a Kernel that does not take the members with one address.
+// fussy is a Kernel that refuses the members with one address.
 type fussy struct {
 	Kernel
 	addr string
@@ -97,7 +99,7 @@ func (k fussy) PutMembers(members []Member) error {
 	return k.Kernel.PutMembers(members)
 }
 
-// TestOneBadMember: of members that are made at once, only the one that the kernel does not take is refused.
+// TestOneBadMember expects that, of members that are added at once, only the bad one is refused.
 func TestOneBadMember(t *testing.T) {
 	eachKernel(t, func(t *testing.T, r *rig) {
 		b := r.backend(testSettings())
@@ -116,4 +118,18 @@ func TestOneBadMember(t *testing.T) {
 			t.Errorf("%d were refused, and still to do is:\n%s", len(refused), p)
 		}
 	})
+}
+
+// TestPodCIDRAsSaved uses a pod CIDR that ip6tables-save prints as inet_ntop does, unlike netip. Written in any other
+// way it would be drift at every sync.
+func TestPodCIDRAsSaved(t *testing.T) {
+	cfg := testConfig()
+	cfg.LocalDetector = dataplane.LocalDetector{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("::1.2.3.0/120")}}
+	found := 0
+	for _, i := range New(cfg, testSettings(), nil, nil).Base() {
+		found += strings.Count(i.String(), "-s ::1.2.3.0/120 ")
+	}
+	if found != 2 { // in nat and in mangle
+		t.Errorf("%d rules match on the pod CIDR as ip6tables-save prints it, want 2", found)
+	}
 }

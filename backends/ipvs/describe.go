@@ -7,15 +7,16 @@ import (
 	"time"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 )
 
 var _ backends.Describer = (*Backend)(nil)
 
-// Describe implements backends.Describer. A front is a member of one of the sets that hold all addresses and ports of
-// Services; the kernel is told no Service's name.
-func (b *Backend) Describe(items []backends.Item) []backends.Front {
+// Describe implements backends.Describer. A Frontend is a member of one of the sets that hold all addresses and ports
+// of Services. The kernel does not know the names of Services.
+func (b *Backend) Describe(items []backends.Item) []backends.ProgrammedFrontend {
 	d := &describer{
-		b: b, servers: map[ServerKey]Server{}, destinations: map[ServerKey][]Destination{}, fronts: map[ServerKey]*backends.Front{},
+		b: b, servers: map[ServerKey]Server{}, destinations: map[ServerKey][]Destination{}, fronts: map[ServerKey]*backends.ProgrammedFrontend{},
 		members: map[ServerKey][]Member{}, addresses: map[netip.Addr][]backends.ID{}, loops: map[ServerKey]backends.ID{},
 	}
 	var all []Member
@@ -44,7 +45,7 @@ func (b *Backend) Describe(items []backends.Item) []backends.Front {
 			d.front(m)
 		}
 	}
-	fronts := make([]backends.Front, 0, len(d.order))
+	fronts := make([]backends.ProgrammedFrontend, 0, len(d.order))
 	for _, k := range d.order {
 		f := d.fronts[k]
 		for _, ids := range []*[]backends.ID{&f.Own, &f.Shared} {
@@ -65,21 +66,21 @@ type describer struct {
 	members      map[ServerKey][]Member // by the address, protocol and port that they match
 	addresses    map[netip.Addr][]backends.ID
 	loops        map[ServerKey]backends.ID // by endpoint
-	fronts       map[ServerKey]*backends.Front
+	fronts       map[ServerKey]*backends.ProgrammedFrontend
 	order        []ServerKey
 }
 
 func keyOf(m Member) ServerKey {
 	k := ServerKey{Protocol: m.Protocol, Addr: netip.AddrPortFrom(m.Addr, m.Port)}
 	if m.Addr.IsValid() {
-		k.Family = backends.FamilyOf(m.Addr)
+		k.Family = dataplane.FamilyOf(m.Addr)
 	}
 	return k
 }
 
-// role returns "serve", "reject" or "drop" for a member that says what becomes of connections, else "".
+// role returns "serve", "reject" or "drop" for a member that decides about connections, else "".
 func role(m Member) string {
-	name, f := m.Set[:len(m.Set)-1], backends.FamilyOf(m.Addr)
+	name, f := m.Set[:len(m.Set)-1], dataplane.FamilyOf(m.Addr)
 	if m.Set != named(name, f) {
 		return ""
 	}
@@ -94,7 +95,7 @@ func role(m Member) string {
 	return ""
 }
 
-// front takes in one address and port. Those of a node port are one front, whatever the address.
+// front adds one address and port. All addresses of a node port are one Frontend.
 func (d *describer) front(m Member) {
 	at := keyOf(m)
 	key := at
@@ -103,7 +104,7 @@ func (d *describer) front(m Member) {
 	}
 	f := d.fronts[key]
 	if f == nil {
-		f = &backends.Front{Family: key.Family, Protocol: key.Protocol, Addr: key.Addr.Addr(), Port: key.Addr.Port()}
+		f = &backends.ProgrammedFrontend{Frontend: dataplane.Frontend{Family: key.Family, Protocol: key.Protocol, Addr: key.Addr.Addr(), Port: key.Addr.Port()}}
 		d.fronts[key] = f
 		d.order = append(d.order, key)
 	}
@@ -118,15 +119,15 @@ func (d *describer) front(m Member) {
 		f.Own = append(f.Own, other.ID())
 		switch {
 		case strings.HasPrefix(other.Set, insideSet):
-			f.Inside = d.serve(f, ServerKey{Family: at.Family, Mark: other.Mark})
+			f.FromNode = d.serve(f, ServerKey{Family: at.Family, Mark: other.Mark})
 		case strings.HasPrefix(other.Set, allowSet):
 			f.Sources = append(f.Sources, other.Other.String())
 		}
 	}
 }
 
-// serve returns the shares that the destinations of a virtual server have, and adds what there is of it to the front.
-func (d *describer) serve(f *backends.Front, key ServerKey) []backends.Share {
+// serve returns the shares of the destinations of a virtual server, and adds its Items to the Frontend.
+func (d *describer) serve(f *backends.ProgrammedFrontend, key ServerKey) []dataplane.EndpointShare {
 	server, ok := d.servers[key]
 	if !ok {
 		return nil
@@ -136,7 +137,7 @@ func (d *describer) serve(f *backends.Front, key ServerKey) []backends.Share {
 	for _, dest := range d.destinations[key] {
 		sum += int(dest.Weight)
 	}
-	var shares []backends.Share
+	var shares []dataplane.EndpointShare
 	for _, dest := range d.destinations[key] {
 		f.Own = append(f.Own, dest.ID())
 		endpoint := ServerKey{Family: key.Family, Protocol: f.Protocol, Addr: dest.Addr}
@@ -144,7 +145,7 @@ func (d *describer) serve(f *backends.Front, key ServerKey) []backends.Share {
 			f.Shared = append(f.Shared, id)
 		}
 		if dest.Weight > 0 {
-			shares = append(shares, backends.Share{Addr: dest.Addr, Of: float64(dest.Weight) / float64(sum)})
+			shares = append(shares, dataplane.EndpointShare{Addr: dest.Addr, Fraction: float64(dest.Weight) / float64(sum)})
 		}
 	}
 	return shares

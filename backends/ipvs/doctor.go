@@ -11,10 +11,10 @@ import (
 	"weir/backends/hostnet"
 )
 
-// schedulers are all that kernels have.
+// schedulers are all schedulers that kernels have.
 var schedulers = []string{"rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "mh", "fo", "ovf", "twos"}
 
-// Doctor looks for what the mode needs, with the scheduler that is to be used, on a kernel of the given version.
+// Doctor checks the requirements of the mode, with the given scheduler, on a kernel of the given version.
 func Doctor(scheduler string, kernel [2]int) []doctor.Check {
 	modules := doctor.Modules{}
 	checks := []doctor.Check{doctor.NetAdmin()}
@@ -23,7 +23,7 @@ func Doctor(scheduler string, kernel [2]int) []doctor.Check {
 	}
 	checks = append(checks, checkSchedulers(modules, scheduler))
 	if probeIPVS() == nil {
-		for _, s := range (&Backend{set: Settings{Kernel: kernel}}).sysctls() {
+		for _, s := range (Settings{Kernel: kernel}).Parameters() {
 			checks = append(checks, checkSysctl(s))
 		}
 		checks = append(checks, checkServers())
@@ -31,7 +31,7 @@ func Doctor(scheduler string, kernel [2]int) []doctor.Check {
 	return append(checks, checkKubeProxy())
 }
 
-// checkSchedulers needs one scheduler, and tells of the others.
+// checkSchedulers checks the required scheduler, and lists the others.
 func checkSchedulers(modules doctor.Modules, scheduler string) doctor.Check {
 	c := modules.Check("scheduler "+scheduler, "ip_vs_"+scheduler)
 	var have []string
@@ -48,8 +48,8 @@ func checkSchedulers(modules doctor.Modules, scheduler string) doctor.Check {
 	return c
 }
 
-// checkSysctl is about a parameter that weir sets.
-func checkSysctl(s Sysctl) doctor.Check {
+// checkSysctl checks a parameter that weir sets.
+func checkSysctl(s hostnet.Parameter) doctor.Check {
 	c := doctor.Check{Name: s.Name, State: doctor.OK}
 	is, err := hostnet.Sysctl{}.Get(s.Name)
 	switch {
@@ -63,7 +63,7 @@ func checkSysctl(s Sysctl) doctor.Check {
 	return c
 }
 
-// checkServers tells whose virtual servers there are.
+// checkServers counts weir's virtual servers and those of other programs.
 func checkServers() doctor.Check {
 	c := doctor.Check{Name: "virtual servers", State: doctor.OK}
 	handle, err := ipvs.New("")
@@ -90,7 +90,7 @@ func checkServers() doctor.Check {
 	return c
 }
 
-// checkKubeProxy says whether a kube-proxy in its ipvs mode has programmed this node.
+// checkKubeProxy checks whether a kube-proxy in its ipvs mode has programmed this node.
 func checkKubeProxy() doctor.Check {
 	found := map[string]bool{}
 	if _, err := netlink.LinkByName("kube-ipvs0"); err == nil {

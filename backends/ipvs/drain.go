@@ -9,14 +9,19 @@ import (
 	"strings"
 	"time"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// DrainLimit is how long a destination that is not wanted any more keeps its connections: as long as kube-proxy lets it.
+// DrainLimit is how long a destination that is no longer wanted keeps its connections, as in kube-proxy.
+//
+// The kernel holds the state of draining, so that it survives a restart. An unwanted destination with connections gets
+// weight 0, and so it is leaving. Its upper threshold, which has no effect at weight 0, holds the second at which it is
+// deleted even so. A virtual server is leaving if all of its destinations are, and an address is leaving if it is
+// deprecated. Observe skips leaving objects, and Reap deletes them.
 const DrainLimit = 15 * time.Minute
 
-// deleteDestination deletes a destination that has no connections, and has any other leave. UDP has no connections worth
-// waiting for.
+// deleteDestination deletes a destination that has no connections. A destination with connections begins to leave. UDP
+// has no connections worth waiting for.
 func (b *Backend) deleteDestination(d Destination) error {
 	if !b.drains(d.Server) {
 		return b.kernel.Delete(d)
@@ -26,7 +31,7 @@ func (b *Backend) deleteDestination(d Destination) error {
 		return err
 	}
 	if now.Until == 0 {
-		// No new connections from here on, so that the count can only fall.
+		// The destination gets no new connections from here on, so that the count can only fall.
 		now.Weight, now.Until = 0, uint32(b.now().Add(b.set.DrainLimit).Unix())
 		if err := b.kernel.Put(*now); err != nil {
 			return err
@@ -42,10 +47,10 @@ func (b *Backend) deleteDestination(d Destination) error {
 	return nil
 }
 
-// drains says whether connections of the virtual server are waited for.
+// drains reports whether the virtual server waits for its connections.
 func (b *Backend) drains(k ServerKey) bool {
-	insists := b.known[k]
-	return !insists && b.set.DrainLimit > 0 && k.Protocol != backends.UDP && k.Mark&b.datagrams == 0
+	ignoresZeroWeight := b.known[k]
+	return !ignoresZeroWeight && b.set.DrainLimit > 0 && k.Protocol != dataplane.UDP && k.Mark&b.datagrams == 0
 }
 
 func (b *Backend) find(d Destination) (*Destination, error) {
@@ -59,7 +64,7 @@ func (b *Backend) find(d Destination) (*Destination, error) {
 	return nil, nil
 }
 
-// deleteServer deletes a virtual server, unless it has leaving destinations: then it leaves with the last of them.
+// deleteServer deletes a virtual server, unless it has leaving destinations. Then it leaves with the last of them.
 func (b *Backend) deleteServer(s Server) error {
 	if _, ok := b.draining[s.ServerKey]; ok {
 		list, err := b.kernel.Destinations(s.ServerKey)
@@ -75,7 +80,7 @@ func (b *Backend) deleteServer(s Server) error {
 	return b.kernel.Delete(s)
 }
 
-// deleteAddress deletes an address, unless connections through it are waited for.
+// deleteAddress deletes an address, unless a connection through it is still waited for.
 func (b *Backend) deleteAddress(a netip.Addr, teardown bool) error {
 	if !teardown && b.drainsThrough(a) {
 		b.leaving[a] = struct{}{}
@@ -85,26 +90,27 @@ func (b *Backend) deleteAddress(a netip.Addr, teardown bool) error {
 	return b.kernel.Delete(Address{Addr: a})
 }
 
-// guardsLeaving says whether a member keeps what listens on all addresses of the node from being reached at one that is
-// leaving. It goes with that.
+// guardsLeaving reports whether a member protects a leaving address: it keeps servers that listen on all addresses of
+// the node from being reached there. The member is deleted together with the address.
 func (b *Backend) guardsLeaving(m Member) bool {
 	_, leaving := b.leaving[m.Addr]
 	return leaving && strings.HasPrefix(m.Set, addrSet)
 }
 
-// drainsThrough says whether packets for the address may belong to a leaving destination. Those of a virtual server that is
-// found by a mark may have any address.
+// drainsThrough reports whether packets for the address may belong to a leaving destination. Packets for a virtual
+// server that is found by a mark may have any address.
 func (b *Backend) drainsThrough(a netip.Addr) bool {
 	for k := range b.draining {
-		if k.Mark != 0 && k.Family == backends.FamilyOf(a) || k.Addr.Addr() == a {
+		if k.Mark != 0 && k.Family == dataplane.FamilyOf(a) || k.Addr.Addr() == a {
 			return true
 		}
 	}
 	return false
 }
 
-// Reap deletes the leaving destinations that have no connections any more or have reached their limit, and what left with
-// them. It returns how many are still leaving, and does nothing before the first Observe. It may be called at any time.
+// Reap implements backends.Drainer. It deletes the leaving destinations that have no connections or are past their
+// limit, and the virtual servers, addresses and members that leave with them. It returns how many destinations are
+// still leaving. It does nothing before the first Observe, and may be called at any time.
 func (b *Backend) Reap(ctx context.Context) (left int, err error) {
 	now := uint32(b.now().Unix())
 	for key := range b.draining {
@@ -119,7 +125,7 @@ func (b *Backend) Reap(ctx context.Context) (left int, err error) {
 	}
 	for a := range b.leaving {
 		if !b.drainsThrough(a) {
-			guard := Member{Set: named(addrSet, backends.FamilyOf(a)), Addr: a}
+			guard := Member{Set: named(addrSet, dataplane.FamilyOf(a)), Addr: a}
 			if err := errors.Join(b.kernel.Delete(Address{Addr: a}), b.kernel.Delete(guard)); err != nil {
 				return left, err
 			}
@@ -151,7 +157,7 @@ func (b *Backend) reapServer(key ServerKey, now uint32) (left int, err error) {
 		delete(b.draining, key)
 	}
 	if len(list) > 0 && kept == 0 {
-		// One that is wanted has a destination that is not leaving.
+		// A wanted virtual server has a destination that is not leaving.
 		delete(b.known, key)
 		return 0, b.kernel.Delete(Server{ServerKey: key})
 	}

@@ -12,14 +12,14 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// maxMembers bounds a set; the kernel's default of 65536 is too few for 20,000 Services.
+// maxMembers bounds a set. The kernel's default of 65536 is not enough for 20,000 Services.
 const maxMembers = 1 << 21
 
-// ipsets speaks to the kernel's ip_set. vishvananda/netlink can do it too, but knows no marks of members and panics on errors
-// that are not numbers; so only its names for numbers are used.
+// ipsets is a connection to the kernel's ip_set. vishvananda/netlink supports ip_set too, but it does not know the
+// marks of members, and panics on errors that are not numbers. So only its constants are used.
 type ipsets struct{ conn *netlink.Conn }
 
 func openIPSets() (*ipsets, error) {
@@ -57,13 +57,13 @@ func (s *ipsets) do(cmd int, flags netlink.HeaderFlags, set string, attrs func(*
 	return replies, err
 }
 
-// probe says whether the kernel has ipsets.
+// probe returns an error if the kernel has no ipsets.
 func (s *ipsets) probe() error {
 	_, err := s.do(nl.IPSET_CMD_PROTOCOL, 0, "", nil)
 	return err
 }
 
-// revisions are the oldest that have what is used of each type.
+// revisions are the oldest ones that have the features used of each type.
 var revisions = map[string]uint8{typePort: 1, typePortIP: 1, typePortNet: 2, typeAddr: 0, typePortOnly: 0}
 
 // marksRevision is the oldest of hash:ip,port with marks.
@@ -74,7 +74,7 @@ func (s *ipsets) create(set Set) error {
 	if set.Marks {
 		revision = marksRevision
 	}
-	family := map[backends.Family]uint8{backends.IPv4: unix.AF_INET, backends.IPv6: unix.AF_INET6}[set.Family]
+	family := map[dataplane.Family]uint8{dataplane.IPv4: unix.AF_INET, dataplane.IPv6: unix.AF_INET6}[set.Family]
 	_, err := s.do(nl.IPSET_CMD_CREATE, netlink.Acknowledge|netlink.Create, set.Name, func(e *netlink.AttributeEncoder) {
 		e.String(nl.IPSET_ATTR_TYPENAME, set.Type)
 		e.Uint8(nl.IPSET_ATTR_REVISION, revision)
@@ -107,14 +107,14 @@ func (s *ipsets) destroy(set Set) error {
 	return err
 }
 
-// membersAtOnce is how many members one request holds at most: the list of them is bounded by 64 KiB, and the longest
-// member has 80 bytes.
+// membersAtOnce bounds the members of one request. The list of members is bounded by 64 KiB, and the longest member has
+// 80 bytes.
 const membersAtOnce = 500
 
-// add puts members in the set of the first one, which is that of all.
+// add adds members to the set of the first one. All members must be of that set.
 func (s *ipsets) add(members []Member) error {
 	_, err := s.do(nl.IPSET_CMD_ADD, netlink.Acknowledge, members[0].Set, func(e *netlink.AttributeEncoder) {
-		e.Uint32(nl.IPSET_ATTR_LINENO, 0) // the kernel wants it with a list
+		e.Uint32(nl.IPSET_ATTR_LINENO, 0) // the kernel requires it with a list
 		e.Nested(nl.IPSET_ATTR_ADT, func(e *netlink.AttributeEncoder) error {
 			for _, m := range members {
 				m.encode(e)
@@ -165,7 +165,7 @@ func encodeAddr(e *netlink.AttributeEncoder, attr uint16, a netip.Addr) {
 	})
 }
 
-// list returns the sets that are weir's, with their members. The kernel answers with several messages for a large set.
+// list returns weir's sets with their members. The kernel answers with several messages for a large set.
 func (s *ipsets) list() (sets []Set, members []Member, err error) {
 	replies, err := s.do(nl.IPSET_CMD_LIST, netlink.Dump, "", nil)
 	if err != nil {
@@ -174,7 +174,7 @@ func (s *ipsets) list() (sets []Set, members []Member, err error) {
 	seen := map[string]bool{}
 	for _, reply := range replies {
 		if len(reply.Data) < 4 {
-			return nil, nil, fmt.Errorf("an answer of %d bytes", len(reply.Data))
+			return nil, nil, fmt.Errorf("the kernel's answer is truncated: %d bytes", len(reply.Data))
 		}
 		set, more, err := parseSet(reply.Data[4:])
 		if err != nil {
@@ -235,9 +235,9 @@ func parseSet(data []byte) (set Set, members []Member, err error) {
 	switch {
 	case set.Type == typePortOnly:
 	case family == unix.AF_INET:
-		set.Family = backends.IPv4
+		set.Family = dataplane.IPv4
 	case family == unix.AF_INET6:
-		set.Family = backends.IPv6
+		set.Family = dataplane.IPv6
 	}
 	var bad error
 	err = walk(entries, func(d *netlink.AttributeDecoder) {
@@ -260,7 +260,7 @@ func parseMember(set Set, data []byte) (Member, error) {
 		case nl.IPSET_ATTR_CIDR2:
 			bits = int(d.Uint8())
 		case nl.IPSET_ATTR_PROTO:
-			m.Protocol = backends.Protocol(d.Uint8())
+			m.Protocol = dataplane.Protocol(d.Uint8())
 		case nl.IPSET_ATTR_PORT:
 			m.Port = d.Uint16()
 		case nl.IPSET_ATTR_SKBMARK:

@@ -4,16 +4,17 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
-	"strings"
 	"time"
 
 	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/xtables"
 )
 
 // Link is the dummy interface that holds the addresses of Services.
 type Link struct{}
 
-// LinkName is its name.
+// LinkName is the name of the Link.
 const LinkName = "weir-ipvs0"
 
 // ID and String implement backends.Item.
@@ -23,7 +24,7 @@ func (l Link) String() string { return string(l.ID()) }
 // Address is an address on the Link.
 type Address struct {
 	Addr netip.Addr
-	// Leaving says that the address goes with the last connections through it.
+	// Leaving reports whether the address is deleted with the last connection through it.
 	Leaving bool
 }
 
@@ -31,32 +32,33 @@ type Address struct {
 func (a Address) ID() backends.ID { return backends.ID("addr " + a.Addr.String()) }
 func (a Address) String() string  { return string(a.ID()) }
 
-// ServerKey is what the kernel finds a virtual server by: the mark of a packet, or else its protocol, address and port.
+// ServerKey is the key by which the kernel finds a virtual server: the mark of a packet, or else its protocol, address
+// and port.
 type ServerKey struct {
-	Family   backends.Family
+	Family   dataplane.Family
 	Mark     uint32
-	Protocol backends.Protocol
+	Protocol dataplane.Protocol
 	Addr     netip.AddrPort
 }
 
 // String returns "vs tcp 10.96.0.1:80" or "vs ip4 mark 0x80001234".
 func (k ServerKey) String() string {
 	if k.Mark != 0 {
-		return fmt.Sprintf("vs %s mark %#x", tag(k.Family), k.Mark)
+		return fmt.Sprintf("vs %s mark %#x", xtables.Tag(k.Family), k.Mark)
 	}
-	return "vs " + protocol(k.Protocol) + " " + k.Addr.String()
+	return "vs " + xtables.ProtocolName(k.Protocol) + " " + k.Addr.String()
 }
 
 // Server is a virtual server.
 type Server struct {
 	ServerKey
 	Scheduler string
-	// Affinity is for how many seconds a client stays with its destination; 0 means that it does not.
+	// Affinity is the number of seconds for which a client stays with its destination; 0 means no session affinity.
 	Affinity uint32
-	// Fallback has a scheduler that hashes clients (sh, mh) find another destination for those that belong to one with
-	// weight 0, as one that leaves has. Else they are refused.
+	// Fallback lets a scheduler that hashes clients (sh, mh) choose another destination for clients whose destination
+	// has weight 0, as a leaving one has. Otherwise those clients are refused.
 	Fallback bool
-	// Retake has Put take a virtual server that is there without weir's mark for weir's.
+	// Retake makes Put take over an existing virtual server that lacks weir's mark.
 	Retake bool
 }
 
@@ -73,17 +75,18 @@ func (s Server) String() string {
 	return text
 }
 
-// Destination is where a virtual server sends connections.
+// Destination is an endpoint to which a virtual server sends connections.
 type Destination struct {
 	Server ServerKey
 	Addr   netip.AddrPort
 	Weight uint16
-	// Until is the second at which a leaving destination goes, since 1970; 0 for one that is not leaving.
+	// Until is the second, since 1970, at which a leaving destination is deleted; 0 for a destination that is not
+	// leaving.
 	Until uint32
-	// Connections is how many it has, as it was read.
+	// Connections is the number of its connections when it was read.
 	Connections int
-	// Altered says that somebody gave it what those of weir do not have: another way of forwarding than NAT, or a bound of
-	// its connections. Put puts that right.
+	// Altered reports whether another program gave the destination settings that weir's do not have: another way of
+	// forwarding than NAT, or a bound of its connections. Put corrects that.
 	Altered bool
 }
 
@@ -103,8 +106,8 @@ func (d Destination) String() string {
 type Set struct {
 	Name, Type string
 	// Family is 0 for sets that hold no addresses.
-	Family backends.Family
-	// Marks says that members carry marks.
+	Family dataplane.Family
+	// Marks reports whether members carry marks.
 	Marks bool
 }
 
@@ -113,7 +116,7 @@ func (s Set) ID() backends.ID { return backends.ID("set " + s.Name) }
 func (s Set) String() string {
 	text := "set " + s.Name + " " + s.Type
 	if s.Family != 0 {
-		text += " " + tag(s.Family)
+		text += " " + xtables.Tag(s.Family)
 	}
 	if s.Marks {
 		text += " skbinfo"
@@ -121,11 +124,11 @@ func (s Set) String() string {
 	return text
 }
 
-// Member is a member of a Set. What the set's type does not have is zero.
+// Member is a member of a Set. Fields that the set's type does not have are zero.
 type Member struct {
 	Set      string
 	Addr     netip.Addr
-	Protocol backends.Protocol
+	Protocol dataplane.Protocol
 	Port     uint16
 	Other    netip.Prefix
 	Mark     uint32
@@ -144,7 +147,7 @@ func (m Member) ID() backends.ID {
 			t = append(t, ',')
 		}
 		if m.Protocol != 0 {
-			t = append(append(t, protocol(m.Protocol)...), ':')
+			t = append(append(t, xtables.ProtocolName(m.Protocol)...), ':')
 		}
 		t = strconv.AppendUint(t, uint64(m.Port), 10)
 	}
@@ -160,7 +163,7 @@ func (m Member) String() string {
 	return string(m.ID())
 }
 
-// Timeouts are how long IPVS keeps connections on which nothing is sent; 0 leaves what there is.
+// Timeouts are how long IPVS keeps connections without traffic; 0 leaves the present value.
 type Timeouts struct{ TCP, TCPFin, UDP time.Duration }
 
 // ID and String implement backends.Item.
@@ -178,7 +181,7 @@ func (t Timeouts) String() string {
 	return text
 }
 
-// only keeps the fields that of has.
+// only returns t with only the fields that are set in of.
 func (t Timeouts) only(of Timeouts) Timeouts {
 	if of.TCP == 0 {
 		t.TCP = 0
@@ -190,49 +193,4 @@ func (t Timeouts) only(of Timeouts) Timeouts {
 		t.UDP = 0
 	}
 	return t
-}
-
-// Sysctl is a kernel parameter. It is only changed, never put back: it is not known who else relies on it.
-type Sysctl struct{ Name, Value string }
-
-// ID and String implement backends.Item.
-func (s Sysctl) ID() backends.ID { return backends.ID("sysctl " + s.Name) }
-func (s Sysctl) String() string  { return "sysctl " + s.Name + " = " + s.Value }
-
-// Rules is a chain with its rules in order, or a hook: a rule in a built-in chain, ahead of all rules that would keep packets
-// from it. Its text is that of iptables-save:
-//
-//	ip4 nat WEIR-IPVS-SERVICES
-//	-A WEIR-IPVS-SERVICES …
-//
-//	ip4 nat PREROUTING -j WEIR-IPVS-SERVICES
-type Rules string
-
-// ID implements backends.Item.
-func (r Rules) ID() backends.ID {
-	id, _, _ := strings.Cut(string(r), "\n")
-	return backends.ID(id)
-}
-
-// String implements backends.Item.
-func (r Rules) String() string { return string(r) }
-
-// tag is how items name a family.
-func tag(f backends.Family) string {
-	if f == backends.IPv6 {
-		return "ip6"
-	}
-	return "ip4"
-}
-
-func protocol(p backends.Protocol) string {
-	switch p {
-	case backends.TCP:
-		return "tcp"
-	case backends.UDP:
-		return "udp"
-	case backends.SCTP:
-		return "sctp"
-	}
-	return strings.ToLower(p.String())
 }

@@ -16,30 +16,32 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// Flags of virtual servers, and what a destination's lower threshold is while it leaves.
+// Flags of virtual servers, and the lower threshold of a leaving destination.
 const (
 	flagPersistent = 0x1
 	flagFallback   = 0x8
 	leavingMark    = 1
 )
 
-// dumpAttempts is how often a list that changed while it was read is read again.
+// dumpAttempts bounds how often a list that changed during the read is read again.
 const dumpAttempts = 5
 
 // Linux is the Kernel of the network namespace that Open was called in.
 type Linux struct {
-	mu    sync.Mutex // of all that follows: the sockets have one exchange at a time
+	mu    sync.Mutex // guards all fields below: the sockets serve one exchange at a time
 	ipvs  *ipvs.Handle
 	route *netlink.Handle
 	sets  *ipsets
-	link  netlink.Link // weir-ipvs0 as it was last seen
+	link  netlink.Link // weir-ipvs0 as it was last read
 }
 
-// Open opens the kernel of this network namespace. The error says what it lacks; Probe would try to load it first.
+// Open opens the kernel of this network namespace. The error names what the kernel lacks; Probe would try to load it
+// first.
 func Open() (*Linux, error) {
-	// The library asks for the number of IPVS once in a process, so it must not ask too early.
+	// The library asks for the number of IPVS only once in a process, so it must not ask before IPVS is there.
 	if missing, err := lacking(); err != nil || len(missing) > 0 {
 		return nil, cmp.Or(err, fmt.Errorf("the kernel lacks %s", strings.Join(missing, ", ")))
 	}
@@ -58,7 +60,7 @@ func Open() (*Linux, error) {
 	return k, nil
 }
 
-// Close closes what Open opened.
+// Close closes the sockets.
 func (k *Linux) Close() {
 	k.ipvs.Close()
 	if k.route != nil {
@@ -135,7 +137,7 @@ func (k *Linux) readAddresses(s *State) error {
 	return nil
 }
 
-// findLink looks for weir-ipvs0.
+// findLink finds weir-ipvs0.
 func (k *Linux) findLink() error {
 	link, err := k.route.LinkByName(LinkName)
 	if missing := (netlink.LinkNotFoundError{}); errors.As(err, &missing) {
@@ -273,7 +275,7 @@ func (k *Linux) remove(item backends.Item) error {
 	return fmt.Errorf("%T is not an object of IPVS", item)
 }
 
-// putLink makes the interface. It stays down: its addresses are this node's even so, and no packet ever leaves by it.
+// putLink makes the interface. It stays down: its addresses are local even so, and no packet ever leaves through it.
 func (k *Linux) putLink() error {
 	if err := k.findLink(); err != nil || k.link != nil {
 		return err
@@ -324,7 +326,7 @@ func (k *Linux) putServer(s Server) error {
 	return err
 }
 
-// owned says whether a virtual server has weir's mark.
+// owned reports whether a virtual server has weir's mark.
 func owned(svc *ipvs.Service) bool { return svc.Flags&ownerMask == ownerMark }
 
 func address(a netip.Addr) *netlink.Addr {
@@ -340,7 +342,7 @@ func service(s Server) *ipvs.Service {
 		AddressFamily: unix.AF_INET, Netmask: 0xffffffff, FWMark: s.Mark, Protocol: uint16(s.Protocol),
 		SchedName: s.Scheduler, Flags: ownerMark, Timeout: s.Affinity,
 	}
-	if s.Family == backends.IPv6 {
+	if s.Family == dataplane.IPv6 {
 		svc.AddressFamily, svc.Netmask = unix.AF_INET6, 128
 	}
 	if s.Affinity > 0 {
@@ -357,13 +359,13 @@ func service(s Server) *ipvs.Service {
 
 func serverOf(svc *ipvs.Service) Server {
 	s := Server{Scheduler: svc.SchedName, Fallback: svc.Flags&flagFallback != 0}
-	s.Family = backends.IPv4
+	s.Family = dataplane.IPv4
 	if svc.AddressFamily == unix.AF_INET6 {
-		s.Family = backends.IPv6
+		s.Family = dataplane.IPv6
 	}
 	if s.Mark = svc.FWMark; s.Mark == 0 {
 		a, _ := netip.AddrFromSlice(svc.Address)
-		s.Protocol, s.Addr = backends.Protocol(svc.Protocol), netip.AddrPortFrom(a, svc.Port)
+		s.Protocol, s.Addr = dataplane.Protocol(svc.Protocol), netip.AddrPortFrom(a, svc.Port)
 	}
 	if svc.Flags&flagPersistent != 0 {
 		s.Affinity = svc.Timeout

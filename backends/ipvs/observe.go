@@ -25,19 +25,18 @@ func (b *Backend) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 	}
 }
 
-// read returns the items in the kernel that are not leaving, and notes those that are.
+// read returns the items in the kernel that are not leaving, and records those that are.
 func (b *Backend) read(ctx context.Context) ([]backends.Item, error) {
 	state, err := b.kernel.Read(ctx)
 	if err != nil {
 		return nil, err
 	}
-	rules, err := b.readTables(ctx)
-	if err != nil {
-		return nil, err
-	}
 	items := b.note(state)
-	for _, r := range rules {
-		items = append(items, r)
+	for rule, err := range b.rules.Observe(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		items = append(items, rule)
 	}
 	for _, s := range state.Sets {
 		items = append(items, s)
@@ -50,20 +49,15 @@ func (b *Backend) read(ctx context.Context) ([]backends.Item, error) {
 	if !state.Link {
 		return items, nil
 	}
-	// What is set but not owned counts as long as weir is here.
+	// Settings without an owner count as weir's as long as weir's interface exists.
 	items = append(items, Link{})
 	if t := state.Timeouts.only(b.timeouts()); t != (Timeouts{}) {
 		items = append(items, t)
 	}
-	for _, s := range b.sysctls() {
-		if s.Value, err = b.sysctl.Get(s.Name); err == nil {
-			items = append(items, s)
-		}
-	}
 	return items, nil
 }
 
-// note tells what is leaving from what is not, and returns the latter.
+// note records the leaving objects, and returns the others.
 func (b *Backend) note(state *State) []backends.Item {
 	b.draining, b.leaving = map[ServerKey]struct{}{}, map[netip.Addr]struct{}{}
 	var items []backends.Item
@@ -78,7 +72,7 @@ func (b *Backend) note(state *State) []backends.Item {
 		items = append(items, d)
 	}
 	for _, s := range state.Servers {
-		b.known[s.ServerKey] = s.insists()
+		b.known[s.ServerKey] = s.ignoresZeroWeight()
 		if staying[s.ServerKey] || !leaving[s.ServerKey] {
 			items = append(items, s)
 		}

@@ -9,13 +9,15 @@ import (
 	"time"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 	"weir/backends/netlab"
 )
 
 const (
-	// answerWait is how long a probe waits for what must come.
+	// answerWait bounds how long a probe waits for an answer that must come.
 	answerWait = 20 * time.Second
-	// patience is how long a test waits for the kernel to forget a connection that was reset, which it does after ten seconds.
+	// patience bounds how long a test waits for the kernel to forget a connection that was reset. The kernel takes ten
+	// seconds.
 	patience = 60 * time.Second
 )
 
@@ -40,22 +42,23 @@ func newNode(t *testing.T, set Settings) *node {
 
 var webAddr = netip.MustParseAddrPort("10.96.0.80:80")
 
-// web is a Service with the pods of these weights as endpoints; a pod that is 0 has weight 0, one that is negative is none.
-func web(weights ...int) *backends.Entry {
-	e := &backends.Entry{
-		Key:       backends.PortKey{Service: backends.ServiceName{Namespace: "default", Name: "web"}, Protocol: backends.TCP, Family: backends.IPv4},
+// web returns a Service with the pods of these weights as endpoints. A pod with 0 has weight 0, and a pod with a
+// negative weight is no endpoint.
+func web(weights ...int) *dataplane.ServicePort {
+	e := &dataplane.ServicePort{
+		Key:       dataplane.ServicePortName{Service: dataplane.ServiceName{Namespace: "default", Name: "web"}, Protocol: dataplane.TCP, Family: dataplane.IPv4},
 		ClusterIP: webAddr.Addr(), Port: webAddr.Port(), HasEndpoints: true,
 	}
 	for i, w := range weights {
 		if w >= 0 {
 			at := netip.AddrPortFrom(netlab.PodIPv4(i+1), 8080)
-			e.Endpoints = append(e.Endpoints, backends.Endpoint{Addr: at, Cluster: true, Local: true, Weight: uint16(w)})
+			e.Endpoints = append(e.Endpoints, dataplane.Endpoint{Addr: at, Cluster: true, Local: true, Weight: uint16(w)})
 		}
 	}
 	return e
 }
 
-// open connects and says who answers. The flow stays open.
+// open connects, and returns who answered. The flow stays open.
 func (n *node) open(from string, to netip.AddrPort) (*netlab.Flow, string) {
 	n.t.Helper()
 	f, err := n.lab.Host(from).Open(netlab.TCP, to, answerWait)
@@ -75,7 +78,7 @@ func (n *node) ask(f *netlab.Flow) string {
 	return r.Server
 }
 
-// openMany returns who answers k connections that are opened one after the other and stay open.
+// openMany opens k connections one after the other, leaves them open, and returns who answered each.
 func (n *node) openMany(from string, to netip.AddrPort, k int) []string {
 	n.t.Helper()
 	var who []string
@@ -86,7 +89,7 @@ func (n *node) openMany(from string, to netip.AddrPort, k int) []string {
 	return who
 }
 
-// destination returns what the kernel has of a pod behind the virtual server.
+// destination returns the kernel's destination for a pod behind the virtual server.
 func (n *node) destination(key ServerKey, pod int) (Destination, bool) {
 	n.t.Helper()
 	list, err := n.kernel.Destinations(key)
@@ -136,10 +139,11 @@ func count(names []string) map[string]int {
 	return m
 }
 
-var webKey = ServerKey{Family: backends.IPv4, Protocol: backends.TCP, Addr: webAddr}
+var webKey = ServerKey{Family: dataplane.IPv4, Protocol: dataplane.TCP, Addr: webAddr}
 
-// TestPain05GracefulTermination: no connection is reset because its endpoint goes away, and none keeps it for ever.
-func TestPain05GracefulTermination(t *testing.T) {
+// TestPain05_GracefulTermination expects that a connection is not reset when its endpoint is removed, and that no
+// connection keeps the endpoint for ever.
+func TestPain05_GracefulTermination(t *testing.T) {
 	n := newNode(t, testSettings())
 	n.converge(t, web(1, 1))
 	flows := map[string]*netlab.Flow{}
@@ -159,7 +163,7 @@ func TestPain05GracefulTermination(t *testing.T) {
 		t.Errorf("new connections reach %v", who)
 	}
 
-	// It comes back while its connection is open.
+	// The endpoint is added again while its connection is open.
 	n.converge(t, web(1, 1))
 	if d, ok := n.destination(webKey, 1); !ok || d.Weight != 1 || d.Until != 0 {
 		t.Errorf("the destination that came back is %+v", d)
@@ -171,7 +175,7 @@ func TestPain05GracefulTermination(t *testing.T) {
 		t.Errorf("new connections reach %v", who)
 	}
 
-	// The whole Service goes: its connections may end in peace, but nobody gets a new one.
+	// The whole Service is deleted: its connections may end by themselves, but no client gets a new one.
 	n.converge(t)
 	if who := n.ask(flows["pod1"]); who != "pod1" {
 		t.Errorf("the open connection is answered by %s now", who)
@@ -180,7 +184,7 @@ func TestPain05GracefulTermination(t *testing.T) {
 		t.Errorf("a new connection to a Service that is gone: %v", r)
 	}
 
-	// After a restart what is leaving is known from the kernel, and goes with its limit, in use or not.
+	// After a restart the kernel tells which destinations are leaving. They are deleted at their limit, in use or not.
 	next := n.rig.backend(testSettings())
 	if p := next.plan(t); !p.Empty() {
 		t.Errorf("after a restart there is still to do:\n%s", p)
@@ -214,11 +218,11 @@ func (b *inside) mustHoldNothingOf(t *testing.T, at netip.AddrPort) {
 	}
 }
 
-// TestDrainedGoWithTheirLastConnection also covers UDP, which is not waited for.
+// TestDrainedGoWithTheirLastConnection also covers UDP, whose connections weir does not wait for.
 func TestDrainedGoWithTheirLastConnection(t *testing.T) {
 	n := newNode(t, testSettings())
 	dns := web(1, -1, -1)
-	dns.Key.Protocol, dns.Key.Service.Name = backends.UDP, "dns"
+	dns.Key.Protocol, dns.Key.Service.Name = dataplane.UDP, "dns"
 	n.converge(t, web(1, 1), dns)
 	var flows []*netlab.Flow
 	for range 2 {
@@ -233,7 +237,7 @@ func TestDrainedGoWithTheirLastConnection(t *testing.T) {
 	n.ask(udp)
 	n.converge(t, web(-1, 1))
 	udpKey := webKey
-	udpKey.Protocol = backends.UDP
+	udpKey.Protocol = dataplane.UDP
 	if _, ok := n.destination(udpKey, 1); ok {
 		t.Error("a destination of UDP is waited for")
 	}
@@ -252,11 +256,11 @@ func TestDrainedGoWithTheirLastConnection(t *testing.T) {
 	n.mustHoldNothingOf(t, webAddr)
 }
 
-// TestPersistentClientsMove: a client whose endpoint leaves keeps its open connection, and its next one goes to an endpoint
-// that stays, to which it is bound from then on.
+// TestPersistentClientsMove expects that a client whose endpoint leaves keeps its open connection. Its next connection
+// goes to an endpoint that stays, and binds the client to that endpoint.
 func TestPersistentClientsMove(t *testing.T) {
 	n := newNode(t, testSettings())
-	sticky := func(weights ...int) *backends.Entry {
+	sticky := func(weights ...int) *dataplane.ServicePort {
 		e := web(weights...)
 		e.Affinity = time.Hour
 		return e
@@ -289,8 +293,9 @@ func TestPersistentClientsMove(t *testing.T) {
 	}
 }
 
-// TestPain04WeightIsRestored: a destination that was left at weight 0, by weir or by anybody, serves again.
-func TestPain04WeightIsRestored(t *testing.T) {
+// TestPain04_WeightIsRestored expects that a destination with weight 0, set by weir or by another program, serves
+// again.
+func TestPain04_WeightIsRestored(t *testing.T) {
 	n := newNode(t, testSettings())
 	n.converge(t, web(1))
 	n.open(netlab.Client, webAddr)
@@ -309,8 +314,8 @@ func TestPain04WeightIsRestored(t *testing.T) {
 	}
 }
 
-// TestPain03StaleServersGo: virtual servers and destinations that nobody asks for any more are found by a full sync.
-func TestPain03StaleServersGo(t *testing.T) {
+// TestPain03_StaleServersGo expects a full sync to delete virtual servers and destinations that no Service asks for.
+func TestPain03_StaleServersGo(t *testing.T) {
 	eachKernel(t, func(t *testing.T, r *rig) {
 		b := r.backend(testSettings())
 		b.converge(t, web(1, 1))
@@ -332,8 +337,9 @@ func TestPain03StaleServersGo(t *testing.T) {
 	})
 }
 
-// TestPain07AddressesGo: an address is taken away with the last Service that has it, and not before; a restart changes nothing.
-func TestPain07AddressesGo(t *testing.T) {
+// TestPain07_AddressesGo expects an address to be deleted with the last Service that has it, and not before. A restart
+// changes nothing.
+func TestPain07_AddressesGo(t *testing.T) {
 	eachKernel(t, func(t *testing.T, r *rig) {
 		shared := netip.MustParseAddrPort("192.0.2.50:80")
 		a, b := web(1), web(1)
@@ -359,8 +365,9 @@ func TestPain07AddressesGo(t *testing.T) {
 	})
 }
 
-// TestPain08OthersServers: virtual servers of others are left alone, on the address of a Service too, and in its very place.
-func TestPain08OthersServers(t *testing.T) {
+// TestPain08_OthersServers expects that foreign virtual servers stay unchanged, also on the address of a Service, and
+// on its port.
+func TestPain08_OthersServers(t *testing.T) {
 	n := newNode(t, testSettings())
 	kernel := n.kernel.(*Linux)
 	beside := webKey
@@ -389,9 +396,10 @@ func TestPain08OthersServers(t *testing.T) {
 	}
 }
 
-// TestPain08EditedOrReplaced: a virtual server that somebody edits is weir's even though it has lost its mark, and is put
-// right. One that somebody puts in its place is not, and stays when the Service goes.
-func TestPain08EditedOrReplaced(t *testing.T) {
+// TestPain08_EditedOrReplaced expects that a virtual server that another program edits stays weir's although it lost
+// its mark, and is corrected. A virtual server that another program puts in its place is not weir's, and stays when the
+// Service is deleted.
+func TestPain08_EditedOrReplaced(t *testing.T) {
 	eachKernel(t, func(t *testing.T, r *rig) {
 		b := r.backend(testSettings())
 		b.converge(t, web(1, 1))
@@ -424,7 +432,7 @@ func TestPain08EditedOrReplaced(t *testing.T) {
 	})
 }
 
-// teardown is the plan of a cleanup.
+// teardown returns the plan of a cleanup.
 func (n *node) teardown() (p backends.Plan) {
 	for i, err := range n.Observe(n.t.Context()) {
 		if err != nil {

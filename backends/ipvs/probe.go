@@ -12,13 +12,15 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"weir/backends/doctor"
 )
 
-// Modules are what the ipvs mode needs of the kernel, besides the scheduler.
+// Modules are the kernel modules that ipvs mode needs, besides the scheduler.
 var Modules = []string{"ip_vs", "nf_conntrack", "dummy", "ip_set", "xt_set"}
 
-// Probe says whether this node has IPVS and weir may use it, having asked for its modules to be loaded if need be. The error
-// names the reason and the remedy.
+// Probe returns an error if this node has no IPVS or weir may not use it. It first asks for the modules to be loaded,
+// if need be. The error names the reason and the remedy.
 func Probe(ctx context.Context) error {
 	missing, err := lacking()
 	if err != nil || len(missing) == 0 {
@@ -40,13 +42,13 @@ func Probe(ctx context.Context) error {
 		strings.Join(missing, ", "), reason, strings.Join(Modules, " "))
 }
 
-// Present says whether the kernel has what is needed now. No program is run.
+// Present reports whether the kernel has everything that the mode needs now. It runs no program.
 func Present() bool {
 	missing, err := lacking()
 	return err == nil && len(missing) == 0
 }
 
-// parts are what is needed of the kernel.
+// parts are the parts of the kernel that the mode needs.
 var parts = []struct {
 	module string
 	does   string
@@ -58,13 +60,14 @@ var parts = []struct {
 	{"xt_set", "rules that match sets", probeSetMatch},
 }
 
-// lacking names the modules whose work the kernel cannot do. It asks for the work itself: a module may be built in, and a
-// container may see neither /proc/modules nor the files of modules. The kernel loads by itself what it can.
+// lacking returns the modules whose work the kernel cannot do. It tries the work itself, because a module may be built
+// in, and a container may see neither /proc/modules nor the files of modules. The kernel loads by itself the modules
+// that it can.
 func lacking() (modules []string, err error) {
 	for _, part := range parts {
 		switch err := part.probe(); {
 		case errors.Is(err, unix.EPERM):
-			return nil, fmt.Errorf("the kernel does not let this process use IPVS: %w; it takes CAP_NET_ADMIN outside of any user namespace", err)
+			return nil, fmt.Errorf("the kernel does not let this process use IPVS: %w; weir needs CAP_NET_ADMIN outside of any user namespace", err)
 		case err != nil:
 			modules = append(modules, part.module)
 		}
@@ -85,8 +88,8 @@ func probeIPVS() error {
 	return err
 }
 
-// probeDummy asks for an interface that cannot be: it has a hardware address of one byte. Where there are dummy interfaces,
-// that is what the kernel complains of.
+// probeDummy asks for an impossible interface: its hardware address has one byte. If the kernel has dummy interfaces,
+// it complains about the address.
 func probeDummy() error {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
@@ -121,7 +124,8 @@ const (
 	setMatchRevision  = 4
 )
 
-// probeSetMatch says whether rules can match by sets. A kernel without nf_tables is not asked: iptables itself will tell.
+// probeSetMatch returns an error if rules cannot match by sets. It does not ask a kernel without nf_tables, because
+// iptables itself will report the error.
 func probeSetMatch() error {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFT_COMPAT<<8|compatGet, unix.NLM_F_ACK)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_INET, Version: nl.NFNETLINK_V0})
@@ -135,7 +139,7 @@ func probeSetMatch() error {
 	return err
 }
 
-// modprobeTimeout bounds how long modules may take to load.
+// modprobeTimeout bounds how long loading modules may take.
 const modprobeTimeout = 10 * time.Second
 
 func modprobe(ctx context.Context, modules ...string) (said string, err error) {
@@ -144,4 +148,13 @@ func modprobe(ctx context.Context, modules ...string) (said string, err error) {
 	out, err := exec.CommandContext(ctx, "modprobe", append([]string{"-a"}, modules...)...).CombinedOutput()
 	said, _, _ = strings.Cut(strings.TrimSpace(string(out)), "\n")
 	return said, err
+}
+
+// CanMatchTranslated reports whether rules can match what IPVS translated.
+func CanMatchTranslated() bool {
+	switch (doctor.Modules{}).Find("xt_ipvs") {
+	case doctor.Loaded, doctor.BuiltIn, doctor.Loadable:
+		return true
+	}
+	return false
 }

@@ -11,10 +11,12 @@ import (
 	"time"
 
 	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/xtables"
 )
 
 // Render implements backends.Backend.
-func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
+func (b *Backend) Render(e *dataplane.ServicePort) ([]backends.Item, error) {
 	if err := b.check(e); err != nil {
 		return nil, err
 	}
@@ -35,28 +37,28 @@ func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
 	return r.items, nil
 }
 
-func (b *Backend) check(e *backends.Entry) error {
+func (b *Backend) check(e *dataplane.ServicePort) error {
 	switch {
 	case !slices.Contains(b.cfg.Families, e.Key.Family):
 		return fmt.Errorf("this node has no %s", e.Key.Family)
 	case e.ProxyProtocol:
 		return errors.New("IPVS cannot send a PROXY protocol header; use the userspace mode, or drop the annotation")
 	}
-	return cmp.Or(e.Check(), checkInterface(b.cfg.LocalDetector.Interface))
+	return cmp.Or(e.Check(), xtables.CheckDetector(b.cfg.LocalDetector))
 }
 
-// rendering is the work on one Entry.
+// rendering is the work on one ServicePort.
 type rendering struct {
 	b     *Backend
-	e     *backends.Entry
-	f     backends.Family
+	e     *dataplane.ServicePort
+	f     dataplane.Family
 	items []backends.Item
 }
 
 func (r *rendering) add(i backends.Item) { r.items = append(r.items, i) }
 
-// front renders one address and port, which are served by the endpoints or else refused.
-func (r *rendering) front(a netip.Addr, port uint16, set string, endpoints []backends.Endpoint, local bool) {
+// front renders one address and port. The endpoints serve it, or it is refused.
+func (r *rendering) front(a netip.Addr, port uint16, set string, endpoints []dataplane.Endpoint, local bool) {
 	if !slices.Contains(r.b.cfg.NodeAddresses, a) {
 		r.add(Address{Addr: a})
 		r.add(Member{Set: named(addrSet, r.f), Addr: a})
@@ -77,7 +79,7 @@ func (r *rendering) member(set string, at netip.AddrPort) Member {
 	return Member{Set: named(set, r.f), Addr: at.Addr(), Protocol: r.e.Key.Protocol, Port: at.Port()}
 }
 
-func (r *rendering) server(key ServerKey, endpoints []backends.Endpoint) {
+func (r *rendering) server(key ServerKey, endpoints []dataplane.Endpoint) {
 	s := Server{ServerKey: key, Scheduler: r.b.scheduler(r.e)}
 	s.Fallback = s.Scheduler == "sh" || s.Scheduler == "mh"
 	if r.e.Affinity > 0 {
@@ -85,20 +87,21 @@ func (r *rendering) server(key ServerKey, endpoints []backends.Endpoint) {
 	}
 	r.add(s)
 	for _, ep := range endpoints {
-		if ep.Weight == 0 && s.insists() {
+		if ep.Weight == 0 && s.ignoresZeroWeight() {
 			continue
 		}
 		r.add(Destination{Server: key, Addr: ep.Addr, Weight: ep.Weight})
 	}
 }
 
-// insists says whether the scheduler sends its share of connections to a destination with weight 0 too, where they are
-// refused. So it cannot have any, and none can leave gracefully.
-func (s Server) insists() bool { return s.Scheduler == "dh" }
+// ignoresZeroWeight reports whether the scheduler sends a share of connections also to a destination with weight 0,
+// where they are refused. Such a virtual server cannot have a destination with weight 0, so none of its destinations
+// can leave gracefully.
+func (s Server) ignoresZeroWeight() bool { return s.Scheduler == "dh" }
 
-// scheduler is the one that the Service asks for, or the node's. Of those that know no weights, the next of kin that does is
-// taken for a Service with unequal ones.
-func (b *Backend) scheduler(e *backends.Entry) string {
+// scheduler returns the scheduler that the Service asks for, or the node's. If it ignores weights and the Service has
+// unequal ones, scheduler returns the most similar one that knows weights.
+func (b *Backend) scheduler(e *dataplane.ServicePort) string {
 	if e.Scheduler != "" {
 		return e.Scheduler
 	}
@@ -119,7 +122,7 @@ func (b *Backend) scheduler(e *backends.Entry) string {
 	return b.set.Scheduler
 }
 
-// external renders all addresses but the ClusterIP.
+// external renders all addresses except the ClusterIP.
 func (r *rendering) external() {
 	e := r.e
 	set := externalSet
@@ -131,8 +134,8 @@ func (r *rendering) external() {
 	for _, a := range slices.Concat(e.ExternalIPs, e.LoadBalancerIPs) {
 		fronts = append(fronts, netip.AddrPortFrom(a, e.Port))
 	}
-	if e.NodePort != 0 {
-		for _, a := range r.b.nodePortAddresses(r.f) {
+	for _, a := range r.b.nodePortAddresses(r.f) {
+		if e.ServesNodePortAt(a) {
 			fronts = append(fronts, netip.AddrPortFrom(a, e.NodePort))
 		}
 	}
@@ -151,17 +154,17 @@ func (r *rendering) external() {
 	r.sourceRanges()
 }
 
-// serverMark is the packet mark that a Service port's traffic from inside gets.
-func (b *Backend) serverMark(k backends.PortKey) uint32 {
+// serverMark returns the packet mark of a Service port's traffic from inside.
+func (b *Backend) serverMark(k dataplane.ServicePortName) uint32 {
 	sum := sha256.Sum256([]byte(k.String()))
 	mark := binary.BigEndian.Uint32(sum[:])&^(b.cfg.MasqueradeMark|b.datagrams) | b.inside
-	if k.Protocol == backends.UDP {
+	if k.Protocol == dataplane.UDP {
 		mark |= b.datagrams
 	}
 	return mark
 }
 
-// sourceRanges renders who may use the load balancer's addresses.
+// sourceRanges renders which sources may use the load balancer's addresses.
 func (r *rendering) sourceRanges() {
 	e := r.e
 	everybody := slices.ContainsFunc(e.SourceRanges, func(p netip.Prefix) bool { return p.Bits() == 0 })
@@ -177,7 +180,7 @@ func (r *rendering) sourceRanges() {
 		m.Set = named(allowSet, r.f)
 		ranges := e.SourceRanges
 		if nodeAllowed {
-			// The address is on this node, and so the source of what the node sends to it.
+			// The address is on this node, so it is the source of the node's own traffic to it.
 			ranges = append(slices.Clone(ranges), netip.PrefixFrom(a, a.BitLen()))
 		}
 		for _, p := range ranges {
@@ -187,7 +190,7 @@ func (r *rendering) sourceRanges() {
 	}
 }
 
-// served says whether any endpoint takes new connections.
-func served(endpoints []backends.Endpoint) bool {
-	return slices.ContainsFunc(endpoints, func(ep backends.Endpoint) bool { return ep.Weight > 0 })
+// served reports whether any endpoint takes new connections.
+func served(endpoints []dataplane.Endpoint) bool {
+	return slices.ContainsFunc(endpoints, func(ep dataplane.Endpoint) bool { return ep.Weight > 0 })
 }

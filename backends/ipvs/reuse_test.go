@@ -15,8 +15,8 @@ import (
 	"weir/backends/netlab"
 )
 
-// once answers each connection on port 8080 with the host's name and closes it first, so that the client may take its source
-// port again at once while the kernel still remembers the connection.
+// once answers each connection on port 8080 with the host's name and closes it first. The client may then take its
+// source port again at once, while the kernel still remembers the connection.
 func once(t *testing.T, h *netlab.Host) {
 	t.Helper()
 	var ln net.Listener
@@ -40,7 +40,7 @@ func once(t *testing.T, h *netlab.Host) {
 	}()
 }
 
-// connectFrom connects from a source port and returns who answered, and how many segments had to be sent again.
+// connectFrom connects from a source port. It returns who answered, and how many segments were sent again.
 func connectFrom(h *netlab.Host, port uint16, to netip.AddrPort) (who string, retransmits uint32, err error) {
 	var conn net.Conn
 	reuse := func(_, _ string, c syscall.RawConn) (err error) {
@@ -74,9 +74,9 @@ func connectFrom(h *netlab.Host, port uint16, to netip.AddrPort) (who string, re
 	return string(answer), retransmits, err
 }
 
-// TestPain06PortReuse: connections from one source port, one right after the other, are neither delayed nor sent to an
-// endpoint that is gone. A delay comes of a first packet that was dropped, and shows as a segment that was sent again.
-func TestPain06PortReuse(t *testing.T) {
+// TestPain06_PortReuse expects that consecutive connections from one source port are not delayed, and not sent to a
+// deleted endpoint. A delay is caused by a dropped first packet, and shows as a segment that was sent again.
+func TestPain06_PortReuse(t *testing.T) {
 	lab := netlab.New(t, netlab.Topology{Pods: 2})
 	n := &node{realRig(t, lab.Node()).backend(testSettings()), t, lab}
 	for _, pod := range []string{"pod1", "pod2"} {
@@ -88,7 +88,7 @@ func TestPain06PortReuse(t *testing.T) {
 	connect := func(want string) {
 		t.Helper()
 		who, again, err := connectFrom(from, port, webAddr)
-		for errors.Is(err, unix.EADDRNOTAVAIL) { // the client's own last acknowledgement is on its way
+		for errors.Is(err, unix.EADDRNOTAVAIL) { // the client's own last acknowledgement is still in flight
 			who, again, err = connectFrom(from, port, webAddr)
 		}
 		if err != nil || again > 0 || want != "" && who != want {
@@ -103,7 +103,7 @@ func TestPain06PortReuse(t *testing.T) {
 	if len(met) != 2 {
 		t.Errorf("all connections met the same endpoint: %v", met)
 	}
-	// The endpoint of the last connection may be either; both go in turn.
+	// The endpoint of the last connection may be either, so both are removed in turn.
 	n.converge(t, web(-1, 1))
 	for range connections / 4 {
 		connect("pod2")
@@ -114,12 +114,13 @@ func TestPain06PortReuse(t *testing.T) {
 	}
 }
 
-// TestPain06ReuseModeByKernel: the setting that avoids the delay depends on the kernel, and is wrong in the others.
-func TestPain06ReuseModeByKernel(t *testing.T) {
+// TestPain06_ReuseModeByKernel expects the setting that avoids the delay. It depends on the kernel, and is wrong in the
+// others.
+func TestPain06_ReuseModeByKernel(t *testing.T) {
 	for kernel, want := range map[[2]int]string{{4, 19}: "0", {5, 8}: "0", {5, 9}: "1", {5, 15}: "1", {6, 1}: "1"} {
 		set := testSettings()
 		set.Kernel = kernel
-		for _, s := range New(testConfig(), set, nil, nil).sysctls() {
+		for _, s := range set.Parameters() {
 			if s.Name == "net.ipv4.vs.conn_reuse_mode" && s.Value != want {
 				t.Errorf("on a kernel %v it is set to %s, want %s", kernel, s.Value, want)
 			}

@@ -1,16 +1,13 @@
 package ipvs
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
 	"iter"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -18,8 +15,10 @@ import (
 
 	"weir/backends"
 	"weir/backends/backendtest"
+	"weir/backends/dataplane"
 	"weir/backends/hostnet"
 	"weir/backends/netlab"
+	"weir/backends/xtables"
 )
 
 func TestMain(m *testing.M) { netlab.Main(m) }
@@ -27,9 +26,9 @@ func TestMain(m *testing.M) { netlab.Main(m) }
 // rig is a kernel to test on, real or a model.
 type rig struct {
 	kernel Kernel
-	tables Tables
+	tables xtables.Kernel
 	sysctl hostnet.Sysctl
-	// in runs something where the kernel is.
+	// in runs a function in the namespace of the kernel.
 	in func(func())
 	// host is nil for a model.
 	host *netlab.Host
@@ -49,12 +48,12 @@ func fakeRig(t testing.TB) *rig {
 			t.Fatal(err)
 		}
 	}
-	return &rig{kernel: NewFake(), tables: newFakeTables(), sysctl: hostnet.Sysctl{Root: dir}, in: func(f func()) { f() }}
+	return &rig{kernel: NewFake(), tables: xtables.NewFake(), sysctl: hostnet.Sysctl{Root: dir}, in: func(f func()) { f() }}
 }
 
-// realRig opens the kernel in a host's namespace, or skips the test where there is no IPVS.
+// realRig opens the kernel in a host's namespace, or skips the test if there is no IPVS.
 func realRig(t testing.TB, host *netlab.Host) *rig {
-	r := &rig{host: host, tables: execTables{host}}
+	r := &rig{host: host, tables: execTables{host: host}}
 	r.in = func(f func()) {
 		if err := host.Do(func() error { f(); return nil }); err != nil {
 			t.Fatal(err)
@@ -88,7 +87,7 @@ func (r *rig) edit(t *testing.T, s Server) {
 	}
 }
 
-// mustHold fails the test unless the virtual server is there, without weir's mark.
+// mustHold fails the test unless the virtual server exists without weir's mark.
 func (r *rig) mustHold(t *testing.T, s Server) {
 	t.Helper()
 	switch k := r.kernel.(type) {
@@ -119,11 +118,11 @@ func (r *rig) alter(t *testing.T, d Destination, change func(d *mobyipvs.Destina
 	}
 }
 
-func testConfig() backends.Config {
-	return backends.Config{
-		Families:       []backends.Family{backends.IPv4, backends.IPv6},
+func testConfig() dataplane.Config {
+	return dataplane.Config{
+		Families:       []dataplane.Family{dataplane.IPv4, dataplane.IPv6},
 		MasqueradeMark: 1 << 14,
-		LocalDetector:  backends.LocalDetector{PodCIDRs: []netip.Prefix{netlab.PodCIDR4, netlab.PodCIDR6}},
+		LocalDetector:  dataplane.LocalDetector{PodCIDRs: []netip.Prefix{netlab.PodCIDR4, netlab.PodCIDR6}},
 		NodeAddresses:  []netip.Addr{netlab.NodeIPv4, netlab.NodeIPv6},
 	}
 }
@@ -132,12 +131,16 @@ func testSettings() Settings {
 	return Settings{Kernel: [2]int{6, 1}, DrainLimit: DrainLimit, TCPTimeout: 800e9}
 }
 
-// backend returns a backend on the rig, all of whose work is done where the kernel is.
+// backend returns a backend on the rig that works in the rig's namespace.
 func (r *rig) backend(set Settings) *inside { return r.with(testConfig(), set) }
 
-func (r *rig) with(cfg backends.Config, set Settings) *inside {
+func (r *rig) with(cfg dataplane.Config, set Settings) *inside {
 	b := New(cfg, set, r.tables, r.kernel)
-	b.sysctl = r.sysctl
+	r.in(func() {
+		for _, p := range set.Parameters() {
+			_, _ = r.sysctl.Ensure(p.Name, p.Value) // without IPVS there are none, and the test is skipped
+		}
+	})
 	return &inside{b, r}
 }
 
@@ -169,8 +172,8 @@ func (b *inside) Apply(ctx context.Context, p backends.Plan) (result backends.Re
 	return result
 }
 
-// converge makes the kernel hold what the entries need, and says what was changed.
-func (b *inside) converge(t testing.TB, entries ...*backends.Entry) backends.Plan {
+// converge makes the kernel hold the Items of the entries, and returns the changes.
+func (b *inside) converge(t testing.TB, entries ...*dataplane.ServicePort) backends.Plan {
 	t.Helper()
 	plan := b.plan(t, entries...)
 	if r := b.Apply(t.Context(), plan); r.Err != nil || len(r.Refused) > 0 {
@@ -179,8 +182,8 @@ func (b *inside) converge(t testing.TB, entries ...*backends.Entry) backends.Pla
 	return plan
 }
 
-// plan returns what would have to be changed for the entries.
-func (b *inside) plan(t testing.TB, entries ...*backends.Entry) backends.Plan {
+// plan returns the changes that the entries require.
+func (b *inside) plan(t testing.TB, entries ...*dataplane.ServicePort) backends.Plan {
 	t.Helper()
 	want := b.desired(t, entries...)
 	have := map[backends.ID]backends.Item{}
@@ -193,7 +196,7 @@ func (b *inside) plan(t testing.TB, entries ...*backends.Entry) backends.Plan {
 	return backendtest.Diff(have, want)
 }
 
-func (b *inside) desired(t testing.TB, entries ...*backends.Entry) map[backends.ID]backends.Item {
+func (b *inside) desired(t testing.TB, entries ...*dataplane.ServicePort) map[backends.ID]backends.Item {
 	t.Helper()
 	want := map[backends.ID]backends.Item{}
 	for _, i := range b.Base() {
@@ -211,17 +214,22 @@ func (b *inside) desired(t testing.TB, entries ...*backends.Entry) map[backends.
 	return want
 }
 
-// execTables runs iptables-nft in a host's namespace.
-type execTables struct{ host *netlab.Host }
+// execTables runs iptables-nft in a host's namespace. It has no generation and no counters.
+type execTables struct {
+	xtables.Kernel
+	host *netlab.Host
+}
 
-func (x execTables) program(f backends.Family, verb string) string {
-	if f == backends.IPv6 {
+func (x execTables) Generation(context.Context) (uint64, error) { return 0, errors.New("unknown") }
+
+func (x execTables) program(f dataplane.Family, verb string) string {
+	if f == dataplane.IPv6 {
 		return "ip6tables-nft-" + verb
 	}
 	return "iptables-nft-" + verb
 }
 
-func (x execTables) Save(ctx context.Context, f backends.Family, table string) (io.ReadCloser, error) {
+func (x execTables) Save(ctx context.Context, f dataplane.Family, table string) (io.ReadCloser, error) {
 	var args []string
 	if table != "" {
 		args = []string{"-t", table}
@@ -230,76 +238,7 @@ func (x execTables) Save(ctx context.Context, f backends.Family, table string) (
 	return io.NopCloser(strings.NewReader(out)), err
 }
 
-func (x execTables) Restore(ctx context.Context, f backends.Family, input []byte) error {
+func (x execTables) Restore(ctx context.Context, f dataplane.Family, input []byte) error {
 	_, err := x.host.ExecInput(ctx, string(input), x.program(f, "restore"), "--noflush")
 	return err
-}
-
-// fakeTables keeps rules as they are written.
-type fakeTables map[string]map[string][]string
-
-func newFakeTables() fakeTables { return fakeTables{} }
-
-func (m fakeTables) table(f backends.Family, name string) map[string][]string {
-	key := tag(f) + " " + name
-	if m[key] == nil {
-		m[key] = map[string][]string{"PREROUTING": nil, "INPUT": nil, "FORWARD": nil, "OUTPUT": nil, "POSTROUTING": nil}
-	}
-	return m[key]
-}
-
-func (m fakeTables) Save(_ context.Context, f backends.Family, table string) (io.ReadCloser, error) {
-	var out bytes.Buffer
-	names := tables
-	if table != "" {
-		names = []string{table}
-	}
-	for _, name := range names {
-		t := m.table(f, name)
-		out.WriteString("*" + name + "\n")
-		for _, c := range slices.Sorted(maps.Keys(t)) {
-			out.WriteString(":" + c + " - [0:0]\n")
-		}
-		for _, c := range slices.Sorted(maps.Keys(t)) {
-			for _, r := range t[c] {
-				out.WriteString("-A " + c + " " + r + "\n")
-			}
-		}
-	}
-	return io.NopCloser(&out), nil
-}
-
-func (m fakeTables) Restore(_ context.Context, f backends.Family, input []byte) error {
-	var t map[string][]string
-	for line := range strings.Lines(string(input)) {
-		line = strings.TrimSuffix(line, "\n")
-		verb, rest, _ := strings.Cut(line, " ")
-		chain, rule, _ := strings.Cut(rest, " ")
-		switch {
-		case line[0] == '*':
-			t = m.table(f, line[1:])
-		case line[0] == ':':
-			name, _, _ := strings.Cut(line[1:], " ")
-			t[name] = nil
-		case verb == "-A":
-			t[chain] = append(t[chain], rule)
-		case verb == "-I":
-			t[chain] = slices.Insert(t[chain], 0, strings.TrimPrefix(rule, "1 "))
-		case verb == "-D":
-			i := slices.Index(t[chain], rule)
-			if i < 0 {
-				return errors.New("no such rule: " + line)
-			}
-			t[chain] = slices.Delete(t[chain], i, i+1)
-		case verb == "-F" && chain != "":
-			t[chain] = nil
-		case verb == "-F":
-			for c := range t {
-				t[c] = nil
-			}
-		case verb == "-X":
-			delete(t, chain)
-		}
-	}
-	return nil
 }

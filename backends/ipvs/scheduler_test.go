@@ -12,9 +12,9 @@ import (
 	"weir/backends/netlab"
 )
 
-// TestPain22Schedulers: each Service has its own scheduler and weights. Every scheduler is told from rr, which alternates, by
-// who answers.
-func TestPain22Schedulers(t *testing.T) {
+// TestPain22_Schedulers expects that each Service has its own scheduler and weights. It tells every scheduler from rr,
+// which alternates, by the order of the answers.
+func TestPain22_Schedulers(t *testing.T) {
 	n := newNode(t, testSettings())
 	for _, s := range []struct {
 		name    string
@@ -45,10 +45,10 @@ func TestPain22Schedulers(t *testing.T) {
 			s.expect(s.open(5), 5, 0)
 		}},
 		{"sed", []int{5, 1}, func(t *testing.T, s *scheduled) {
-			s.expect(s.open(4), 4, 0) // the shortest expected delay is the strong one's, idle or not
+			s.expect(s.open(4), 4, 0) // the shortest expected delay is always the strong one's
 		}},
 		{"nq", []int{5, 1}, func(t *testing.T, s *scheduled) {
-			s.expect(s.open(2), 1, 1) // whoever is idle gets the next one
+			s.expect(s.open(2), 1, 1) // an idle endpoint gets the next connection
 			s.expect(s.open(3), 3, 0)
 		}},
 		{"fo", []int{1, 2}, func(t *testing.T, s *scheduled) {
@@ -89,14 +89,15 @@ func TestPain22Schedulers(t *testing.T) {
 	}
 }
 
-// scheduled is a Service with a scheduler, and the flows to it.
+// scheduled is a Service with a scheduler, and the open flows to it.
 type scheduled struct {
 	*node
 	name  string
 	flows map[string][]*netlab.Flow
 }
 
-// weights makes the Service have the pods as endpoints. Each test has an address of its own: some schedulers remember.
+// weights makes the pods the endpoints of the Service. Each test has its own address, because some schedulers remember
+// clients.
 func (s *scheduled) weights(weights ...int) {
 	s.t.Helper()
 	e := web(weights...)
@@ -112,7 +113,7 @@ func (s *scheduled) addr() netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 96, 1, sum}), webAddr.Port())
 }
 
-// open returns who answers k connections, which stay open.
+// open opens k connections, leaves them open, and returns who answered.
 func (s *scheduled) open(k int) []string {
 	s.t.Helper()
 	if s.flows == nil {
@@ -126,7 +127,7 @@ func (s *scheduled) open(k int) []string {
 	return who
 }
 
-// close ends the connections that a pod has, and waits until the kernel counts them as over.
+// close ends the connections of a pod, and waits until the kernel counts them as closed.
 func (s *scheduled) close(pod string) {
 	s.t.Helper()
 	for _, f := range s.flows[pod] {
@@ -152,7 +153,7 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// expect compares who answered with how many pod1 and pod2 should have.
+// expect compares how often pod1 and pod2 answered with how often they should have.
 func (s *scheduled) expect(who []string, pod1, pod2 int) {
 	s.t.Helper()
 	if c := count(who); c["pod1"] != pod1 || c["pod2"] != pod2 {
@@ -162,7 +163,7 @@ func (s *scheduled) expect(who []string, pod1, pod2 int) {
 
 var clients = []string{netlab.Client, netlab.Outside, netlab.Remote}
 
-// ofClients returns who answers two connections of each client.
+// ofClients returns who answered two connections of each client.
 func (s *scheduled) ofClients(from ...string) (who []string) {
 	s.t.Helper()
 	for _, c := range from {
@@ -181,7 +182,7 @@ func (s *scheduled) byClient() map[string]string {
 	return m
 }
 
-// clientsStick expects that each client always meets the same pod, and that not all meet one.
+// clientsStick expects that each client always meets the same pod, and that the clients do not all meet one pod.
 func (s *scheduled) clientsStick() {
 	s.t.Helper()
 	for _, c := range clients {
@@ -194,7 +195,7 @@ func (s *scheduled) clientsStick() {
 	}
 }
 
-// addressSticks expects that an address keeps its pod as long as that is not overloaded.
+// addressSticks expects that an address keeps its pod as long as the pod is not overloaded.
 func (s *scheduled) addressSticks() {
 	s.t.Helper()
 	if who := count(s.open(6)); len(who) != 1 {
@@ -202,7 +203,7 @@ func (s *scheduled) addressSticks() {
 	}
 }
 
-// TestMissingScheduler says which module to load, and which Service is at fault.
+// TestMissingScheduler expects the error to name the module to load, and the Service.
 func TestMissingScheduler(t *testing.T) {
 	eachKernel(t, func(t *testing.T, r *rig) {
 		if k, ok := r.kernel.(*Fake); ok {

@@ -5,17 +5,19 @@ import (
 	"net/netip"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-var _ backends.Meter = (*Backend)(nil)
+var _ backends.ConnectionCounter = (*Backend)(nil)
 
-// Traffic implements backends.Meter with the counters of the virtual servers, which the kernel sums up every two seconds.
-func (b *Backend) Traffic(ctx context.Context, entries []*backends.Entry) (map[backends.PortKey]uint64, error) {
+// Connections implements backends.ConnectionCounter. It reads the counters of the virtual servers, which the kernel
+// sums up every two seconds.
+func (b *Backend) Connections(ctx context.Context, entries []*dataplane.ServicePort) (map[dataplane.ServicePortName]uint64, error) {
 	state, err := b.kernel.Read(ctx)
 	if err != nil {
 		return nil, err
 	}
-	counts := make(map[backends.PortKey]uint64, len(entries))
+	counts := make(map[dataplane.ServicePortName]uint64, len(entries))
 	for _, e := range entries {
 		for _, key := range b.servers(e) {
 			if n, ok := state.Accepted[key]; ok {
@@ -26,10 +28,10 @@ func (b *Backend) Traffic(ctx context.Context, entries []*backends.Entry) (map[b
 	return counts, nil
 }
 
-// servers returns what the virtual servers of an Entry are found by, if it has them.
-func (b *Backend) servers(e *backends.Entry) []ServerKey {
+// servers returns the keys of the virtual servers that a ServicePort may have.
+func (b *Backend) servers(e *dataplane.ServicePort) []ServerKey {
 	keys := []ServerKey{{Family: e.Key.Family, Mark: b.serverMark(e.Key)}}
-	for _, f := range e.Fronts() {
+	for _, f := range e.Frontends() {
 		at := []netip.Addr{f.Addr}
 		if !f.Addr.IsValid() {
 			at = b.nodePortAddresses(f.Family)

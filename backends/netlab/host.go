@@ -30,7 +30,7 @@ type Host struct {
 	addrs []netip.Addr
 }
 
-// newHost makes an empty namespace whose loopback interface is up. It is gone when the test ends.
+// newHost makes an empty namespace whose loopback interface is up. The end of the test deletes it.
 func newHost(t testing.TB, l *Lab, name string) *Host {
 	t.Helper()
 	h := &Host{Name: name, lab: l}
@@ -59,8 +59,8 @@ func newHost(t testing.TB, l *Lab, name string) *Host {
 	return h
 }
 
-// Do runs f with the calling thread in the host's namespace. Sockets that f opens and processes that it starts stay there.
-// f must not start goroutines that count on the namespace.
+// Do runs f with the calling thread in the host's namespace. Sockets that f opens and processes that it starts stay
+// there. f must not start goroutines that depend on the namespace.
 func (h *Host) Do(f func() error) error {
 	return onOwnThread(func() error {
 		if err := netns.Set(h.ns); err != nil {
@@ -70,7 +70,7 @@ func (h *Host) Do(f func() error) error {
 	})
 }
 
-// onOwnThread runs f on a locked thread and puts the thread back into the namespace it was in.
+// onOwnThread runs f on a locked thread and returns the thread to its previous namespace.
 func onOwnThread(f func() error) error {
 	runtime.LockOSThread()
 	home, err := netns.Get()
@@ -79,7 +79,7 @@ func onOwnThread(f func() error) error {
 		return err
 	}
 	defer func() {
-		// A thread that cannot go home stays locked, and ends with its goroutine.
+		// A thread that cannot return stays locked, and ends with its goroutine.
 		if netns.Set(home) == nil {
 			runtime.UnlockOSThread()
 		}
@@ -91,7 +91,7 @@ func onOwnThread(f func() error) error {
 // Handle returns the netlink handle of the host's namespace.
 func (h *Host) Handle() *netlink.Handle { return h.nl }
 
-// Owns says whether the Lab gave the host that address.
+// Owns reports whether the Lab gave the host that address.
 func (h *Host) Owns(a netip.Addr) bool { return slices.Contains(h.addrs, a) }
 
 // AddAddress gives the host another address, on its loopback interface.
@@ -115,8 +115,8 @@ func (h *Host) Addr(v6 bool) netip.Addr {
 	return h.IPv4
 }
 
-// Command prepares a process that Start will run in the host's namespace. It dies with the test binary, and has an xtables
-// lock of the Lab's own.
+// Command prepares a process that Start will run in the host's namespace. The process dies with the test binary, and
+// uses the Lab's xtables lock.
 func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), "XTABLES_LOCKFILE="+h.lab.XtablesLock())
@@ -133,7 +133,7 @@ func (h *Host) Exec(ctx context.Context, name string, args ...string) (string, e
 	return h.run(cmd)
 }
 
-// ExecInput is Exec with standard input.
+// ExecInput runs a program like Exec, with standard input.
 func (h *Host) ExecInput(ctx context.Context, input, name string, args ...string) (string, error) {
 	cmd := h.Command(ctx, name, args...)
 	cmd.Stdin = strings.NewReader(input)
@@ -152,7 +152,7 @@ func (h *Host) run(cmd *exec.Cmd) (string, error) {
 	return stdout.String(), nil
 }
 
-// sysctl writes a value below /proc/sys. A name that this kernel does not have is ignored.
+// sysctl writes a value below /proc/sys. It ignores a name that this kernel does not have.
 func (h *Host) sysctl(t testing.TB, name, value string) {
 	t.Helper()
 	err := h.Do(func() error {
@@ -163,8 +163,8 @@ func (h *Host) sysctl(t testing.TB, name, value string) {
 	}
 }
 
-// hostSysctls make a namespace answer at once and every time: no rate limit on ICMP errors, no duplicate address
-// detection, no waiting for routers.
+// hostSysctls make a namespace answer at once and every time. They turn off the rate limit on ICMP errors, duplicate
+// address detection, and waiting for routers.
 var hostSysctls = []struct{ name, value string }{
 	{"net/ipv4/icmp_ratelimit", "0"},
 	{"net/ipv4/icmp_ratemask", "0"},

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Topology says what a Lab consists of. The zero value is the default: a node with the pods pod1, pod2, pod3 and client
-// on veth interfaces of their own, a host outside, and another node.
+// Topology describes the hosts of a Lab. The zero value is the default: a node with the pods pod1, pod2, pod3 and
+// client on separate veth interfaces, a host outside, and another node.
 type Topology struct {
 	// Pods is the number of backend pods, 3 if it is 0.
 	Pods int
@@ -25,13 +25,14 @@ type Topology struct {
 // Names of the hosts that every Lab has, besides pod1, pod2 and so on.
 const (
 	Node    = "node"
-	Client  = "client"  // a pod on the node that serves nothing by itself
+	Client  = "client"  // a pod on the node that serves nothing
 	Outside = "outside" // a host that reaches everything through the node, 192.168.77.100
 	Remote  = "remote"  // another node, 192.168.78.2, which holds the pod 10.244.2.1
 )
 
-// Addresses of the node and of what it is joined to. The remote node is the node's default route: what nobody answers for
-// ends there, and is reported as unreachable. What the remote node itself sends comes from its pod's address.
+// Addresses of the node and of its neighbours. The remote node is the node's default route: traffic to unknown
+// addresses ends there, and is answered as unreachable. Packets that the remote node itself sends come from its pod's
+// address.
 var (
 	PodCIDR4       = netip.MustParsePrefix("10.244.1.0/24")
 	PodCIDR6       = netip.MustParsePrefix("fd00:244:1::/64")
@@ -47,7 +48,7 @@ var (
 	RemotePodIPv6  = netip.MustParseAddr("fd00:244:2::1")
 )
 
-// The gateway that pods send to. It is an address of nobody: the neighbour entry alone makes it work.
+// The gateway to which pods send. No host has the address; the neighbour entry alone makes it work.
 var gateway4, gateway6 = netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1:1")
 
 // Lab is a set of hosts that lives as long as its test. Labs are independent of each other and can be used in parallel.
@@ -58,7 +59,7 @@ type Lab struct {
 	links int
 }
 
-// New builds a Lab, or skips the test where that is not possible.
+// New builds a Lab, or skips the test if that is not possible.
 func New(t testing.TB, topo Topology) *Lab {
 	t.Helper()
 	Require(t)
@@ -102,10 +103,10 @@ func (l *Lab) Host(name string) *Host {
 	return h
 }
 
-// Has says whether the lab has a host of that name.
+// Has reports whether the lab has a host of that name.
 func (l *Lab) Has(name string) bool { return l.hosts[name] != nil }
 
-// Owned says whether any host has the address.
+// Owned reports whether any host has the address.
 func (l *Lab) Owned(a netip.Addr) bool {
 	for _, h := range l.hosts {
 		if h.Owns(a) {
@@ -127,12 +128,6 @@ func (l *Lab) add(name string, v4, v6 netip.Addr) *Host {
 	h.IPv4, h.IPv6 = v4, v6
 	l.hosts[name] = h
 	return h
-}
-
-// AddPod adds another backend pod on the node, with the addresses of pod i.
-func (l *Lab) AddPod(name string, i int) *Host {
-	l.t.Helper()
-	return l.addPod(Topology{VethPrefix: "veth"}, name, PodIPv4(i), PodIPv6(i))
 }
 
 // end is one end of a veth pair.
@@ -177,7 +172,7 @@ func (l *Lab) addr(e end, p netip.Prefix) {
 // ifaNoDAD is IFA_F_NODAD: the address can be used at once.
 const ifaNoDAD = 0x02
 
-// neighbour says which hardware address an address on a link has, so that nothing has to be resolved.
+// neighbour sets the hardware address of an address on a link, so that nothing has to be resolved.
 func (l *Lab) neighbour(e end, a netip.Addr, mac net.HardwareAddr) {
 	l.t.Helper()
 	l.must(fmt.Sprintf("add neighbour %s to %s", a, e.host.Name), e.host.nl.NeighSet(&netlink.Neigh{
@@ -185,7 +180,8 @@ func (l *Lab) neighbour(e end, a netip.Addr, mac net.HardwareAddr) {
 	}))
 }
 
-// route sends a prefix to a link, via a gateway if that is valid. The gateway need not be in any subnet of the link.
+// route sends a prefix to a link, through a gateway if that is valid. The gateway need not be in any subnet of the
+// link.
 func (l *Lab) route(e end, p netip.Prefix, via netip.Addr) {
 	l.t.Helper()
 	r := &netlink.Route{LinkIndex: e.link.Attrs().Index, Dst: ipNet(p)}
@@ -227,10 +223,10 @@ func (l *Lab) joinRemote() {
 	l.endOfTheWorld(r)
 }
 
-// transitTable is the routing table for what a host only passes on.
+// transitTable is the routing table for packets that a host only forwards.
 const transitTable = 100
 
-// endOfTheWorld answers all packets that come in on a link and are not for the host itself with "unreachable".
+// endOfTheWorld answers "unreachable" to all packets that arrive on a link and are not for the host itself.
 func (l *Lab) endOfTheWorld(e end) {
 	l.t.Helper()
 	for family, all := range map[int]netip.Prefix{unix.AF_INET: default4, unix.AF_INET6: default6} {
@@ -252,8 +248,8 @@ func (l *Lab) subnet(a, b end, addrA, addrB netip.Addr, bits int) {
 	l.neighbour(b, addrA, a.mac)
 }
 
-// addPod attaches a pod to the node. A pod has nothing but its own address and a default route, so that whatever it sends
-// passes through the node's routing, on a bridge too.
+// addPod attaches a pod to the node. A pod has nothing but its own address and a default route, so that all of its
+// packets pass through the node's routing, on a bridge too.
 func (l *Lab) addPod(topo Topology, name string, v4, v6 netip.Addr) *Host {
 	l.t.Helper()
 	pod := l.add(name, v4, v6)
@@ -287,7 +283,7 @@ func (l *Lab) attach(port end, name string) end {
 		bridge = l.up(node, name, nil).link
 	}
 	l.must("attach to bridge "+name, node.nl.LinkSetMaster(port.link, bridge))
-	// Without it, bridge netfilter would lose what goes back to the pod it came from.
+	// Without it, bridge netfilter would lose packets that return to the pod that sent them.
 	l.must("set hairpin mode", node.nl.LinkSetHairpin(port.link, true))
 	return end{node, bridge, bridge.Attrs().HardwareAddr}
 }

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Outcome says what became of a probe.
+// Outcome is the outcome of a probe.
 type Outcome string
 
 // The outcomes.
@@ -27,13 +27,13 @@ const (
 	Dropped     Outcome = "dropped"     // nothing came back in time
 )
 
-// Reply is what a probe learned.
+// Reply is the result of a probe.
 type Reply struct {
 	Outcome Outcome
-	// Server is the name of the host that answered, and Port the port it was asked on.
+	// Server is the name of the host that answered, and Port the port on which it was asked.
 	Server string
 	Port   uint16
-	// Source is the source the server saw.
+	// Source is the source address that the server saw.
 	Source netip.AddrPort
 	// Err is the error behind an outcome other than Answered.
 	Err error
@@ -47,7 +47,7 @@ func (r Reply) String() string {
 	return fmt.Sprintf("%s (%v)", r.Outcome, r.Err)
 }
 
-// Probe asks once, with a connection of its own, and waits at most timeout.
+// Probe asks once, on a new connection, and waits at most timeout.
 func (h *Host) Probe(proto Protocol, to netip.AddrPort, timeout time.Duration) Reply {
 	f, err := h.Open(proto, to, timeout)
 	if err != nil {
@@ -57,7 +57,7 @@ func (h *Host) Probe(proto Protocol, to netip.AddrPort, timeout time.Duration) R
 	return f.Ask(timeout)
 }
 
-// control lets a probe take a source port again that an earlier one has just left, and asks for every ICMP error.
+// control lets a probe reuse the source port of an earlier one at once, and asks for every ICMP error.
 func control(network, _ string, c syscall.RawConn) error {
 	var errs []error
 	set := func(fd, level, option int) { errs = append(errs, unix.SetsockoptInt(fd, level, option, 1)) }
@@ -73,7 +73,7 @@ func control(network, _ string, c syscall.RawConn) error {
 	return errors.Join(append(errs, cerr)...)
 }
 
-// Flow is a connection, or a socket that keeps its source port, on which one can ask again and again.
+// Flow is a connection, or a socket that keeps its source port. It can be used to ask again and again.
 type Flow struct {
 	proto Protocol
 	conn  net.Conn
@@ -118,7 +118,7 @@ func (h *Host) OpenFrom(proto Protocol, from, to netip.AddrPort, timeout time.Du
 	return f, nil
 }
 
-// Ask asks who is there. A flow that was answered once may be answered by another server later, or not at all.
+// Ask asks for the name of the server. A later Ask may be answered by another server, or not at all.
 func (f *Flow) Ask(timeout time.Duration) Reply {
 	if err := f.conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return failed(err)
@@ -135,7 +135,7 @@ func (f *Flow) ask() (string, error) {
 	if f.proto == SCTP {
 		request = f.sctp.marshal()
 	}
-	// A packet that the local firewall discards fails with EPERM; what follows from it is read from the socket.
+	// A packet that the local firewall discards fails with EPERM. The read from the socket reports the consequence.
 	if _, err := f.conn.Write(request); err != nil && !errors.Is(err, syscall.EPERM) {
 		return "", err
 	}
@@ -194,7 +194,7 @@ func parseAnswer(text string) Reply {
 	return r
 }
 
-// failed tells the outcomes apart by the error a socket reported.
+// failed returns the outcome that belongs to a socket's error.
 func failed(err error) Reply {
 	r := Reply{Err: err}
 	switch {
@@ -210,7 +210,7 @@ func failed(err error) Reply {
 	return r
 }
 
-// DialContext is net.Dialer's, from the host's namespace. The address is an IP address with a port.
+// DialContext dials like net.Dialer, from the host's namespace. The address is an IP address with a port.
 func (h *Host) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	var conn net.Conn
 	err := h.Do(func() (err error) {

@@ -16,7 +16,8 @@ const (
 	sctpInitAck = 2
 )
 
-// sctpPacket is an SCTP packet with one INIT or INIT ACK chunk. An INIT ACK carries the server's answer as a state cookie.
+// sctpPacket is an SCTP packet with one INIT or INIT ACK chunk. An INIT ACK carries the server's answer as a state
+// cookie.
 type sctpPacket struct {
 	src, dst uint16
 	tag      uint32 // verification tag, 0 in a packet with INIT
@@ -107,8 +108,8 @@ func dialSCTP(ctx context.Context, from, to netip.AddrPort) (net.Conn, sctpPacke
 	return conn, p, nil
 }
 
-// stripIPv4 removes the IPv4 header, which a connected raw socket delivers. An SCTP port whose first byte looks like one
-// is not used here.
+// stripIPv4 removes the IPv4 header, which a connected raw socket delivers. No SCTP port is used here whose first byte
+// looks like such a header.
 func stripIPv4(b []byte) []byte {
 	if len(b) > 20 && b[0] == 0x45 && b[9] == 132 {
 		return b[20:]

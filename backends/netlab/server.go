@@ -20,8 +20,9 @@ const (
 	SCTP Protocol = "SCTP"
 )
 
-// Serve answers on a port of all the host's addresses, IPv4 and IPv6, until the test ends: to every line or datagram it
-// says the host's name, the port, and the source it sees. On SCTP it answers an INIT chunk, on all ports at once.
+// Serve answers on a port of all the host's addresses, IPv4 and IPv6, until the test ends. It answers every line or
+// datagram with the host's name, the port, and the source that it sees. On SCTP it answers an INIT chunk, on all ports
+// at once.
 func (h *Host) Serve(t testing.TB, proto Protocol, port uint16) {
 	t.Helper()
 	var err error
@@ -40,7 +41,7 @@ func (h *Host) Serve(t testing.TB, proto Protocol, port uint16) {
 	}
 }
 
-// answer is what a server says: "pod1:80 10.244.1.2:34567".
+// answer returns a server's answer: "pod1:80 10.244.1.2:34567".
 func (h *Host) answer(port uint16, from netip.AddrPort) string {
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 	return fmt.Sprintf("%s:%d %s\n", h.Name, port, from)

@@ -16,13 +16,14 @@ import (
 
 	"weir/backends"
 	"weir/backends/backendtest"
+	"weir/backends/dataplane"
 	"weir/backends/netlab"
 
 	"golang.org/x/sys/unix"
 )
 
-// sizes are the numbers of Services of the benchmarks, each with five endpoints on other nodes. WEIR_BENCH_MAX bounds
-// them.
+// sizes returns the numbers of Services of the benchmarks, each with five endpoints on other nodes. WEIR_BENCH_MAX
+// bounds them.
 func sizes() []int {
 	bound, err := strconv.Atoi(os.Getenv("WEIR_BENCH_MAX"))
 	if err != nil {
@@ -37,12 +38,12 @@ func sizes() []int {
 	return out
 }
 
-func benchEntry(n, generation int) *backends.Entry {
+func benchEntry(n, generation int) *dataplane.ServicePort {
 	ip := netip.AddrFrom4([4]byte{10, byte(96 + n>>16), byte(n >> 8), byte(n)})
-	e := &backends.Entry{
-		Key: backends.PortKey{
-			Service: backends.ServiceName{Namespace: fmt.Sprintf("team-%d", n%50), Name: fmt.Sprintf("service-%d", n)},
-			Port:    "http", Protocol: backends.TCP, Family: backends.IPv4,
+	e := &dataplane.ServicePort{
+		Key: dataplane.ServicePortName{
+			Service: dataplane.ServiceName{Namespace: fmt.Sprintf("team-%d", n%50), Name: fmt.Sprintf("service-%d", n)},
+			Port:    "http", Protocol: dataplane.TCP, Family: dataplane.IPv4,
 		},
 		ClusterIP: ip, Port: 80, HasEndpoints: true,
 	}
@@ -83,9 +84,9 @@ func creation(items map[backends.ID]backends.Item) backends.Plan {
 	return p
 }
 
-func ipv4Config() backends.Config {
+func ipv4Config() dataplane.Config {
 	cfg := testConfig()
-	cfg.Families = []backends.Family{backends.IPv4}
+	cfg.Families = []dataplane.Family{dataplane.IPv4}
 	return cfg
 }
 
@@ -104,14 +105,14 @@ func BenchmarkProgram(b *testing.B) {
 				b.ReportMetric(float64((rendered - start).Milliseconds()), "render-cpu-ms")
 				b.ReportMetric(float64((cpuTime(b) - rendered).Milliseconds()), "apply-cpu-ms")
 				b.StopTimer()
-				_ = r.b.Close() // as long as anybody listens, in whatever namespace, the kernel notifies of every element
+				_ = r.b.Close() // while any process listens, in any namespace, the kernel notifies of every element
 				b.StartTimer()
 			}
 		})
 	}
 }
 
-// BenchmarkComments is what it costs that dispatching elements name their Service.
+// BenchmarkComments measures what the name of the Service on dispatching elements costs.
 func BenchmarkComments(b *testing.B) {
 	for _, comments := range []bool{true, false} {
 		b.Run(fmt.Sprint(comments), func(b *testing.B) {
@@ -136,14 +137,14 @@ func BenchmarkComments(b *testing.B) {
 
 func (i frontItem) uncommented() frontItem {
 	var elements []element
-	i.elements(func(e element) {
+	for e := range i.elements() {
 		e.comment = ""
 		elements = append(elements, e)
-	})
+	}
 	return newFrontItem(i.key(), elements)
 }
 
-// BenchmarkChange replaces one endpoint of one Service, with the watch for what others write on.
+// BenchmarkChange replaces one endpoint of one Service, while the watch for other writers is on.
 func BenchmarkChange(b *testing.B) {
 	for _, n := range sizes() {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
@@ -170,23 +171,23 @@ func BenchmarkChange(b *testing.B) {
 	}
 }
 
-// BenchmarkNothing asks whether anybody wrote, which is all that a full sync without a change does.
+// BenchmarkNothing asks whether another process wrote. A full sync without a change does nothing else.
 func BenchmarkNothing(b *testing.B) {
 	for _, n := range sizes() {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			r := newRig(b, ipv4Config(), netlab.Topology{Pods: 1})
 			r.apply(creation(benchItems(b, r.b, n)))
-			was := r.generation()
+			r.observed()
 			for b.Loop() {
-				if r.generation() != was {
-					b.Fatal("somebody wrote")
+				if r.moved() {
+					b.Fatal("another process wrote")
 				}
 			}
 		})
 	}
 }
 
-// BenchmarkObserve reads everything back, which only somebody else's writing makes necessary.
+// BenchmarkObserve reads everything back, as weir does only after another process wrote.
 func BenchmarkObserve(b *testing.B) {
 	for _, n := range sizes() {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
@@ -202,7 +203,7 @@ func BenchmarkObserve(b *testing.B) {
 	}
 }
 
-// BenchmarkRepair finds and repairs what somebody else did to one endpoint: it reads no more than that.
+// BenchmarkRepair finds and repairs a change that another process made to one endpoint. It reads no more than that.
 func BenchmarkRepair(b *testing.B) {
 	needNFT(b)
 	for _, n := range sizes() {
@@ -215,8 +216,8 @@ func BenchmarkRepair(b *testing.B) {
 				b.StopTimer()
 				r.nft("delete element ip weir endpoints { 10.96.0.1 . tcp . 80 . 0x0 }")
 				b.StartTimer()
-				r.generation()
-				items, ok, err := r.b.Reread(context.Background(), backendtest.Held(want))
+				r.moved()
+				items, ok, err := r.b.Reread(context.Background(), backendtest.LastObserved(want))
 				if err != nil || !ok || len(items) != 1 {
 					b.Fatal(len(items), ok, err)
 				}
@@ -230,7 +231,7 @@ func BenchmarkRepair(b *testing.B) {
 	}
 }
 
-// BenchmarkConnect opens connections through the last of 10 Services and of many, in turns, and reports the medians.
+// BenchmarkConnect opens connections through the last of 10 Services and of many, in turn, and reports the medians.
 func BenchmarkConnect(b *testing.B) {
 	all := sizes()
 	few, many := all[0], all[len(all)-1]
@@ -250,12 +251,12 @@ func BenchmarkConnect(b *testing.B) {
 	b.ReportMetric(median(many)/median(few), "ratio")
 }
 
-// connector returns what connects once through the last of n Services.
+// connector returns a function that connects once through the last of n Services.
 func connector(b *testing.B, n int) func() time.Duration {
 	r := newRig(b, ipv4Config(), netlab.Topology{Pods: 1})
 	serve(b, r.lab, "pod1")
 	items := benchItems(b, r.b, n-1)
-	e := entry(backends.IPv4, 65535, backends.TCP, endpoint(netlab.PodIPv4(1), labPort))
+	e := entry(dataplane.IPv4, 65535, dataplane.TCP, endpoint(netlab.PodIPv4(1), labPort))
 	rendered, err := r.b.Render(e)
 	if err != nil {
 		b.Fatal(err)
@@ -282,7 +283,7 @@ func BenchmarkNFT(b *testing.B) {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			r := newRig(b, ipv4Config(), netlab.Topology{Pods: 1})
 			r.apply(creation(benchItems(b, r.b, n)))
-			// nft itself takes numgen for an integer, which no map key can be, so the text spells the slot differently.
+			// nft itself parses numgen as an integer, which no map key can be, so the text writes the slot differently.
 			text := strings.NewReplacer("table ip weir", "table ip again", "numgen random mod 5", "meta mark").
 				Replace(r.nft("list", "table", "ip", "weir"))
 			file := filepath.Join(b.TempDir(), "ruleset")
@@ -299,8 +300,8 @@ func BenchmarkNFT(b *testing.B) {
 	}
 }
 
-// BenchmarkMemory reports what the process holds once all Services are programmed: the Items, as the desired and the
-// observed side share them, and the sockets' buffers.
+// BenchmarkMemory reports the memory of the process after all Services are programmed: the Items, which the desired and
+// the observed side share, and the buffers of the sockets.
 func BenchmarkMemory(b *testing.B) {
 	for _, n := range sizes() {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
@@ -321,7 +322,42 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
-// cpuTime is what the process has used of the processors, which other load on the machine does not change much.
+// BenchmarkPacking reports the memory of the frontends of all Services as Items, and as elements that are not packed.
+func BenchmarkPacking(b *testing.B) {
+	for _, n := range sizes() {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			var packed []backends.Item
+			var unpacked [][]element
+			for b.Loop() {
+				packed, unpacked = nil, nil
+				before := heapMB()
+				for _, i := range benchItems(b, New(ipv4Config()), n) {
+					if f, ok := i.(frontItem); ok {
+						packed = append(packed, f)
+					}
+				}
+				withItems := heapMB()
+				for _, i := range packed {
+					elements := slices.Collect(i.(frontItem).elements())
+					unpacked = append(unpacked, append(make([]element, 0, len(elements)), elements...))
+				}
+				b.ReportMetric(withItems-before, "packed-MB")
+				b.ReportMetric(heapMB()-withItems, "unpacked-MB")
+			}
+			runtime.KeepAlive(packed)
+			runtime.KeepAlive(unpacked)
+		})
+	}
+}
+
+func heapMB() float64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc) / 1e6
+}
+
+// cpuTime returns the CPU time of the process, which hardly depends on other load on the machine.
 func cpuTime(b *testing.B) time.Duration {
 	var u unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {

@@ -6,19 +6,16 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/nfnl"
 
 	nft "github.com/google/nftables"
+	"github.com/google/nftables/userdata"
 )
-
-// hook says where the kernel enters a base chain.
-type hook struct {
-	kind     string // "nat" or "filter"
-	hook     uint32
-	priority int32
-}
 
 var hookNames = []string{"prerouting", "input", "forward", "output", "postrouting"}
 
@@ -29,26 +26,37 @@ func hookName(n uint32) string {
 	return strconv.Itoa(int(n))
 }
 
-func (h hook) text(policy uint32) string {
+func hookText(h nfnl.Hook, policy uint32) string {
 	p := "accept"
-	if policy == 0 {
+	if policy != nfnl.PolicyAccept {
 		p = "drop"
 	}
-	return fmt.Sprintf("type %s hook %s priority %d; policy %s", h.kind, hookName(h.hook), h.priority, p)
+	return fmt.Sprintf("type %s hook %s priority %d; policy %s", h.Kind, hookName(h.Number), h.Priority, p)
 }
 
 // chain is a chain with its rules.
 type chain struct {
 	name    string
 	comment string
-	hook    *hook // nil for a chain that is only jumped to
+	hook    *nfnl.Hook // nil for a chain that is only jumped to
 	rules   []rule
+}
+
+// definition returns the chain as the kernel takes it.
+func (c *chain) definition() nfnl.Chain {
+	d := nfnl.Chain{Name: c.name, Hook: c.hook, Policy: nfnl.PolicyAccept}
+	if c.comment != "" {
+		d.Userdata = userdata.AppendString(nil, userdata.Type(userdata.TypeComment), c.comment)
+	}
+	return d
 }
 
 // builder makes the chains of one family.
 type builder struct {
-	fam backends.Family
-	cfg *backends.Config
+	fam dataplane.Family
+	cfg *dataplane.Config
+	// redirects reports whether the endpoints are sockets of userspace mode.
+	redirects bool
 }
 
 const (
@@ -57,39 +65,56 @@ const (
 	chainNewFilter  = "unserved"
 	chainReject     = "rejecting"
 	chainSources    = "source-ranges"
+	chainImpostors  = "impostors"
 )
 
-// base returns the chains that are always there.
+// base returns the chains that always exist.
 func (b builder) base() []chain {
-	natHook := func(n *nft.ChainHook, priority int32) *hook { return &hook{"nat", uint32(*n), priority} }
-	filterHook := func(n *nft.ChainHook, priority int32) *hook { return &hook{"filter", uint32(*n), priority} }
+	natHook := func(n *nft.ChainHook, priority int32) *nfnl.Hook {
+		return &nfnl.Hook{Kind: "nat", Number: uint32(*n), Priority: priority}
+	}
+	filterHook := func(n *nft.ChainHook, priority int32) *nfnl.Hook {
+		return &nfnl.Hook{Kind: "filter", Number: uint32(*n), Priority: priority}
+	}
 	const dstnat, srcnat, filter, beforeDNAT = -100, 100, 0, -110
 	front := frontFields(b.fam, addrScope)
 	jumpServices := []rule{newRule("", jumpPart(chainServices))}
 	checkSources := []rule{newRule("", ctNew(), vmap(restricted, front...))}
 	arriving := checkSources
 	if b.localhost() {
-		// Node ports on loopback addresses need route_localnet, which would let neighbours reach what listens there.
-		martian := newRule("not for neighbours", fromInterface("lo", false, false), inPrefix(daddr(b.fam), loopback(b.fam), true), dropPart())
-		arriving = append([]rule{martian}, checkSources...)
+		arriving = append([]rule{loopbackGuard(b.fam)}, checkSources...)
 	}
 	unserved := newRule("", ctNew(), jumpPart(chainNewFilter))
-	forward := []rule{unserved}
+	forward, output := []rule{unserved}, []rule{unserved}
 	if !b.cfg.TCPBeLiberal {
 		forward = append([]rule{newRule("out of window: a reset by the client would follow", ctInvalid(), dropPart())}, forward...)
+		output = append(output, newRule("the node's answer to what is out of window and was not translated back", tcpReset(), ctInvalid(), dropPart()))
 	}
-	return []chain{
+	post := []rule{
+		newRule("", marked(b.cfg.MasqueradeMark), ctDNAT(), gotoPart(chainMasquerade)),
+		newRule("hairpin: the endpoint is its own client", ctDNAT(), inSet(hairpin, saddr(b.fam), daddr(b.fam)), gotoPart(chainMasquerade)),
+	}
+	masqueraded := []rule{newRule("", setMark(b.cfg.MasqueradeMark, false)), newRule("", masquerade())}
+	var more []chain
+	if b.redirects {
+		// No packet to a listener leaves the node, and weir must recognise its own connections by their source.
+		post, masqueraded = post[:1], masqueraded[:1]
+		output = append(output, newRule("an answer that weir did not send", ctDNAT(), ctReply(), unmarked(b.cfg.MasqueradeMark),
+			inSet(listeners, saddr(b.fam), l4proto(), sport()), gotoPart(chainImpostors)))
+		more = []chain{{name: chainImpostors, comment: "where weir was killed, nobody else gets its connections", rules: []rule{
+			newRule("only the first answer: weir's mark may have changed since", tcpButSynAck(), returnPart()),
+			newRule("", dropPart()),
+		}}}
+	}
+	return append([]chain{
 		{name: "nat-prerouting", hook: natHook(nft.ChainHookPrerouting, dstnat), rules: jumpServices},
 		{name: "nat-output", hook: natHook(nft.ChainHookOutput, dstnat), rules: jumpServices},
-		{name: "nat-postrouting", hook: natHook(nft.ChainHookPostrouting, srcnat), rules: []rule{
-			newRule("", marked(b.cfg.MasqueradeMark), gotoPart(chainMasquerade)),
-			newRule("hairpin: the endpoint is its own client", ctDNAT(), inSet(hairpin, saddr(b.fam), daddr(b.fam)), gotoPart(chainMasquerade)),
-		}},
+		{name: "nat-postrouting", hook: natHook(nft.ChainHookPostrouting, srcnat), rules: post},
 		{name: "filter-prerouting", hook: filterHook(nft.ChainHookPrerouting, beforeDNAT), rules: arriving},
 		{name: "filter-output-before-dnat", hook: filterHook(nft.ChainHookOutput, beforeDNAT), rules: checkSources},
 		{name: "filter-input", hook: filterHook(nft.ChainHookInput, filter), rules: []rule{unserved}},
 		{name: "filter-forward", hook: filterHook(nft.ChainHookForward, filter), rules: forward},
-		{name: "filter-output", hook: filterHook(nft.ChainHookOutput, filter), rules: []rule{unserved}},
+		{name: "filter-output", hook: filterHook(nft.ChainHookOutput, filter), rules: output},
 		{name: chainServices, comment: "finds the Service of a new connection", rules: []rule{
 			newRule("", vmap(services, front...)),
 			newRule("", b.toNodePort(vmap(nodePorts, frontFields(b.fam, nodePortScope)...))...),
@@ -100,11 +125,20 @@ func (b builder) base() []chain {
 			newRule("", inSet(allowedSources, append(front, saddr(b.fam))...), returnPart()),
 			newRule("", dropPart()),
 		}},
-		{name: chainMasquerade, comment: "so that the answers come back this way", rules: []rule{
-			newRule("", setMark(b.cfg.MasqueradeMark, false)),
-			newRule("", masquerade()),
-		}},
-	}
+		{name: chainMasquerade, comment: "so that the answers come back this way", rules: masqueraded},
+	}, more...)
+}
+
+// loopbackGuard returns the rule that keeps neighbours from the loopback addresses. Node ports on them need route_localnet,
+// which would let neighbours reach servers that listen there.
+func loopbackGuard(f dataplane.Family) rule {
+	return newRule("not for neighbours", fromInterface("lo", false, false), inPrefix(daddr(f), loopback(f), true), dropPart())
+}
+
+// GuardsLoopback reports whether an Item keeps neighbours from the loopback addresses of IPv4.
+func GuardsLoopback(i backends.Item) bool {
+	c, ok := i.(*chainItem)
+	return ok && c.hooked && slices.Contains(strings.Split(c.text, "\n  "), loopbackGuard(dataplane.IPv4).line())
 }
 
 func (b builder) unservedRules() []rule {
@@ -113,14 +147,14 @@ func (b builder) unservedRules() []rule {
 		newRule("a ClusterIP, but none of its ports", inSet(clusterIPs, daddr(b.fam)), gotoPart(chainReject)),
 	}
 	for _, p := range b.cfg.ServiceCIDRs {
-		if backends.FamilyOf(p.Addr()) == b.fam {
+		if dataplane.FamilyOf(p.Addr()) == b.fam {
 			rules = append(rules, newRule("a ClusterIP that no Service has yet", inPrefix(daddr(b.fam), p, true), dropPart()))
 		}
 	}
 	return append(rules, newRule("", b.toNodePort(vmap(nodePortNoEndpoints, frontFields(b.fam, nodePortScope)...))...))
 }
 
-// toNodePort puts what makes an address of the node one that serves node ports before a lookup of the port.
+// toNodePort adds the matches for an address of the node that serves node ports, before a lookup of the port.
 func (b builder) toNodePort(lookup part) []part {
 	local := fibLocal(false)
 	if b.cfg.NodePortAddresses != nil {
@@ -132,17 +166,18 @@ func (b builder) toNodePort(lookup part) []part {
 	return []part{inPrefix(daddr(b.fam), loopback(b.fam), false), local, lookup}
 }
 
-// localhost says whether loopback addresses serve node ports. The kernel routes those of IPv6 nowhere else.
-func (b builder) localhost() bool { return b.cfg.LocalhostNodePorts && b.fam == backends.IPv4 }
+// localhost reports whether loopback addresses serve node ports. The kernel does not route those of IPv6 anywhere else.
+func (b builder) localhost() bool { return b.cfg.LocalhostNodePorts && b.fam == dataplane.IPv4 }
 
-func loopback(f backends.Family) netip.Prefix {
-	if f == backends.IPv6 {
+func loopback(f dataplane.Family) netip.Prefix {
+	if f == dataplane.IPv6 {
 		return netip.MustParsePrefix("::1/128")
 	}
 	return netip.MustParsePrefix("127.0.0.0/8")
 }
 
-// fromPod returns the match for traffic that starts in a pod of this node, or for all other; false if that is not known.
+// fromPod returns the match for traffic that starts in a pod of this node, or for all other traffic. It returns false
+// if the two cannot be told apart.
 func (b builder) fromPod(local bool) (part, bool) {
 	d := b.cfg.LocalDetector
 	if d.Interface != "" {
@@ -154,18 +189,18 @@ func (b builder) fromPod(local bool) (part, bool) {
 	return part{}, false
 }
 
-// kind says what a dispatch chain does before it chooses an endpoint.
+// kind is the treatment of traffic in a dispatch chain before the chain chooses an endpoint.
 type kind string
 
 const (
 	kindPick     kind = "pick"     // nothing
-	kindCluster  kind = "cluster"  // traffic to a ClusterIP: masquerade what does not come from a pod of this node
+	kindCluster  kind = "cluster"  // traffic to a ClusterIP: masquerade unless it comes from a pod of this node
 	kindExternal kind = "external" // traffic to any other address: masquerade all
 	kindLocal    kind = "local"    // the same with policy Local
 )
 
-// shape is what tells one dispatch chain from another. There is one chain for all Services of a shape, so their number
-// does not grow with the number of Services.
+// shape distinguishes dispatch chains. All Services of a shape share one chain, so that the number of chains does not
+// grow with the number of Services.
 type shape struct {
 	scope   scope
 	kind    kind
@@ -191,7 +226,7 @@ func (s shape) name() string {
 	return name
 }
 
-// parseShape is the opposite of name.
+// parseShape parses a name that shape.name returned.
 func parseShape(name string) (shape, bool) {
 	m := shapeName.FindStringSubmatch(name)
 	if m == nil {
@@ -213,7 +248,7 @@ func parseShape(name string) (shape, bool) {
 	return s, s.name() == name && s.slots+s.local > 0 && s.slots <= maxSlots && s.local <= maxSlots
 }
 
-// chains returns the chain of the shape, and with it the one that it depends on.
+// chains returns the chain of the shape, and the chain that it depends on.
 func (b builder) chains(s shape) []chain {
 	if s.kind == kindLocal && s.slots > 0 {
 		return []chain{b.chain(s), b.chain(s.pick())}
@@ -255,29 +290,22 @@ func (b builder) chain(s shape) chain {
 }
 
 // choose returns the rules that translate to an endpoint. A packet that meets an old rule and a new map finds no
-// endpoint and is dropped: the client sends it again.
+// endpoint and is dropped, and the client sends it again.
 func (b builder) choose(s shape, slot field) []rule {
 	between := newRule("no such endpoint: a change is under way", dropPart())
 	front := frontFields(b.fam, s.scope)
+	of := setsOf[s.scope]
 	if s.timeout == 0 {
-		id := endpoints
-		if s.scope == nodePortScope {
-			id = nodePortEndpoints
-		}
-		return []rule{newRule("", dnatTo(b.fam, lookup(id, append(front, slot)...))), between}
-	}
-	slots, places, clients := stickySlots, stickyEndpoints, stickyClients
-	if s.scope == nodePortScope {
-		slots, places, clients = nodePortStickySlots, nodePortStickyEndpoints, nodePortStickyClients
+		return []rule{newRule("", dnatTo(b.fam, lookup(of.endpoints, append(front, slot)...))), between}
 	}
 	client := append([]field{saddr(b.fam)}, front...)
 	with := func(f field) []field { return append(front[:len(front):len(front)], f) }
 	learn := []rule{
-		newRule("an endpoint by chance", setScratch(lookup(slots, with(slot)...))),
-		newRule("for a client that has none yet; for any other, the time starts again", remember(dynsetUpdate, clients, s.timeout, client...)),
-		newRule("", setScratch(lookup(clients, client...))),
-		newRule("", dnatTo(b.fam, lookup(places, with(scratch())...))),
+		newRule("an endpoint by chance", setScratch(lookup(of.stickySlots, with(slot)...))),
+		newRule("for a client that has none yet; for any other, the time starts again", remember(dynsetUpdate, of.stickyClients, s.timeout, client...)),
+		newRule("", setScratch(lookup(of.stickyClients, client...))),
+		newRule("", dnatTo(b.fam, lookup(of.stickyEndpoints, with(scratch())...))),
 	}
-	forget := newRule("the client's endpoint is gone: once more", remember(dynsetDelete, clients, s.timeout, client...))
+	forget := newRule("the client's endpoint is gone: once more", remember(dynsetDelete, of.stickyClients, s.timeout, client...))
 	return slices.Concat(learn, []rule{forget}, learn, []rule{between})
 }

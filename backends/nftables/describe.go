@@ -1,20 +1,17 @@
 package nftables
 
 import (
-	"encoding/binary"
-	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/nfnl"
 )
 
-var _ backends.Describer = (*Backend)(nil)
-
-// Describe implements backends.Describer. Everything about a front is in the Item of that front; its members of other sets
+// Describe implements backends.Describer. The Item of a Frontend holds everything about it. Its members of other sets
 // are found by their addresses.
-func (b *Backend) Describe(items []backends.Item) []backends.Front {
+func (b *Backend) Describe(items []backends.Item) []backends.ProgrammedFrontend {
 	members := map[memberItem]bool{}
 	chains := map[backends.ID]bool{}
 	for _, i := range items {
@@ -25,7 +22,7 @@ func (b *Backend) Describe(items []backends.Item) []backends.Front {
 			chains[i.ID()] = true
 		}
 	}
-	var fronts []backends.Front
+	var fronts []backends.ProgrammedFrontend
 	for _, i := range items {
 		if f, ok := i.(frontItem); ok {
 			fronts = append(fronts, frontOf(f, members, chains))
@@ -40,85 +37,66 @@ type slot struct {
 	addr  netip.AddrPort
 }
 
-func frontOf(i frontItem, members map[memberItem]bool, chains map[backends.ID]bool) backends.Front {
+func frontOf(i frontItem, members map[memberItem]bool, chains map[backends.ID]bool) backends.ProgrammedFrontend {
 	k := i.key()
-	f := backends.Front{Family: k.family(), Protocol: k.protocol(), Port: k.port(), Own: []backends.ID{i.ID()}}
-	if k.scope() == addrScope {
-		f.Addr = k.addr()
+	of := setsOf[k.scope]
+	f := backends.ProgrammedFrontend{
+		Frontend: dataplane.Frontend{Family: k.fam, Protocol: k.proto, Addr: k.addr, Port: k.port},
+		Own:      []backends.ID{k.id()},
 	}
 	var slots []slot
-	byIdentity := map[string]netip.AddrPort{}
+	byIdentity := map[uint32]netip.AddrPort{}
 	var sticky []element
-	i.elements(func(e element) {
+	for e := range i.elements() {
 		if n := len(e.comment); n > 0 && n < maxComment-2 { // a longer one may have been cut
 			f.Service = e.comment
 		}
 		switch e.set {
-		case services, nodePorts:
-			f.Affinity = affinityOf(e.value)
-			f.Shared = appendChains(f.Shared, f.Family, e.value, chains)
-		case noEndpoints, nodePortNoEndpoints:
+		case of.dispatch:
+			if s, ok := shapeOf(e.verdict); ok {
+				f.Affinity = s.timeout
+				f.Shared = appendChains(f.Shared, f.Family, s, chains)
+			}
+		case of.refused:
 			f.Refusal = "reject"
-			if e.value == drop {
+			if e.verdict == drop {
 				f.Refusal = "drop"
 			}
-		case endpoints, nodePortEndpoints:
-			slots = append(slots, slot{isLocal(e), endpointOf(e.value)})
-		case stickySlots, nodePortStickySlots:
+		case of.endpoints:
+			slots = append(slots, slot{e.local(), e.endpoint})
+		case of.stickySlots:
 			sticky = append(sticky, e)
-		case stickyEndpoints, nodePortStickyEndpoints:
-			byIdentity[e.suffix] = endpointOf(e.value)
+		case of.stickyEndpoints:
+			byIdentity[e.slot] = e.endpoint
 		case allowedSources:
-			f.Sources = append(f.Sources, rangeText(e, f.Family))
+			f.Sources = append(f.Sources, rangeText(e))
 		}
-	})
+	}
 	for _, e := range sticky {
-		slots = append(slots, slot{isLocal(e), byIdentity[e.value]})
+		slots = append(slots, slot{e.local(), byIdentity[e.identity]})
 	}
 	f.Endpoints = shares(slots, false)
 	if local := shares(slots, true); len(local) > 0 || f.Refusal != "" && len(slots) > 0 {
-		f.Endpoints, f.Inside = local, f.Endpoints
+		f.Endpoints, f.FromNode = local, f.Endpoints
 	}
 	if f.Addr.IsValid() {
-		f.Shared = appendMember(f.Shared, newMember(clusterIPs, f.Addr), members)
+		f.Shared = appendMember(f.Shared, member(clusterIPs, f.Addr), members)
 	}
 	for _, s := range slots {
-		f.Shared = appendMember(f.Shared, newMember(hairpin, s.addr.Addr()), members)
+		f.Shared = appendMember(f.Shared, member(hairpin, s.addr.Addr()), members)
 	}
 	return f
 }
 
-func isLocal(e element) bool { return binary.BigEndian.Uint32([]byte(e.suffix)) >= localSlots }
-
-func endpointOf(value string) netip.AddrPort {
-	n := len(value) - 2
-	if n < 0 {
-		return netip.AddrPort{}
+// shapeOf returns the shape of the chain that a verdict leads to.
+func shapeOf(v nfnl.Verdict) (shape, bool) {
+	if v.Code != nfnl.Goto {
+		return shape{}, false
 	}
-	a, _ := netip.AddrFromSlice([]byte(value[:n]))
-	return netip.AddrPortFrom(a, binary.BigEndian.Uint16([]byte(value[n:])))
+	return parseShape(v.Chain)
 }
 
-func affinityOf(verdict string) time.Duration {
-	if s, ok := parseShape(chainOf(verdict)); ok {
-		return s.timeout
-	}
-	return 0
-}
-
-// chainOf returns the chain that a verdict leads to, or "".
-func chainOf(verdict string) string {
-	if verdict == "" || int8(verdict[0]) != verdictGoto {
-		return ""
-	}
-	return verdict[1:]
-}
-
-func appendChains(ids []backends.ID, f backends.Family, verdict string, chains map[backends.ID]bool) []backends.ID {
-	s, ok := parseShape(chainOf(verdict))
-	if !ok {
-		return ids
-	}
+func appendChains(ids []backends.ID, f dataplane.Family, s shape, chains map[backends.ID]bool) []backends.ID {
 	for _, name := range []string{s.name(), s.pick().name()} {
 		if id := chainItemID(f, name); chains[id] && !slices.Contains(ids, id) {
 			ids = append(ids, id)
@@ -135,7 +113,7 @@ func appendMember(ids []backends.ID, m memberItem, members map[memberItem]bool) 
 }
 
 // shares counts the slots of each endpoint.
-func shares(slots []slot, local bool) []backends.Share {
+func shares(slots []slot, local bool) []dataplane.EndpointShare {
 	count, n := map[netip.AddrPort]int{}, 0
 	for _, s := range slots {
 		if s.local == local {
@@ -143,25 +121,20 @@ func shares(slots []slot, local bool) []backends.Share {
 			n++
 		}
 	}
-	var all []backends.Share
+	var all []dataplane.EndpointShare
 	for a, c := range count {
-		all = append(all, backends.Share{Addr: a, Of: float64(c) / float64(n)})
+		all = append(all, dataplane.EndpointShare{Addr: a, Fraction: float64(c) / float64(n)})
 	}
-	slices.SortFunc(all, func(a, b backends.Share) int { return a.Addr.Compare(b.Addr) })
+	slices.SortFunc(all, func(a, b dataplane.EndpointShare) int { return a.Addr.Compare(b.Addr) })
 	return all
 }
 
 // rangeText writes a range as a prefix if it is one.
-func rangeText(e element, fam backends.Family) string {
-	n := addrLen(fam)
-	if len(e.suffix) != 2*n {
-		return fmt.Sprintf("%x", e.suffix)
-	}
-	from, _ := netip.AddrFromSlice([]byte(e.suffix[:n]))
-	for bits := range n*8 + 1 {
-		if p, err := from.Prefix(bits); err == nil && rangeOf(p) == e.suffix {
+func rangeText(e element) string {
+	for bits := range e.from.BitLen() + 1 {
+		if p, err := e.from.Prefix(bits); err == nil && rangeOf(p) == e.elementKey {
 			return p.String()
 		}
 	}
-	return e.suffixText(fam)
+	return e.keyText()
 }

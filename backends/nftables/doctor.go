@@ -8,10 +8,10 @@ import (
 	"weir/backends/doctor"
 )
 
-// modules are what the rules are made of. The kernel loads them as rules name them.
+// modules are the modules that the rules need. The kernel loads them when a rule names them.
 var modules = []string{"nf_tables", "nf_nat", "nft_chain_nat", "nft_nat", "nft_masq", "nft_ct", "nft_numgen", "nft_fib", "nft_fib_ipv4", "nft_fib_ipv6", "nft_reject"}
 
-// Doctor looks for what the mode needs.
+// Doctor checks the requirements of the mode.
 func Doctor(ctx context.Context) []doctor.Check {
 	checks := []doctor.Check{doctor.NetAdmin()}
 	works := doctor.Check{Name: "nf_tables", State: doctor.OK, Detail: "the kernel answers"}
@@ -20,12 +20,13 @@ func Doctor(ctx context.Context) []doctor.Check {
 	}
 	expressions := doctor.Modules{}.Check("expressions", modules...)
 	if expressions.State == doctor.Advice && works.State == doctor.OK {
-		expressions.State = doctor.OK // a kernel without modules has them built in, and nothing here says which
+		expressions.State = doctor.OK // a kernel without modules has them built in, but does not say which
 	}
-	return append(checks, works, expressions, checkKubeProxy())
+	checks = append(checks, works, expressions)
+	return append(append(checks, checkOwners(ctx)...), checkKubeProxy())
 }
 
-// checkKubeProxy says whether a kube-proxy in its nftables mode has programmed this node.
+// checkKubeProxy checks whether a kube-proxy in its nftables mode has programmed this node.
 func checkKubeProxy() doctor.Check {
 	found := map[string]bool{}
 	if conn, err := nft.New(); err == nil {

@@ -14,11 +14,13 @@ import (
 
 	"weir/backends"
 	"weir/backends/backendtest"
+	"weir/backends/dataplane"
 	"weir/backends/netlab"
+	"weir/backends/nfnl"
 	"weir/spec/seed"
 )
 
-// foreignRuleset is what others have on the node: their own tables, one of them with weir's name in another family.
+// foreignRuleset holds the tables of other programs on the node, one of them with weir's name in another family.
 const foreignRuleset = `
 add table ip nat
 add chain ip nat POSTROUTING { type nat hook postrouting priority srcnat; }
@@ -52,11 +54,11 @@ func (r *rig) foreign() string {
 	return b.String()
 }
 
-// unknowable are the kinds of drift of which the notifications do not tell all.
+// unknowable are the kinds of drift that the notifications do not report in full.
 var unknowable = []string{"chain renamed", "set of another type", "table dormant", "table deleted", "both tables deleted", "an empty table"}
 
-// TestDrift: whatever somebody does to weir's tables moves the generation, is found, and is repaired without touching
-// anything else.
+// TestDrift expects that any change of another process to weir's tables moves the generation, is found, and is repaired
+// without changing anything else.
 func TestDrift(t *testing.T) {
 	needNFT(t)
 	t.Parallel()
@@ -108,10 +110,10 @@ func TestDrift(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := *r
 			r.t = t
-			before := r.generation()
+			r.observed()
 			r.nft(script)
-			if r.generation() == before {
-				t.Error("the generation did not move")
+			if !r.moved() {
+				t.Error("the write was not noticed")
 			}
 			reread, ok := r.reread(want)
 			now := r.observed()
@@ -124,17 +126,16 @@ func TestDrift(t *testing.T) {
 			if p.Empty() {
 				t.Fatal("the drift was not found")
 			}
-			before = r.generation()
 			r.apply(p)
-			r.settled(want)
-			if r.generation() != before {
-				t.Error("the repair moved the generation")
+			if r.moved() {
+				t.Error("the repair counts as a write of another process")
 			}
+			r.settled(want)
 			if got := r.foreign(); got != foreign {
 				t.Errorf("foreign tables: %s\nwere: %s", got, foreign)
 			}
 			w := worlds[0]
-			r.expect(w, backends.TCP, expect{netlab.Outside, w.at(w.entry(3, 0).ClusterIP, 80), netlab.Answered, []string{"pod1", netlab.Remote}, "node"})
+			r.expect(w, dataplane.TCP, expect{netlab.Outside, w.at(w.entry(3, 0).ClusterIP, 80), netlab.Answered, []string{"pod1", netlab.Remote}, "node"})
 		})
 	}
 	t.Run("ruleset flushed", func(t *testing.T) {
@@ -146,14 +147,14 @@ func TestDrift(t *testing.T) {
 	})
 }
 
-// TestForeignCommits: what others write elsewhere moves nothing, also between weir's own commits, and is not read.
+// TestForeignCommits expects that commits to other tables are not reported, even between weir's own commits, and that
+// those tables are not read.
 func TestForeignCommits(t *testing.T) {
 	needNFT(t)
 	t.Parallel()
 	r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
 	entries := variety()
 	r.sync(entries...)
-	was := r.generation()
 	for i := range 20 {
 		r.nft(fmt.Sprintf("add table ip other%d; add chain ip other%d weir; add rule ip other%d weir accept", i, i, i))
 		if i%3 == 0 {
@@ -162,100 +163,100 @@ func TestForeignCommits(t *testing.T) {
 		if i%4 == 0 {
 			continue
 		}
-		if now := r.generation(); now != was {
-			t.Fatalf("commit %d to another table moved the generation", i)
+		if r.moved() {
+			t.Fatalf("commit %d to another table counts as one to weir's", i)
 		}
 	}
 }
 
-// TestNotified: what somebody else commits is told without being asked for, and what weir commits is not.
-func TestNotified(t *testing.T) {
+// TestWake expects that Wake receives after commits of other processes, and not after weir's own.
+func TestWake(t *testing.T) {
 	needNFT(t)
 	t.Parallel()
 	r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
 	r.sync(variety()...)
 	select {
-	case <-r.b.Notified():
+	case <-r.b.Wake():
 		t.Error("weir's own commit was told")
 	default:
 	}
 	for range 3 {
 		r.nft("add element ip weir cluster-ips { 10.9.9.9 }")
 		select {
-		case <-r.b.Notified():
+		case <-r.b.Wake():
 		case <-time.After(patience):
-			t.Fatal("somebody else's commit was not told")
+			t.Fatal("another process's commit was not reported")
 		}
 		r.sync(variety()...)
 	}
 }
 
-// TestUnsettled: while the kernel has yet to tell what it counted, the generation is not known; what is never told may have
-// been about weir's tables.
+// TestUnsettled expects that the generation is unknown while the kernel has counted a commit but not notified of it. If
+// no notification ever comes, the commit may have changed weir's tables.
 func TestUnsettled(t *testing.T) {
 	needNFT(t)
 	t.Parallel()
 	r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
 	r.sync(variety()...)
-	before := r.generation()
 	w := &r.b.watch
 	unsettle := func() {
-		w.own, w.seen = 0, w.seen-1 // a commit that was counted and not told
+		w.own, w.seen = 0, w.seen-1 // a commit without a notification
 		for range 2 {
-			if n, err := r.b.Generation(t.Context()); !errors.Is(err, errUnsettled) {
-				t.Fatalf("%d, %v", n, err)
+			if moved, err := r.b.Moved(t.Context()); !errors.Is(err, errUnsettled) {
+				t.Fatalf("%v, %v", moved, err)
 			}
 		}
 	}
 	unsettle()
 	r.nft("add element ip weir cluster-ips { 10.9.9.9 }")
-	if now := r.generation(); now == before || w.touched.everything {
+	if !r.moved() || w.touched.everything {
 		t.Error("what was told late is not known")
 	}
 	r.sync(variety()...)
-	before = r.generation()
 	unsettle()
-	w.awaited = time.Now().Add(-readLimit)
-	if now := r.generation(); now == before {
-		t.Error("what was never told does not count as a move")
+	w.waitingSince = time.Now().Add(-readLimit)
+	if !r.moved() {
+		t.Error("what was never told does not count as a write")
 	}
-	if now := r.generation(); now != r.generation() {
-		t.Error("it moves though nobody writes")
+	r.observed()
+	if r.moved() {
+		t.Error("it counts as a write again, after a read")
 	}
 }
 
-// TestLargePlan: a plan so large that the watch pauses for it does not move the generation, unless somebody else wrote.
+// TestLargePlan expects that a plan for which the watch pauses does not count as a foreign write, unless another
+// process wrote.
 func TestLargePlan(t *testing.T) {
 	needNFT(t)
 	t.Parallel()
 	r := newRig(t, ipv4Config(), netlab.Topology{Pods: 1})
-	was := r.generation()
+	r.observed()
 	have := map[backends.ID]backends.Item{}
 	for _, generation := range []int{0, 1} {
-		var entries []*backends.Entry
-		for n := range 2 * quiet {
+		var entries []*dataplane.ServicePort
+		for n := range 2 * pauseThreshold {
 			entries = append(entries, benchEntry(n, generation))
 		}
 		want := r.desired(entries...)
 		r.apply(backendtest.Diff(have, want))
-		if r.generation() != was {
-			t.Fatal("weir's own plan moved the generation")
+		if r.moved() {
+			t.Fatal("weir's own plan counts as a write of another process")
 		}
 		have = want
 	}
 	r.nft("delete element ip weir endpoints { 10.96.0.1 . tcp . 80 . 0 }")
-	now := r.generation()
-	if now == was {
-		t.Error("the drift after it did not move the generation")
+	if !r.moved() {
+		t.Error("the drift after it was not noticed")
 	}
-	r.b.watch.own, r.b.watch.seen = 0, r.b.watch.seen-1 // a commit that was counted, and told of while the watch paused
+	r.observed()
+	r.b.watch.own, r.b.watch.seen = 0, r.b.watch.seen-1 // a commit that the kernel counted, and notified of while the watch paused
 	r.apply(backendtest.Diff(map[backends.ID]backends.Item{}, have))
-	if r.generation() == now {
-		t.Error("what was told during the plan did not move the generation")
+	if !r.moved() {
+		t.Error("what was told during the plan was not noticed")
 	}
 }
 
-// TestCleanup: a plan with an empty desired side leaves nothing of weir's, and all of others'.
+// TestCleanup expects that a plan with an empty desired side deletes everything of weir's and nothing foreign.
 func TestCleanup(t *testing.T) {
 	needNFT(t)
 	t.Parallel()
@@ -272,7 +273,7 @@ func TestCleanup(t *testing.T) {
 	}
 }
 
-// TestConfigChange: a Backend of another configuration takes over what its predecessor made.
+// TestConfigChange expects that a Backend of another configuration takes over the objects of its predecessor.
 func TestConfigChange(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
@@ -280,15 +281,15 @@ func TestConfigChange(t *testing.T) {
 	cfg := testConfig()
 	cfg.MasqueradeAll, cfg.MasqueradeMark, cfg.TCPBeLiberal = true, 1<<5, true
 	cfg.NodePortAddresses = []netip.Addr{netlab.NodeIPv4}
-	cfg.LocalDetector = backends.LocalDetector{Interface: "cni0"}
+	cfg.LocalDetector = dataplane.LocalDetector{Interface: "cni0"}
 	r.use(cfg)
 	if p := r.sync(variety()...); p.Empty() {
 		t.Error("nothing to change")
 	}
 	r.use(ipv4Config())
-	r.sync(func() (v4 []*backends.Entry) {
+	r.sync(func() (v4 []*dataplane.ServicePort) {
 		for _, e := range variety() {
-			if e.Key.Family == backends.IPv4 {
+			if e.Key.Family == dataplane.IPv4 {
 				v4 = append(v4, e)
 			}
 		}
@@ -296,17 +297,42 @@ func TestConfigChange(t *testing.T) {
 	}()...)
 }
 
-// TestRandomChanges: after every one of a sequence of random changes, applied as the difference alone, the kernel holds
-// what a full programming would have made, in one transaction or in many.
+// smallBatches is a Kernel that accepts small transactions only.
+type smallBatches struct {
+	nfnl.Kernel
+	limit int
+}
+
+type smallBatchConn struct {
+	nfnl.Conn
+	limit int
+}
+
+func (k smallBatches) Dial() (nfnl.Conn, error) {
+	c, err := k.Kernel.Dial()
+	return smallBatchConn{c, k.limit}, err
+}
+
+func (k smallBatches) Listen(own nfnl.Conn, arrived chan<- struct{}) (nfnl.Listener, error) {
+	return k.Kernel.Listen(own.(smallBatchConn).Conn, arrived)
+}
+
+func (c smallBatchConn) MaxBatch() int { return c.limit }
+
+// TestRandomChanges applies a sequence of random changes, each as the difference alone, in one transaction or in many.
+// After each it expects the state that programming everything would have made.
 func TestRandomChanges(t *testing.T) {
 	for _, limit := range []int{0, 3000} {
 		t.Run(fmt.Sprintf("limit %d", limit), func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
-			r.b.batchLimit = limit
+			if limit > 0 {
+				r.b.watch.kernel = smallBatches{nfnl.Netlink{}, limit}
+				r.in(func() error { _ = r.b.Close(); _, err := r.b.Moved(context.Background()); return err })
+			}
 			rnd := seed.Rand(t)
 			have := map[backends.ID]backends.Item{}
-			live := map[int]*backends.Entry{}
+			live := map[int]*dataplane.ServicePort{}
 			for step := range 120 {
 				for range 1 + rnd.IntN(4) {
 					n := rnd.IntN(12)
@@ -314,7 +340,7 @@ func TestRandomChanges(t *testing.T) {
 						live[n] = randomEntry(rnd, n)
 					}
 				}
-				var entries []*backends.Entry
+				var entries []*dataplane.ServicePort
 				for n := range 12 {
 					if live[n] != nil {
 						entries = append(entries, live[n])
@@ -331,8 +357,8 @@ func TestRandomChanges(t *testing.T) {
 	}
 }
 
-// TestRandomDrift: whatever others write, before and after weir's own changes, reading what they touched tells the same as
-// reading everything.
+// TestRandomDrift expects Reread to find the same as a full read, after random foreign writes before and after weir's
+// own changes.
 func TestRandomDrift(t *testing.T) {
 	needNFT(t)
 	t.Parallel()
@@ -340,7 +366,7 @@ func TestRandomDrift(t *testing.T) {
 	rnd := seed.Rand(t)
 	has := map[backends.ID]backends.Item{}
 	sync := func() {
-		var entries []*backends.Entry
+		var entries []*dataplane.ServicePort
 		for n := range 8 {
 			if rnd.IntN(4) > 0 {
 				entries = append(entries, randomEntry(rnd, n))
@@ -355,13 +381,13 @@ func TestRandomDrift(t *testing.T) {
 	for step := range 40 {
 		if rnd.IntN(2) == 0 {
 			r.nft(randomWrite(rnd))
-			r.generation()
+			r.moved()
 		}
 		if rnd.IntN(2) == 0 {
 			sync()
 		}
 		r.nft(randomWrite(rnd))
-		r.generation()
+		r.moved()
 		got, ok := r.reread(has)
 		if now := r.observed(); !ok || !reflect.DeepEqual(texts(got), texts(now)) {
 			t.Fatalf("step %d: what was touched is known: %v\n%s", step, ok, backendtest.Diff(got, now))
@@ -370,7 +396,7 @@ func TestRandomDrift(t *testing.T) {
 	}
 }
 
-// randomWrite is what succeeds whatever is there.
+// randomWrite returns a write that succeeds in every state.
 func randomWrite(rnd *rand.Rand) string {
 	front := fmt.Sprintf("10.96.0.%d . tcp . 80", 1+2*rnd.IntN(5))
 	port := fmt.Sprintf("tcp . %d", 30000+2*rnd.IntN(5))
@@ -402,14 +428,14 @@ func texts(items map[backends.ID]backends.Item) map[backends.ID]string {
 	return out
 }
 
-func randomEntry(rnd *rand.Rand, n int) *backends.Entry {
+func randomEntry(rnd *rand.Rand, n int) *dataplane.ServicePort {
 	w := worlds[n%2]
 	e := w.entry(n+1, protocols[n%3])
 	for i := range rnd.IntN(7) {
 		if rnd.IntN(3) == 0 {
 			continue
 		}
-		e.Endpoints = append(e.Endpoints, backends.Endpoint{
+		e.Endpoints = append(e.Endpoints, dataplane.Endpoint{
 			Addr: netip.AddrPortFrom(w.pod(i+1), uint16(80+rnd.IntN(2))), Cluster: rnd.IntN(5) > 0, Local: rnd.IntN(2) > 0,
 			Remote: rnd.IntN(3) == 0, Weight: uint16(rnd.IntN(4)),
 		})
@@ -438,7 +464,7 @@ func randomEntry(rnd *rand.Rand, n int) *backends.Entry {
 	return e
 }
 
-// TestStalePlan: a plan made from what is no longer so is applied to what is.
+// TestStalePlan applies plans whose starting point is outdated.
 func TestStalePlan(t *testing.T) {
 	needNFT(t)
 	t.Parallel()
@@ -448,15 +474,15 @@ func TestStalePlan(t *testing.T) {
 	want := r.desired(entries[1:]...)
 	p := backendtest.Diff(r.observed(), want)
 	r.nft("flush map ip weir endpoints; flush map ip weir services; delete table ip6 weir")
-	r.apply(p) // holds deletions of what is gone
-	r.apply(p) // again: all of it is done already
+	r.apply(p) // deletes what no longer exists
+	r.apply(p) // again: everything is done already
 	r.apply(backendtest.Diff(r.observed(), want))
 	r.settled(want)
-	r.apply(creation(want)) // and creation of what is there
+	r.apply(creation(want)) // creates what exists
 	r.settled(want)
 }
 
-// TestRefused: the change at fault is named, the others are in force.
+// TestRefused expects the Result to name the refused change, and the other changes to be in force.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, testConfig(), netlab.Topology{Pods: 1})
@@ -464,8 +490,8 @@ func TestRefused(t *testing.T) {
 	r.sync(entries[1:]...)
 	want := r.desired(entries...)
 	p := backendtest.Diff(r.observed(), want)
-	key := addrFront(netip.MustParseAddr("10.96.7.7"), backends.TCP, 80)
-	bad := newFrontItem(key, []element{{set: services, value: gotoChain("no-such-chain")}})
+	key := addrFront(netip.MustParseAddr("10.96.7.7"), dataplane.TCP, 80)
+	bad := newFrontItem(key, []element{{elementKey: elementKey{set: services}, verdict: gotoChain("no-such-chain")}})
 	p.Changes = append(p.Changes, backends.Change{Op: backends.Create, ID: bad.ID(), New: bad})
 	res := r.b.Apply(context.Background(), p)
 	if res.Err != nil || len(res.Refused) != 1 || res.Refused[bad.ID()] == nil {
@@ -474,13 +500,13 @@ func TestRefused(t *testing.T) {
 	r.settled(want)
 }
 
-// TestSplit: where the socket takes only small batches, no moment between two transactions lacks a Service that was there
-// before and after, and none holds half of one.
+// TestSplit uses a socket that accepts only small batches. At no moment between two transactions may a Service be
+// missing that existed before and after, or be half programmed.
 func TestSplit(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, ipv4Config(), netlab.Topology{Pods: 1})
 	have := map[backends.ID]backends.Item{}
-	var entries []*backends.Entry
+	var entries []*dataplane.ServicePort
 	for n := range 300 {
 		entries = append(entries, benchEntry(n, 0))
 	}
@@ -494,10 +520,10 @@ func TestSplit(t *testing.T) {
 		t.Fatalf("%d transactions", len(batches))
 	}
 	for i, b := range batches {
-		if n := batchSize(b); n > 20_000 {
+		if n := nfnl.BatchSize(b); n > 20_000 {
 			t.Errorf("transaction %d has %d bytes", i, n)
 		}
-		if err := r.b.conn.commit(context.Background(), b); err != nil {
+		if err := r.b.conn.Commit(context.Background(), b); err != nil {
 			t.Fatal(err)
 		}
 		for id, item := range r.observed() {

@@ -1,30 +1,44 @@
 package nftables
 
 import (
+	"net/netip"
 	"strings"
 
 	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/nfnl"
 )
 
 // The names of weir's tables.
 const (
-	backendTable = "weir"
-	layerTable   = "weir-userspace"
+	backendTable  = "weir"
+	redirectTable = "weir-userspace"
 )
 
-// table names one table of the kernel: those of different families and of a Backend and a Layer have nothing in common.
+// item is the interface of all Items of this backend.
+type item interface {
+	backends.Item
+	family() dataplane.Family
+}
+
+// table names one table. Tables of different families, and those of different names, are independent.
 type table struct {
-	fam  backends.Family
+	fam  dataplane.Family
 	name string
 }
 
+func (t table) family() dataplane.Family { return t.fam }
+
+// kernel returns the table's name in the kernel.
+func (t table) kernel() nfnl.Table { return nfnl.Table{Family: nfproto(t.fam), Name: t.name} }
+
 const tableComment = "Kubernetes Services, programmed by weir; what others write here is removed"
 
-// tableItem is a table. fault is empty for one that is as it should be.
+// tableItem is a table. fault is empty if the table is as weir wants it.
 type tableItem struct {
 	table
 	fault string
-	// rebuild says that the table cannot be mended: a map has the wrong type.
+	// rebuild reports whether the table cannot be repaired, because a map has the wrong type.
 	rebuild bool
 }
 
@@ -42,15 +56,17 @@ func (i tableItem) String() string {
 
 // setItem is the definition of a map or set.
 type setItem struct {
-	fam  backends.Family
+	fam  dataplane.Family
 	name string
-	// foreign is what is known of a set that is not weir's.
+	// foreign describes a set that is not weir's.
 	foreign string
 }
 
-func setItemID(f backends.Family, name string) backends.ID {
+func setItemID(f dataplane.Family, name string) backends.ID {
 	return backends.ID(familyName(f) + " b set " + name)
 }
+
+func (i setItem) family() dataplane.Family { return i.fam }
 
 // ID implements backends.Item.
 func (i setItem) ID() backends.ID { return setItemID(i.fam, i.name) }
@@ -64,29 +80,22 @@ func (i setItem) String() string {
 	return sets[id].text(i.fam)
 }
 
-func setByName(name string) (setID, bool) {
-	for id := range sets {
-		if sets[id].name == name {
-			return setID(id), true
-		}
-	}
-	return 0, false
-}
-
 // chainItem is a chain with its rules.
 type chainItem struct {
-	fam  backends.Family
+	fam  dataplane.Family
 	name string
 	text string
-	// hooked says that the kernel enters the chain.
+	// hooked reports whether the kernel enters the chain.
 	hooked bool
-	// want is nil for a chain, or the state of one, that weir did not ask for.
+	// want is the chain that weir asked for, nil if weir did not ask for it or not in this state.
 	want *chain
 }
 
-func chainItemID(f backends.Family, name string) backends.ID {
+func chainItemID(f dataplane.Family, name string) backends.ID {
 	return backends.ID(familyName(f) + " c chain " + name)
 }
+
+func (i *chainItem) family() dataplane.Family { return i.fam }
 
 // ID implements backends.Item.
 func (i *chainItem) ID() backends.ID { return chainItemID(i.fam, i.name) }
@@ -94,26 +103,19 @@ func (i *chainItem) ID() backends.ID { return chainItemID(i.fam, i.name) }
 // String implements backends.Item.
 func (i *chainItem) String() string { return i.text }
 
-func newChainItem(f backends.Family, c chain) *chainItem {
+func newChainItem(f dataplane.Family, c chain) *chainItem {
 	lines := make([]string, len(c.rules))
 	for i, r := range c.rules {
 		lines[i] = r.line()
 	}
 	head := ""
 	if c.hook != nil {
-		head = c.hook.text(1)
+		head = hookText(*c.hook, nfnl.PolicyAccept)
 	}
 	return &chainItem{fam: f, name: c.name, text: chainText(f, c.name, head, lines), hooked: c.hook != nil, want: &c}
 }
 
-func (r rule) line() string {
-	if r.comment == "" {
-		return r.text
-	}
-	return r.text + " # " + r.comment
-}
-
-func chainText(f backends.Family, name, head string, lines []string) string {
+func chainText(f dataplane.Family, name, head string, lines []string) string {
 	text := familyName(f) + " chain " + name
 	if head != "" {
 		text += "\n  " + head
@@ -122,4 +124,61 @@ func chainText(f backends.Family, name, head string, lines []string) string {
 		text += "\n  " + strings.Join(lines, "\n  ")
 	}
 	return text
+}
+
+// entry returns the hook by which the kernel enters the chain, "" if there is none.
+func (i *chainItem) entry() string {
+	if !i.hooked {
+		return ""
+	}
+	return strings.SplitN(i.text, "\n", 3)[1]
+}
+
+// memberItem is an element of a set that belongs to no frontend.
+type memberItem struct {
+	fam dataplane.Family
+	set setID
+	key string // the kernel's key; "" for the catchall element, which weir never asks for
+}
+
+// member returns the Item for an address in a set. A hairpin has the address twice.
+func member(id setID, a netip.Addr) memberItem {
+	key := appendAddr(make([]byte, 0, 32), a)
+	if id == hairpin {
+		key = appendAddr(key, a)
+	}
+	return memberItem{dataplane.FamilyOf(a), id, string(key)}
+}
+
+func (i memberItem) family() dataplane.Family { return i.fam }
+
+func (i memberItem) kernelKey() []byte {
+	if i.key == "" {
+		return nil
+	}
+	return []byte(i.key)
+}
+
+// ID implements backends.Item.
+func (i memberItem) ID() backends.ID { return backends.ID(i.String()) }
+
+// String implements backends.Item.
+func (i memberItem) String() string {
+	s := familyName(i.fam) + " " + sets[i.set].name
+	n := addrLen(i.fam)
+	switch {
+	case i.key == "":
+		return s + " all other keys, not weir's"
+	case i.set == listeners:
+		k, _, _ := parseFront(i.fam, addrScope, []byte(i.key))
+		return s + " " + k.String()
+	case i.set == hairpin && len(i.key) == 2*n && i.key[:n] != i.key[n:]:
+		return s + " " + addrText(i.key[:n]) + " " + addrText(i.key[n:])
+	}
+	return s + " " + addrText(i.key[:n])
+}
+
+func addrText(raw string) string {
+	a, _ := netip.AddrFromSlice([]byte(raw))
+	return a.String()
 }

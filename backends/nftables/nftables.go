@@ -1,7 +1,7 @@
-// Package nftables programs Services with nf_tables over netlink. All Services live in maps and the rules are the same
-// for any number of them, so that a change is a few set elements in one transaction. No nft binary is needed.
+// Package nftables programs Services with nf_tables over netlink. All Services are elements of maps, and the rules are
+// the same for any number of Services. So a change is a few elements in one transaction. No nft binary is needed.
 //
-// The way of a new connection, in the table `weir` of its family:
+// A new connection takes this path, in the table `weir` of its family:
 //
 //	prerouting, output (filter)  restricted ──▶ source-ranges: allowed-sources, else drop
 //	prerouting, output (nat)     services ──▶ cluster-5, external-5, local-2-of-5, ...: mark for masquerade,
@@ -9,16 +9,19 @@
 //	input, forward, output       no-endpoints, cluster-ips: reject or drop what found no endpoint
 //	postrouting (nat)            masquerade what is marked, and what is its own client (hairpin)
 //
-// A front is an address with protocol and port, or a node port. A chain such as cluster-5 serves all fronts with five
-// slots; an endpoint of more weight has more slots. Everything the maps hold for a front is one Item, and one transaction
-// changes all of it.
+// A frontend is an address with protocol and port, or a node port. A chain such as cluster-5 serves all frontends with
+// five slots; an endpoint with more weight has more slots. All elements of a frontend are one Item, and one transaction
+// changes them all.
 //
-// Session affinity is a map that the rules themselves write: client and front to the identity of an endpoint, which a
-// second map leads to its address, so that an identity whose endpoint has gone leads nowhere and the client gets another.
+// Rules write the map for session affinity: client and frontend to the identity of an endpoint. A second map leads from
+// the identity to the address. If the endpoint was deleted, the second map has no such identity, and the client gets
+// another endpoint.
 //
-// Limits, all but the second as in kube-proxy's nftables mode: no node ports on the loopback address of IPv6; a client's affinity is
-// kept for each address of a Service by itself; a verdict of weir's cannot overrule a drop in somebody else's table, so that
-// no port is opened in a firewall.
+// There are three limits; kube-proxy's nftables mode has the first and the last too. Node ports are not served on the
+// loopback address of IPv6. A client's affinity is separate for each address of a Service. A verdict of weir cannot
+// overrule a drop in a foreign table, so weir opens no port in a firewall.
+//
+// The key type is Backend. Package nfnl has the netlink side. Only cmd/weir and tests may import this package.
 package nftables
 
 import (
@@ -28,61 +31,76 @@ import (
 	"sync"
 
 	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/nfnl"
 
 	"golang.org/x/sys/unix"
 )
 
-// Backend is the nftables backend. It owns the tables `ip weir` and `ip6 weir` of the network namespace that it was first
-// used in, or those of its other name if it is a layer, and nothing else. Its methods may be called from any goroutine.
+// Backend is the nftables backend. It owns the tables `ip weir` and `ip6 weir`, or those of its other name if it
+// redirects, and nothing else. They are in the network namespace in which the Backend was first used. Its methods may be
+// called from any goroutine.
 type Backend struct {
-	cfg    backends.Config
+	cfg    dataplane.Config
 	name   string   // of its tables
-	shapes sync.Map // of shapeKey to *shapeChains
-
-	// wake receives when somebody else may have written.
-	wake chan struct{}
+	shapes sync.Map // from shapeKey to *shapeChains
 
 	mu    sync.Mutex // guards what follows
-	conn  *conn
+	conn  nfnl.Conn  // nil until the first use
 	watch watcher
-	// batchLimit bounds a transaction besides the socket; 0 for no bound. Tests set it.
-	batchLimit int
+}
+
+// New returns a Backend for the configuration. It opens nothing. The first use opens the connection, in the network
+// namespace of its thread.
+func New(cfg dataplane.Config, options ...Option) *Backend {
+	b := newBackend(cfg, backendTable, nfnl.Netlink{})
+	for _, o := range options {
+		o(b)
+	}
+	return b
+}
+
+// Option changes what New returns.
+type Option func(*Backend)
+
+// ToListeners returns an Option for a Backend whose endpoints are sockets that userspace mode listens on. Its tables
+// have a name of their own, so that it can be set up before nftables mode is removed, and the other way round. It drops
+// answers of the endpoints that do not carry the masquerade mark. A user who listens on the port of a weir that was
+// killed cannot set that mark.
+func ToListeners() Option {
+	return func(b *Backend) { b.name, b.watch.name = redirectTable, redirectTable }
+}
+
+func newBackend(cfg dataplane.Config, name string, kernel nfnl.Kernel) *Backend {
+	return &Backend{cfg: cfg, name: name, watch: watcher{kernel: kernel, name: name, wake: make(chan struct{}, 1)}}
 }
 
 var (
-	_ backends.Backend    = (*Backend)(nil)
-	_ backends.Generation = (*Backend)(nil)
-	_ backends.Notifier   = (*Backend)(nil)
+	_ backends.Backend = (*Backend)(nil)
+	_ backends.Watcher = (*Backend)(nil)
 )
 
-// New returns a Backend for the configuration. It opens nothing: the kernel is reached at the first use, in the network
-// namespace of the thread that makes it.
-func New(cfg backends.Config) *Backend { return newBackend(cfg, backendTable) }
-
-// NewLayer returns a Backend whose tables are named weir-userspace. Another proxy mode can use it below itself without
-// sharing anything with nftables mode, so that one of the two can be set up before the other is taken down.
-func NewLayer(cfg backends.Config) *Backend { return newBackend(cfg, layerTable) }
-
-func newBackend(cfg backends.Config, name string) *Backend {
-	return &Backend{cfg: cfg, name: name, wake: make(chan struct{}, 1)}
+// Optional implements backends.Backend.
+func (b *Backend) Optional() backends.Optional {
+	return backends.Optional{Watcher: b, Describer: b}
 }
 
-// Close gives back the sockets. What the kernel holds stays. The Backend can be used again.
+// Close closes the sockets. The kernel keeps its objects. The Backend can be used again.
 func (b *Backend) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	err := b.watch.close()
 	if b.conn != nil {
-		err = errors.Join(err, b.conn.close())
+		err = errors.Join(err, b.conn.Close())
 		b.conn = nil
 	}
 	return err
 }
 
-// open returns the socket.
-func (b *Backend) open() (*conn, error) {
+// open returns the connection.
+func (b *Backend) open() (nfnl.Conn, error) {
 	if b.conn == nil {
-		c, err := dial()
+		c, err := b.watch.kernel.Dial()
 		if err != nil {
 			return nil, err
 		}
@@ -91,46 +109,72 @@ func (b *Backend) open() (*conn, error) {
 	return b.conn, nil
 }
 
-// Probe says whether this kernel and this process can run the backend, and if not, why. It changes nothing.
-func Probe(ctx context.Context) error {
-	c, err := dial()
-	if err != nil {
-		return fmt.Errorf("nftables: %w: is nf_tables in this kernel?", err)
+// Wake implements backends.Watcher. The channel receives from the first call of Observe or Moved on.
+func (b *Backend) Wake() <-chan struct{} { return b.watch.wake }
+
+// Moved implements backends.Watcher. It costs one small request if no process wrote at all. If another process wrote,
+// it also reads the notifications.
+func (b *Backend) Moved(ctx context.Context) (bool, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c, err := b.open()
+	if err == nil {
+		err = b.watch.look(ctx, c)
 	}
-	defer func() { _ = c.close() }()
-	if _, err := c.generation(ctx); err != nil {
+	if err != nil {
+		return true, fmt.Errorf("nftables: %w", err)
+	}
+	return b.watch.moved, nil
+}
+
+// Probe returns the reason why this kernel or this process cannot run the backend, nil if they can. It changes nothing.
+func Probe(ctx context.Context) error {
+	c, err := nfnl.Netlink{}.Dial()
+	if err != nil {
+		return fmt.Errorf("nftables: %w: load nf_tables with `modprobe nf_tables`, or use a kernel that has it", err)
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := nfnl.Generation(ctx, c); err != nil {
 		if errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("nftables: %w: run as root or with CAP_NET_ADMIN", err)
 		}
-		return fmt.Errorf("nftables: %w: is nf_tables in this kernel (modprobe nf_tables)?", err)
+		return fmt.Errorf("nftables: %w: load nf_tables with `modprobe nf_tables`, or use a kernel that has it", err)
 	}
 	return nil
 }
 
-// Base returns the tables, maps and chains that are there without any Service, and the addresses that serve node ports.
+// Base returns the tables, maps and chains that exist without any Service, and the addresses that serve node ports.
 func (b *Backend) Base() []backends.Item {
 	var items []backends.Item
 	for _, f := range b.cfg.Families {
 		items = append(items, tableItem{table: table{f, b.name}})
 		for id := range sets {
+			if sets[id].redirects && !b.redirects() {
+				continue
+			}
 			items = append(items, setItem{fam: f, name: sets[id].name})
 		}
 		for _, c := range b.builder(f).base() {
 			items = append(items, newChainItem(f, c))
 		}
 		for _, a := range b.cfg.NodePortAddresses {
-			if backends.FamilyOf(a) == f {
-				items = append(items, newMember(nodePortAddresses, a))
+			if dataplane.FamilyOf(a) == f {
+				items = append(items, member(nodePortAddresses, a))
 			}
 		}
 	}
 	return items
 }
 
-func (b *Backend) builder(f backends.Family) builder { return builder{fam: f, cfg: &b.cfg} }
+func (b *Backend) builder(f dataplane.Family) builder {
+	return builder{fam: f, cfg: &b.cfg, redirects: b.redirects()}
+}
 
-// wantedChain returns the chain that weir has under a name, nil if it has none.
-func (b *Backend) wantedChain(f backends.Family, name string) *chain {
+// redirects reports whether the endpoints are sockets of userspace mode.
+func (b *Backend) redirects() bool { return b.name == redirectTable }
+
+// wantedChain returns weir's chain of a name, nil if it has none.
+func (b *Backend) wantedChain(f dataplane.Family, name string) *chain {
 	if s, ok := parseShape(name); ok {
 		c := b.builder(f).chain(s)
 		return &c
@@ -144,22 +188,22 @@ func (b *Backend) wantedChain(f backends.Family, name string) *chain {
 }
 
 type shapeKey struct {
-	fam   backends.Family
+	fam   dataplane.Family
 	shape shape
 }
 
-// shapeChains is what a shape needs, made once.
+// shapeChains are the chains of a shape, made once.
 type shapeChains struct {
-	value string // of the map element that leads to it
-	items []backends.Item
+	verdict nfnl.Verdict // that leads to it
+	items   []backends.Item
 }
 
-func (b *Backend) shapeChains(f backends.Family, s shape) *shapeChains {
+func (b *Backend) shapeChains(f dataplane.Family, s shape) *shapeChains {
 	key := shapeKey{f, s}
 	if c, ok := b.shapes.Load(key); ok {
 		return c.(*shapeChains)
 	}
-	c := &shapeChains{value: gotoChain(s.name())}
+	c := &shapeChains{verdict: gotoChain(s.name())}
 	for _, ch := range b.builder(f).chains(s) {
 		c.items = append(c.items, newChainItem(f, ch))
 	}

@@ -6,13 +6,13 @@ import (
 	"testing"
 	"time"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 	"weir/backends/netlab"
 )
 
-// world is what differs between the families.
+// world holds the differences between the families.
 type world struct {
-	fam      backends.Family
+	fam      dataplane.Family
 	pod      func(int) netip.Addr
 	node     netip.Addr
 	second   netip.Addr
@@ -22,15 +22,15 @@ type world struct {
 }
 
 var worlds = []world{
-	{backends.IPv4, netlab.PodIPv4, netlab.NodeIPv4, netlab.SecondNodeIPv4, netlab.RemotePodIPv4, netip.MustParseAddr("203.0.113.3"), netip.MustParseAddr("203.0.113.4")},
-	{backends.IPv6, netlab.PodIPv6, netlab.NodeIPv6, netlab.SecondNodeIPv6, netlab.RemotePodIPv6, netip.MustParseAddr("2001:db8::3"), netip.MustParseAddr("2001:db8::4")},
+	{dataplane.IPv4, netlab.PodIPv4, netlab.NodeIPv4, netlab.SecondNodeIPv4, netlab.RemotePodIPv4, netip.MustParseAddr("203.0.113.3"), netip.MustParseAddr("203.0.113.4")},
+	{dataplane.IPv6, netlab.PodIPv6, netlab.NodeIPv6, netlab.SecondNodeIPv6, netlab.RemotePodIPv6, netip.MustParseAddr("2001:db8::3"), netip.MustParseAddr("2001:db8::4")},
 }
 
-func (w world) v6() bool { return w.fam == backends.IPv6 }
+func (w world) v6() bool { return w.fam == dataplane.IPv6 }
 
 func (w world) client(r *rig, host string) netip.Addr { return r.lab.Host(host).Addr(w.v6()) }
 
-// expect is one probe and what should come of it.
+// expect is one probe and its expected outcome.
 type expect struct {
 	from    string
 	to      netip.AddrPort
@@ -49,7 +49,7 @@ func serve(t testing.TB, l *netlab.Lab, names ...string) {
 	}
 }
 
-func (r *rig) expect(w world, p backends.Protocol, rows ...expect) {
+func (r *rig) expect(w world, p dataplane.Protocol, rows ...expect) {
 	r.t.Helper()
 	for _, x := range rows {
 		wait := patience
@@ -84,14 +84,14 @@ func (r *rig) expect(w world, p backends.Protocol, rows ...expect) {
 
 func (w world) at(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
 
-var protocols = []backends.Protocol{backends.TCP, backends.UDP, backends.SCTP}
+var protocols = []dataplane.Protocol{dataplane.TCP, dataplane.UDP, dataplane.SCTP}
 
 // each runs f for every family and protocol on one lab whose Services f returns.
-func eachWorld(t *testing.T, cfg backends.Config, topo netlab.Topology, entries func(world, backends.Protocol) []*backends.Entry, rows func(*rig, world, backends.Protocol) []expect) {
+func eachWorld(t *testing.T, cfg dataplane.Config, topo netlab.Topology, entries func(world, dataplane.Protocol) []*dataplane.ServicePort, rows func(*rig, world, dataplane.Protocol) []expect) {
 	t.Parallel()
 	r := newRig(t, cfg, topo)
 	serve(t, r.lab, "pod1", "pod2", "pod3", netlab.Client, netlab.Remote)
-	var all []*backends.Entry
+	var all []*dataplane.ServicePort
 	for _, w := range worlds {
 		for _, p := range protocols {
 			all = append(all, entries(w, p)...)
@@ -108,20 +108,20 @@ func eachWorld(t *testing.T, cfg backends.Config, topo netlab.Topology, entries 
 	}
 }
 
-func (w world) entry(n int, p backends.Protocol, eps ...backends.Endpoint) *backends.Entry {
+func (w world) entry(n int, p dataplane.Protocol, eps ...dataplane.Endpoint) *dataplane.ServicePort {
 	return entry(w.fam, n, p, eps...)
 }
 
 func TestClusterIP(t *testing.T) {
-	entries := func(w world, p backends.Protocol) []*backends.Entry {
+	entries := func(w world, p dataplane.Protocol) []*dataplane.ServicePort {
 		none := w.entry(2, p)
 		unusable := w.entry(3, p)
 		unusable.HasEndpoints = true
 		local := w.entry(4, p, endpoint(w.pod(1), labPort), remote(w.other, labPort))
 		local.InternalLocal = true
-		return []*backends.Entry{w.entry(1, p, endpoint(w.pod(1), labPort), endpoint(w.pod(2), labPort), remote(w.other, labPort)), none, unusable, local}
+		return []*dataplane.ServicePort{w.entry(1, p, endpoint(w.pod(1), labPort), endpoint(w.pod(2), labPort), remote(w.other, labPort)), none, unusable, local}
 	}
-	eachWorld(t, testConfig(), netlab.Topology{}, entries, func(r *rig, w world, p backends.Protocol) []expect {
+	eachWorld(t, testConfig(), netlab.Topology{}, entries, func(r *rig, w world, p dataplane.Protocol) []expect {
 		all := []string{"pod1", "pod2", netlab.Remote}
 		var rows []expect
 		for _, from := range []string{netlab.Client, netlab.Node, netlab.Outside} {
@@ -144,10 +144,10 @@ func TestClusterIP(t *testing.T) {
 func TestHairpin(t *testing.T) {
 	for name, topo := range map[string]netlab.Topology{"routed": {}, "bridge": {Bridge: "cni0"}} {
 		t.Run(name, func(t *testing.T) {
-			entries := func(w world, p backends.Protocol) []*backends.Entry {
-				return []*backends.Entry{w.entry(1, p, endpoint(w.pod(1), labPort))}
+			entries := func(w world, p dataplane.Protocol) []*dataplane.ServicePort {
+				return []*dataplane.ServicePort{w.entry(1, p, endpoint(w.pod(1), labPort))}
 			}
-			eachWorld(t, testConfig(), topo, entries, func(r *rig, w world, p backends.Protocol) []expect {
+			eachWorld(t, testConfig(), topo, entries, func(r *rig, w world, p dataplane.Protocol) []expect {
 				return []expect{
 					{"pod1", w.at(w.entry(1, p).ClusterIP, 80), netlab.Answered, []string{"pod1"}, "node"},
 					{"pod2", w.at(w.entry(1, p).ClusterIP, 80), netlab.Answered, []string{"pod1"}, "kept"},
@@ -158,8 +158,8 @@ func TestHairpin(t *testing.T) {
 }
 
 func TestExternal(t *testing.T) {
-	port := func(w world, p backends.Protocol) uint16 { return 30000 + uint16(p) }
-	entries := func(w world, p backends.Protocol) []*backends.Entry {
+	port := func(w world, p dataplane.Protocol) uint16 { return 30000 + uint16(p) }
+	entries := func(w world, p dataplane.Protocol) []*dataplane.ServicePort {
 		e := w.entry(1, p, endpoint(w.pod(1), labPort), remote(w.other, labPort))
 		e.NodePort, e.ExternalIPs = port(w, p), []netip.Addr{w.external}
 		local := w.entry(2, p, endpoint(w.pod(1), labPort), remote(w.other, labPort))
@@ -168,14 +168,14 @@ func TestExternal(t *testing.T) {
 		far.NodePort, far.ExternalLocal = port(w, p)+400, true
 		none := w.entry(4, p)
 		none.NodePort = port(w, p) + 600
-		return []*backends.Entry{e, local, far, none}
+		return []*dataplane.ServicePort{e, local, far, none}
 	}
-	eachWorld(t, testConfig(), netlab.Topology{}, entries, func(r *rig, w world, p backends.Protocol) []expect {
+	eachWorld(t, testConfig(), netlab.Topology{}, entries, func(r *rig, w world, p dataplane.Protocol) []expect {
 		any := []string{"pod1", netlab.Remote}
 		np := port(w, p)
 		var rows []expect
 		for _, from := range []string{netlab.Client, netlab.Node, netlab.Outside} {
-			short := "node" // how policy Local treats pods and the node: as the ClusterIP
+			short := "node" // the treatment of pods and the node under policy Local: as for the ClusterIP
 			if from == netlab.Client {
 				short = "kept"
 			}
@@ -204,14 +204,14 @@ func TestExternal(t *testing.T) {
 func TestNodePortAddresses(t *testing.T) {
 	cfg := testConfig()
 	cfg.NodePortAddresses = []netip.Addr{netlab.NodeIPv4, netlab.NodeIPv6}
-	entries := func(w world, p backends.Protocol) []*backends.Entry {
+	entries := func(w world, p dataplane.Protocol) []*dataplane.ServicePort {
 		e := w.entry(1, p, endpoint(w.pod(1), labPort))
 		e.NodePort = 30000 + uint16(p)
 		none := w.entry(2, p)
 		none.NodePort = 30200 + uint16(p)
-		return []*backends.Entry{e, none}
+		return []*dataplane.ServicePort{e, none}
 	}
-	eachWorld(t, cfg, netlab.Topology{}, entries, func(r *rig, w world, p backends.Protocol) []expect {
+	eachWorld(t, cfg, netlab.Topology{}, entries, func(r *rig, w world, p dataplane.Protocol) []expect {
 		np := 30000 + uint16(p)
 		return []expect{
 			{netlab.Outside, w.at(w.node, np), netlab.Answered, []string{"pod1"}, "node"},
@@ -221,7 +221,7 @@ func TestNodePortAddresses(t *testing.T) {
 }
 
 func TestSourceRanges(t *testing.T) {
-	entries := func(w world, p backends.Protocol) []*backends.Entry {
+	entries := func(w world, p dataplane.Protocol) []*dataplane.ServicePort {
 		outside := netlab.OutsideIPv4
 		if w.v6() {
 			outside = netlab.OutsideIPv6
@@ -232,9 +232,9 @@ func TestSourceRanges(t *testing.T) {
 		shut := w.entry(2, p, endpoint(w.pod(1), labPort))
 		shut.LoadBalancerIPs, shut.NodePort = []netip.Addr{w.external}, 30000+uint16(p)
 		shut.SourceRanges = []netip.Prefix{netip.PrefixFrom(w.external, w.external.BitLen()-1).Masked()}
-		return []*backends.Entry{open, shut}
+		return []*dataplane.ServicePort{open, shut}
 	}
-	eachWorld(t, testConfig(), netlab.Topology{}, entries, func(r *rig, w world, p backends.Protocol) []expect {
+	eachWorld(t, testConfig(), netlab.Topology{}, entries, func(r *rig, w world, p dataplane.Protocol) []expect {
 		return []expect{
 			{netlab.Outside, w.at(w.vip, 80), netlab.Answered, []string{"pod1"}, "node"},
 			{netlab.Client, w.at(w.vip, 80), netlab.Dropped, nil, ""},
@@ -247,29 +247,29 @@ func TestSourceRanges(t *testing.T) {
 
 func TestMasquerade(t *testing.T) {
 	for name, row := range map[string]struct {
-		change func(*backends.Config)
+		change func(*dataplane.Config)
 		topo   netlab.Topology
-		client string // how the source of the pod on this node fares
+		client string // the treatment of the source of the pod on this node
 		out    string // and that from outside
 	}{
-		"all":               {func(c *backends.Config) { c.MasqueradeAll = true }, netlab.Topology{}, "node", "node"},
-		"another bit":       {func(c *backends.Config) { c.MasqueradeMark = 1 << 3 }, netlab.Topology{}, "kept", "node"},
-		"no detector":       {func(c *backends.Config) { c.LocalDetector = backends.LocalDetector{} }, netlab.Topology{}, "kept", "kept"},
-		"bridge":            {func(c *backends.Config) { c.LocalDetector = backends.LocalDetector{Interface: "cni0"} }, netlab.Topology{Bridge: "cni0"}, "kept", "node"},
-		"interface prefix":  {func(c *backends.Config) { c.LocalDetector = backends.LocalDetector{Interface: "pod", Prefix: true} }, netlab.Topology{VethPrefix: "pod"}, "kept", "node"},
-		"another's prefix":  {func(c *backends.Config) { c.LocalDetector = backends.LocalDetector{Interface: "cali", Prefix: true} }, netlab.Topology{}, "node", "node"},
-		"conntrack liberal": {func(c *backends.Config) { c.TCPBeLiberal = true }, netlab.Topology{}, "kept", "node"},
-		"other pods' prefix": {func(c *backends.Config) {
+		"all":               {func(c *dataplane.Config) { c.MasqueradeAll = true }, netlab.Topology{}, "node", "node"},
+		"another bit":       {func(c *dataplane.Config) { c.MasqueradeMark = 1 << 3 }, netlab.Topology{}, "kept", "node"},
+		"no detector":       {func(c *dataplane.Config) { c.LocalDetector = dataplane.LocalDetector{} }, netlab.Topology{}, "kept", "kept"},
+		"bridge":            {func(c *dataplane.Config) { c.LocalDetector = dataplane.LocalDetector{Interface: "cni0"} }, netlab.Topology{Bridge: "cni0"}, "kept", "node"},
+		"interface prefix":  {func(c *dataplane.Config) { c.LocalDetector = dataplane.LocalDetector{Interface: "pod", Prefix: true} }, netlab.Topology{VethPrefix: "pod"}, "kept", "node"},
+		"another's prefix":  {func(c *dataplane.Config) { c.LocalDetector = dataplane.LocalDetector{Interface: "cali", Prefix: true} }, netlab.Topology{}, "node", "node"},
+		"conntrack liberal": {func(c *dataplane.Config) { c.TCPBeLiberal = true }, netlab.Topology{}, "kept", "node"},
+		"other pods' prefix": {func(c *dataplane.Config) {
 			c.LocalDetector.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.9.0.0/16"), netip.MustParsePrefix("fd09::/16")}
 		}, netlab.Topology{}, "node", "node"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := testConfig()
 			row.change(&cfg)
-			entries := func(w world, p backends.Protocol) []*backends.Entry {
-				return []*backends.Entry{w.entry(1, p, endpoint(w.pod(1), labPort))}
+			entries := func(w world, p dataplane.Protocol) []*dataplane.ServicePort {
+				return []*dataplane.ServicePort{w.entry(1, p, endpoint(w.pod(1), labPort))}
 			}
-			eachWorld(t, cfg, row.topo, entries, func(r *rig, w world, p backends.Protocol) []expect {
+			eachWorld(t, cfg, row.topo, entries, func(r *rig, w world, p dataplane.Protocol) []expect {
 				to := w.at(w.entry(1, p).ClusterIP, 80)
 				return []expect{
 					{netlab.Client, to, netlab.Answered, []string{"pod1"}, row.client},
@@ -280,23 +280,23 @@ func TestMasquerade(t *testing.T) {
 	}
 }
 
-// TestAffinity: a client stays with its endpoint while it is there, whatever else comes and goes, gets another one when
-// it is gone, and is forgotten when its time is up.
+// TestAffinity expects that a client keeps its endpoint while the endpoint exists, whichever others are added or
+// deleted. It gets another one when its endpoint is deleted, and is forgotten after the timeout.
 func TestAffinity(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, testConfig(), netlab.Topology{Pods: 6})
 	pods := []string{"pod1", "pod2", "pod3", "pod4", "pod5", "pod6"}
 	serve(t, r.lab, pods...)
-	entries := func(timeout time.Duration, without string) []*backends.Entry {
-		var all []*backends.Entry
+	entries := func(timeout time.Duration, without string) []*dataplane.ServicePort {
+		var all []*dataplane.ServicePort
 		for _, w := range worlds {
-			var eps []backends.Endpoint
+			var eps []dataplane.Endpoint
 			for i, name := range pods {
 				if name != without {
 					eps = append(eps, endpoint(w.pod(i+1), labPort))
 				}
 			}
-			e := w.entry(1, backends.TCP, eps...)
+			e := w.entry(1, dataplane.TCP, eps...)
 			e.Affinity, e.NodePort = timeout, 30001
 			all = append(all, e)
 		}
@@ -322,7 +322,7 @@ func TestAffinity(t *testing.T) {
 		return first
 	}
 	for _, w := range worlds {
-		to := w.at(w.entry(1, backends.TCP).ClusterIP, 80)
+		to := w.at(w.entry(1, dataplane.TCP).ClusterIP, 80)
 		stays(w, netlab.Outside, w.at(w.node, 30001))
 		r.sync(entries(time.Hour, "")...)
 		first := stays(w, netlab.Client, to)
@@ -341,11 +341,11 @@ func TestAffinity(t *testing.T) {
 	}
 	r.sync(entries(time.Second, "")...)
 	for _, w := range worlds {
-		to := w.at(w.entry(1, backends.TCP).ClusterIP, 80)
+		to := w.at(w.entry(1, dataplane.TCP).ClusterIP, 80)
 		seen := map[string]bool{}
 		for deadline := time.Now().Add(60 * time.Second); len(seen) < 2 && time.Now().Before(deadline); {
 			seen[ask(w, "pod1", to)] = true
-			time.Sleep(1100 * time.Millisecond) // the timeout is what is tested
+			time.Sleep(1100 * time.Millisecond) // the test is about the timeout
 		}
 		if len(seen) < 2 {
 			t.Errorf("%s: the client was never forgotten: %v", w.fam, seen)
@@ -353,13 +353,13 @@ func TestAffinity(t *testing.T) {
 	}
 }
 
-// TestWeights: the shares follow the weights, and an endpoint of weight 0 gets nothing new.
+// TestWeights expects that the shares follow the weights, and that an endpoint of weight 0 gets no new connections.
 func TestWeights(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, testConfig(), netlab.Topology{})
 	serve(t, r.lab, "pod1", "pod2", "pod3")
 	w := worlds[0]
-	e := w.entry(1, backends.TCP, endpoint(w.pod(1), labPort), endpoint(w.pod(2), labPort), endpoint(w.pod(3), labPort))
+	e := w.entry(1, dataplane.TCP, endpoint(w.pod(1), labPort), endpoint(w.pod(2), labPort), endpoint(w.pod(3), labPort))
 	e.Endpoints[0].Weight, e.Endpoints[1].Weight, e.Endpoints[2].Weight = 30, 10, 0
 	r.sync(e)
 	const n = 400
@@ -368,7 +368,7 @@ func TestWeights(t *testing.T) {
 		got := r.lab.Host(netlab.Client).Probe(netlab.TCP, w.at(e.ClusterIP, 80), patience)
 		count[got.Server]++
 	}
-	// Three quarters of 400 with a standard deviation of 8.7; six of them either way.
+	// Three quarters of 400 have a standard deviation of 8.7; allow six of them either way.
 	if count["pod1"] < 248 || count["pod1"] > 352 || count["pod3"] != 0 || count["pod1"]+count["pod2"] != n {
 		t.Errorf("weights 30, 10, 0: %v", count)
 	}

@@ -9,30 +9,32 @@ import (
 	"slices"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 )
 
 // Bounds of one Service port.
 const (
-	// weightSlots is how many slots weights are spread over at most; endpoints of equal weight always get one each.
+	// weightSlots bounds the number of slots over which weights are spread. Endpoints of equal weight always get one
+	// slot each.
 	weightSlots = 256
-	// maxSlots is how many slots a front can have for each policy.
+	// maxSlots bounds the number of slots of a frontend for each policy.
 	maxSlots = localSlots - 1
-	// maxComment is how long an element's comment may be, in the kernel's one-byte length.
+	// maxComment bounds an element's comment, whose length the kernel keeps in one byte.
 	maxComment = 128
 )
 
-// group is the endpoints of one policy, as slots.
+// group holds the endpoints of one policy, as slots.
 type group struct {
 	slots []netip.AddrPort
-	// offset is where the slots begin.
+	// offset is the first slot.
 	offset uint32
-	// seed keeps the identities of endpoints apart that different policies chose.
+	// seed makes the identities of endpoints differ between policies.
 	seed byte
 }
 
-// Render returns the Items of one Entry: one for each of its fronts, the chains for their shapes, its ClusterIP and its
-// endpoints for the hairpin.
-func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
+// Render returns the Items of one ServicePort: one for each of its Frontends, the chains for their shapes, its
+// ClusterIP and its endpoints for the hairpin.
+func (b *Backend) Render(e *dataplane.ServicePort) ([]backends.Item, error) {
 	if err := e.Check(); err != nil {
 		return nil, err
 	}
@@ -41,12 +43,17 @@ func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
 	if err != nil {
 		return nil, err
 	}
-	items = append(items, newMember(clusterIPs, e.ClusterIP))
+	items = append(items, member(clusterIPs, e.ClusterIP))
+	if b.redirects() {
+		for _, ep := range e.Endpoints {
+			items = append(items, memberItem{r.fam, listeners, string(addrFront(ep.Addr.Addr(), e.Key.Protocol, ep.Addr.Port()).kernelKey())})
+		}
+	}
 	return append(items, r.hairpins()...), nil
 }
 
-// comment names the Service port on its elements.
-func comment(k backends.PortKey) string {
+// comment returns the name of the Service port, as the comment of its elements.
+func comment(k dataplane.ServicePortName) string {
 	s := k.Service.String()
 	if k.Port != "" {
 		s += ":" + k.Port
@@ -56,8 +63,8 @@ func comment(k backends.PortKey) string {
 
 type renderer struct {
 	b       *Backend
-	e       *backends.Entry
-	fam     backends.Family
+	e       *dataplane.ServicePort
+	fam     dataplane.Family
 	comment string
 	items   []backends.Item
 	shapes  []shape
@@ -101,20 +108,17 @@ func (r *renderer) fronts() ([]backends.Item, error) {
 	return r.items, nil
 }
 
-// front adds the Items of one front: its elements, and the chains of its shape.
+// front adds the Items of one frontend: its elements, and the chains of its shape.
 func (r *renderer) front(key frontKey, k kind, cluster, local group, sources []element) {
 	elements := make([]element, 0, len(cluster.slots)+len(local.slots)+2+len(sources))
 	elements = append(elements, sources...)
-	dispatch, none := services, noEndpoints
-	if key.scope() == nodePortScope {
-		dispatch, none = nodePorts, nodePortNoEndpoints
-	}
+	of := setsOf[key.scope]
 	if len(cluster.slots)+len(local.slots) > 0 {
-		s := shape{key.scope(), k, len(cluster.slots), len(local.slots), r.e.Affinity}
+		s := shape{key.scope, k, len(cluster.slots), len(local.slots), r.e.Affinity}
 		r.shape(s)
-		elements = append(elements, element{set: dispatch, value: r.b.shapeChains(r.fam, s).value, comment: r.comment})
-		elements = r.slots(elements, key.scope(), cluster)
-		elements = r.slots(elements, key.scope(), local)
+		elements = append(elements, element{elementKey: elementKey{set: of.dispatch}, verdict: r.b.shapeChains(r.fam, s).verdict, comment: r.comment})
+		elements = r.slots(elements, of, cluster)
+		elements = r.slots(elements, of, local)
 	}
 	chosen := cluster
 	if k == kindLocal {
@@ -125,11 +129,11 @@ func (r *renderer) front(key frontKey, k kind, cluster, local group, sources []e
 		if r.e.HasEndpoints {
 			what = drop
 		}
-		elements = append(elements, element{set: none, value: what, comment: r.comment})
+		elements = append(elements, element{elementKey: elementKey{set: of.refused}, verdict: what, comment: r.comment})
 	}
 	item := newFrontItem(key, elements)
 	for i, other := range r.items {
-		// An external IP may also be the load balancer's: the one with source ranges stands.
+		// An external IP may also be the load balancer's. Then the frontend with source ranges counts.
 		if f, ok := other.(frontItem); ok && f.key() == key {
 			r.items[i] = item
 			return
@@ -147,29 +151,26 @@ func (r *renderer) shape(s shape) {
 }
 
 // slots adds the elements of a group.
-func (r *renderer) slots(elements []element, s scope, g group) []element {
-	places, identities, byIdentity := endpoints, stickySlots, stickyEndpoints
-	if s == nodePortScope {
-		places, identities, byIdentity = nodePortEndpoints, nodePortStickySlots, nodePortStickyEndpoints
-	}
+func (r *renderer) slots(elements []element, of scopeSets, g group) []element {
+	slotOf := func(set setID, n uint32) elementKey { return elementKey{set: set, slot: n} }
 	if r.e.Affinity == 0 {
 		for i, a := range g.slots {
-			elements = append(elements, element{set: places, suffix: slotKey(g.offset + uint32(i)), value: addrPortOf(a)})
+			elements = append(elements, element{elementKey: slotOf(of.endpoints, g.offset+uint32(i)), endpoint: a})
 		}
 		return elements
 	}
 	ids := g.identities()
 	for i, a := range g.slots {
-		elements = append(elements, element{set: identities, suffix: slotKey(g.offset + uint32(i)), value: slotKey(ids[a])})
+		elements = append(elements, element{elementKey: slotOf(of.stickySlots, g.offset+uint32(i)), identity: ids[a]})
 	}
 	for a, id := range ids {
-		elements = append(elements, element{set: byIdentity, suffix: slotKey(id), value: addrPortOf(a)})
+		elements = append(elements, element{elementKey: slotOf(of.stickyEndpoints, id), endpoint: a})
 	}
 	return elements
 }
 
-// identities returns a number for each endpoint that depends on its address alone, so that clients keep their endpoint
-// when others come and go. The highest bit is that of the group.
+// identities returns a number for each endpoint. It depends on the endpoint's address alone, so that clients keep their
+// endpoint when others are added or deleted. The highest bit is that of the group.
 func (g group) identities() map[netip.AddrPort]uint32 {
 	ids := make(map[netip.AddrPort]uint32, len(g.slots))
 	taken := make(map[uint32]bool, len(g.slots))
@@ -179,7 +180,7 @@ func (g group) identities() map[netip.AddrPort]uint32 {
 		}
 		h := fnv.New32a()
 		h.Write([]byte{g.seed})
-		h.Write([]byte(addrPortOf(a)))
+		h.Write(binary.BigEndian.AppendUint16(appendAddr(nil, a.Addr()), a.Port()))
 		id := h.Sum32() &^ (1 << 31)
 		if g.offset != 0 {
 			id |= 1 << 31
@@ -192,27 +193,28 @@ func (g group) identities() map[netip.AddrPort]uint32 {
 	return ids
 }
 
-// sources returns the elements that restrict a load balancer address to the Entry's source ranges.
+// sources returns the elements that restrict a load balancer address to the ServicePort's source ranges.
 func (r *renderer) sources(vip netip.Addr) []element {
 	if len(r.e.SourceRanges) == 0 {
 		return nil
 	}
-	elements := []element{{set: restricted, value: gotoChain(chainSources)}}
+	elements := []element{{elementKey: elementKey{set: restricted}, verdict: gotoChain(chainSources)}}
 	ranges := disjoint(r.e.SourceRanges)
 	for _, p := range ranges {
-		elements = append(elements, element{set: allowedSources, suffix: rangeOf(p)})
+		elements = append(elements, element{elementKey: rangeOf(p)})
 	}
-	// The load balancer's address is often an address of the node too; traffic from the node to it then has it as source.
+	// The load balancer's address is often an address of the node too. It is then the source of the node's own traffic
+	// to it.
 	inside := func(a netip.Addr) bool {
 		return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(a) })
 	}
 	if slices.ContainsFunc(r.b.cfg.NodeAddresses, inside) && !inside(vip) {
-		elements = append(elements, element{set: allowedSources, suffix: rangeOf(netip.PrefixFrom(vip, vip.BitLen()))})
+		elements = append(elements, element{elementKey: rangeOf(netip.PrefixFrom(vip, vip.BitLen()))})
 	}
 	return elements
 }
 
-// disjoint removes prefixes that lie within another one: the kernel takes no overlapping intervals.
+// disjoint removes prefixes that lie within another one, because the kernel accepts no overlapping intervals.
 func disjoint(prefixes []netip.Prefix) []netip.Prefix {
 	var out []netip.Prefix
 	for i, p := range prefixes {
@@ -224,13 +226,15 @@ func disjoint(prefixes []netip.Prefix) []netip.Prefix {
 	return out
 }
 
-func rangeOf(p netip.Prefix) string {
-	from := p.Masked().Addr().AsSlice()
-	to := slices.Clone(from)
-	for i := p.Bits(); i < len(to)*8; i++ {
-		to[i/8] |= 0x80 >> (i % 8)
+// rangeOf returns the key for the addresses of a prefix.
+func rangeOf(p netip.Prefix) elementKey {
+	from := p.Masked().Addr()
+	last := from.AsSlice()
+	for i := p.Bits(); i < len(last)*8; i++ {
+		last[i/8] |= 0x80 >> (i % 8)
 	}
-	return string(from) + string(to)
+	to, _ := netip.AddrFromSlice(last)
+	return elementKey{set: allowedSources, from: from, to: to}
 }
 
 // hairpins returns the Items for the endpoints that may be on this node.
@@ -239,15 +243,15 @@ func (r *renderer) hairpins() []backends.Item {
 	var last netip.Addr
 	for _, ep := range r.e.Endpoints {
 		if a := ep.Addr.Addr(); !ep.Remote && a != last {
-			items = append(items, newMember(hairpin, a))
+			items = append(items, member(hairpin, a))
 			last = a
 		}
 	}
 	return items
 }
 
-// newGroup spreads endpoints over slots, each as often as its weight says.
-func newGroup(eps []backends.Endpoint, offset uint32, seed byte) (group, error) {
+// newGroup spreads endpoints over slots, as many for each as its weight says.
+func newGroup(eps []dataplane.Endpoint, offset uint32, seed byte) (group, error) {
 	g := group{offset: offset, seed: seed}
 	weights := slotWeights(eps)
 	n := 0
@@ -266,9 +270,9 @@ func newGroup(eps []backends.Endpoint, offset uint32, seed byte) (group, error) 
 	return g, nil
 }
 
-// slotWeights returns how many slots each endpoint gets: its weight in lowest terms, or, where these need too many
-// slots, its rounded share of them, at least one.
-func slotWeights(eps []backends.Endpoint) []int {
+// slotWeights returns the number of slots of each endpoint: its weight, divided by the greatest common divisor. If that
+// needs too many slots, it is the endpoint's rounded share of them, but at least one.
+func slotWeights(eps []dataplane.Endpoint) []int {
 	weights := make([]int, len(eps))
 	sum, divisor := 0, 0
 	for i, ep := range eps {
@@ -297,16 +301,4 @@ func gcd(a, b int) int {
 		a, b = b, a%b
 	}
 	return a
-}
-
-// nativeSuffix returns a suffix as the kernel's keys have it, and the end of the interval if it is one.
-func (e element) nativeSuffix() (suffix, end []byte) {
-	switch sets[e.set].suffix {
-	case slotSuffix:
-		return native32(binary.BigEndian.Uint32([]byte(e.suffix))), nil
-	case rangeSuffix:
-		n := len(e.suffix) / 2
-		return []byte(e.suffix[:n]), []byte(e.suffix[n:])
-	}
-	return nil, nil
 }

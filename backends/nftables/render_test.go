@@ -10,7 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/nfnl"
 )
 
 func TestSlotWeights(t *testing.T) {
@@ -24,7 +25,7 @@ func TestSlotWeights(t *testing.T) {
 		{[]int{65535, 1}, []int{256, 1}},
 		{[]int{997, 991, 1}, []int{128, 128, 1}},
 	} {
-		eps := make([]backends.Endpoint, len(row.weights))
+		eps := make([]dataplane.Endpoint, len(row.weights))
 		for i, w := range row.weights {
 			eps[i].Weight = uint16(w)
 		}
@@ -32,7 +33,7 @@ func TestSlotWeights(t *testing.T) {
 			t.Errorf("%v: %v, want %v", row.weights, got, row.want)
 		}
 	}
-	many := make([]backends.Endpoint, 1000)
+	many := make([]dataplane.Endpoint, 1000)
 	for i := range many {
 		many[i].Weight = 5
 	}
@@ -86,15 +87,15 @@ func TestDisjoint(t *testing.T) {
 
 func TestRenderRefuses(t *testing.T) {
 	b := New(testConfig())
-	for want, change := range map[string]func(*backends.Entry){
-		`clusterIP "invalid IP" is not an IPv4 address`: func(e *backends.Entry) { e.ClusterIP = netip.Addr{} },
-		"port 0 cannot be served":                       func(e *backends.Entry) { e.Port = 0 },
-		`clusterIP "::1" is not an IPv4 address`:        func(e *backends.Entry) { e.ClusterIP = netip.IPv6Loopback() },
-		"at most 65535 can be programmed": func(e *backends.Entry) {
-			e.Endpoints = slices.Repeat([]backends.Endpoint{{Addr: netip.MustParseAddrPort("10.0.0.1:80"), Cluster: true, Weight: 1}}, maxSlots+1)
+	for want, change := range map[string]func(*dataplane.ServicePort){
+		`clusterIP "invalid IP" is not an IPv4 address`: func(e *dataplane.ServicePort) { e.ClusterIP = netip.Addr{} },
+		"port 0 cannot be served":                       func(e *dataplane.ServicePort) { e.Port = 0 },
+		`clusterIP "::1" is not an IPv4 address`:        func(e *dataplane.ServicePort) { e.ClusterIP = netip.IPv6Loopback() },
+		"at most 65535 can be programmed": func(e *dataplane.ServicePort) {
+			e.Endpoints = slices.Repeat([]dataplane.Endpoint{{Addr: netip.MustParseAddrPort("10.0.0.1:80"), Cluster: true, Weight: 1}}, maxSlots+1)
 		},
 	} {
-		e := entry(backends.IPv4, 1, backends.TCP)
+		e := entry(dataplane.IPv4, 1, dataplane.TCP)
 		change(e)
 		if _, err := b.Render(e); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %s", err, want)
@@ -103,38 +104,48 @@ func TestRenderRefuses(t *testing.T) {
 }
 
 func TestLongNamesAreCut(t *testing.T) {
-	k := backends.PortKey{Service: backends.ServiceName{Namespace: strings.Repeat("n", 63), Name: strings.Repeat("s", 63)}, Port: strings.Repeat("p", 15)}
+	k := dataplane.ServicePortName{Service: dataplane.ServiceName{Namespace: strings.Repeat("n", 63), Name: strings.Repeat("s", 63)}, Port: strings.Repeat("p", 15)}
 	if n := len(comment(k)); n != maxComment-2 {
 		t.Errorf("a comment of %d bytes", n)
 	}
 }
 
-// FuzzObserved: whatever bytes stand in an attribute, reading them does not panic.
+// FuzzObserved expects that parsing an attribute does not panic, whatever its bytes, and that the result can be packed
+// and unpacked.
 func FuzzObserved(f *testing.F) {
-	e := newEncoder(backends.IPv4)
-	e.element(rawElement{key: make([]byte, 16), value: make([]byte, 8), comment: "default/web"}, true)
-	f.Add(e.b[4:])
-	exprs, err := (builder{backends.IPv4, &backends.Config{}}).base()[2].rules[1].expressions(backends.IPv4)
+	add := nfnl.AddTo(table{dataplane.IPv4, backendTable}.kernel(), sets[endpoints].name)
+	add.Append(nfnl.Element{Key: make([]byte, 16), Value: make([]byte, 8), Comment: "default/web"})
+	f.Add(add.Messages()[0].Data)
+	rule, err := (builder{fam: dataplane.IPv4, cfg: &dataplane.Config{}}).base()[2].rules[1].encode(dataplane.IPv4, "services")
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(exprs)
+	f.Add(rule.Expressions)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		x := parseElement(data)
-		o := &observer{b: New(testConfig()), table: table{fam: backends.IPv4}}
-		fronts := map[frontKey][]element{}
-		for id := range sets {
-			if i := o.element(setID(id), x, fronts); i != nil {
-				_ = i.String()
+		fronts := collected{}
+		read := func(x nfnl.Element) {
+			for id := range sets {
+				if i := sortElement(dataplane.IPv4, setID(id), x, fronts); i != nil {
+					_ = i.String()
+				}
 			}
 		}
-		for k, elements := range fronts {
-			_ = newFrontItem(k, elements).String()
+		read(nfnl.ParseElement(data))
+		if len(data) >= 4 {
+			nfnl.ParseElements(data[4:], read)
 		}
-		_ = foreignRule(data, canonicalRule(data, nil))
-		_, _ = parseSet(data)
-		_, _ = parseChain(data)
-		_ = ackError(reply{data: data, flags: 0x200})
-		new(touched).note(subsys(unix.NFT_MSG_NEWSETELEM), data, backendTable)
+		for k := range fronts {
+			elements := fronts.elements(nil, k)
+			i := newFrontItem(k, elements)
+			if got := slices.Collect(i.elements()); i.key() != k || !slices.Equal(got, elements) {
+				t.Errorf("%v %v, packed and unpacked: %v %v", k, elements, i.key(), got)
+			}
+			_ = i.String()
+		}
+		_ = foreignRule(nfnl.ParseRule(data))
+		_ = foreignRule(nfnl.Rule{Expressions: data})
+		_ = nfnl.ParseSet(data)
+		_, _ = nfnl.ParseChain(data)
+		new(touched).note(nfnl.ParseNotification(unix.NFT_MSG_NEWSETELEM, data), backendTable)
 	})
 }

@@ -2,58 +2,55 @@ package nftables
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"slices"
 
 	"weir/backends"
-
-	"golang.org/x/sys/unix"
+	"weir/backends/dataplane"
+	"weir/backends/nfnl"
 )
 
-var _ backends.Rereader = (*Backend)(nil)
-
-// Reread implements backends.Rereader: the notifications say which chains, sets and elements others wrote.
-func (b *Backend) Reread(ctx context.Context, held backends.Held) (map[backends.ID]backends.Item, bool, error) {
+// Reread implements backends.Watcher. The notifications tell which chains, sets and elements other processes wrote.
+func (b *Backend) Reread(ctx context.Context, last backends.LastObserved) (map[backends.ID]backends.Item, bool, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	w := &b.watch
-	if w.conn == nil || w.touched.everything {
-		return nil, false, nil
-	}
 	c, err := b.open()
 	if err != nil {
 		return nil, false, fmt.Errorf("nftables: %w", err)
 	}
+	if b.watch.beginRead(ctx, c) != nil || b.watch.touched.everything {
+		return nil, false, nil
+	}
 	items := map[backends.ID]backends.Item{}
-	for _, f := range []backends.Family{backends.IPv4, backends.IPv6} {
+	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
 		r := rereader{
-			observer: observer{b: b, c: c, table: table{f, b.name}}, touched: &w.touched, held: held, items: items,
-			keys: map[frontKey]map[string]struct{}{}, fresh: map[frontKey][]element{},
+			observer: observer{b: b, c: c, table: table{f, b.name}}, touched: &b.watch.touched, last: last, items: items,
+			keys: map[frontKey]map[elementKey]struct{}{}, fresh: collected{},
 		}
 		if ok, err := r.read(ctx); !ok || err != nil {
 			return nil, false, err
 		}
 	}
-	w.touched = touched{}
+	b.watch.endRead()
 	return items, true, nil
 }
 
-// rereader reads what was touched in one family.
+// rereader reads the touched objects of one family.
 type rereader struct {
 	observer
 	touched *touched
-	held    backends.Held
+	last    backends.LastObserved
 	items   map[backends.ID]backends.Item
 
-	// whole are the sets of which every element was read; keys are the elements that were read of the others, by front.
+	// whole holds the sets of which every element was read. keys holds the elements that were read of the other sets,
+	// by frontend.
 	whole [numSets]bool
-	keys  map[frontKey]map[string]struct{}
-	// fresh is what was found of these.
-	fresh map[frontKey][]element
+	keys  map[frontKey]map[elementKey]struct{}
+	// fresh holds the elements that were found.
+	fresh collected
 }
 
-// read returns false if only a look at everything will do.
+// read returns false if only a full read will do.
 func (r *rereader) read(ctx context.Context) (bool, error) {
 	if ok, err := r.allChains(ctx); !ok || err != nil {
 		return false, err
@@ -71,12 +68,12 @@ func (r *rereader) read(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// definitions reads those of the touched sets.
+// definitions reads the definitions of the touched sets.
 func (r *rereader) definitions(ctx context.Context) (bool, error) {
 	some := false
-	for o := range r.touched.sets {
-		if o.fam == r.fam {
-			r.items[setItemID(o.fam, o.name)], some = nil, true
+	for s := range r.touched.sets {
+		if s.fam == r.fam {
+			r.items[setItemID(s.fam, s.name)], some = nil, true
 		}
 	}
 	if !some {
@@ -94,17 +91,17 @@ func (r *rereader) definitions(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// allChains reads all chains, which are few, if any was touched. It returns false if one may have been renamed: then any
-// element may lead to another name.
+// allChains reads all chains, which are few, if any was touched. It returns false if one may have been renamed, because
+// then any element may lead to another name.
 func (r *rereader) allChains(ctx context.Context) (bool, error) {
 	if _, touched := r.touched.chains[r.fam]; !touched {
 		return true, nil
 	}
-	held, kept := 0, 0
-	r.held.Items(func(i backends.Item) bool {
+	last, kept := 0, 0
+	r.last.Items(func(i backends.Item) bool {
 		if c, ok := i.(*chainItem); ok && c.fam == r.fam {
 			r.items[c.ID()] = nil
-			held++
+			last++
 		}
 		return true
 	})
@@ -118,18 +115,17 @@ func (r *rereader) allChains(ctx context.Context) (bool, error) {
 		}
 		r.items[item.ID()] = item
 	}
-	return kept == held || kept == len(found), nil
+	return kept == last || kept == len(found), nil
 }
 
 func (r *rereader) wholeSets(ctx context.Context) error {
-	for o := range r.touched.sets {
-		id, known := setByName(o.name)
-		if o.fam != r.fam || !known || sets[id].dynamic {
+	for s := range r.touched.sets {
+		id, known := setByName(s.name)
+		if s.fam != r.fam || !known || sets[id].dynamic {
 			continue
 		}
 		r.whole[id] = true
-		r.items[catchallItem{r.fam, id}.ID()] = nil
-		found, err := r.dumpSet(ctx, id, r.fresh)
+		found, err := r.set(ctx, id, r.fresh)
 		if err != nil {
 			return err
 		}
@@ -140,11 +136,11 @@ func (r *rereader) wholeSets(ctx context.Context) error {
 	return nil
 }
 
-// singleElements reads the elements that were touched of sets that are not read whole.
+// singleElements reads the touched elements of the sets that are not read whole.
 func (r *rereader) singleElements(ctx context.Context) error {
-	for o, keys := range r.touched.elements {
-		id, known := setByName(o.name)
-		if o.fam != r.fam || !known || r.whole[id] {
+	for s, keys := range r.touched.elements {
+		id, known := setByName(s.name)
+		if s.fam != r.fam || !known || r.whole[id] {
 			continue
 		}
 		for key := range keys {
@@ -158,49 +154,38 @@ func (r *rereader) singleElements(ctx context.Context) error {
 
 func (r *rereader) singleElement(ctx context.Context, id setID, key []byte) error {
 	if s := sets[id]; !s.front {
-		if m, ok := parseMember(r.fam, id, key); ok {
-			r.items[m.ID()] = nil
-		}
-	} else if k, rest, ok := parseFront(r.fam, s.scope, key); ok {
+		r.items[memberItem{r.fam, id, string(key)}.ID()] = nil
+	} else if k, e, ok := parseFrontKey(r.fam, id, key); ok {
 		if r.keys[k] == nil {
-			r.keys[k] = map[string]struct{}{}
+			r.keys[k] = map[elementKey]struct{}{}
 		}
-		e := element{set: id}
-		if s.suffix == slotSuffix && len(rest) == 4 {
-			e.suffix = slotKey(binary.NativeEndian.Uint32(rest))
-		}
-		r.keys[k][e.id()] = struct{}{}
+		r.keys[k][e] = struct{}{}
 	}
-	e := elementsRequest(r.table, id)
-	list := e.open(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
-	e.element(rawElement{key: key}, false)
-	e.close(list)
-	return r.c.get(ctx, unix.NFT_MSG_GETSETELEM, e.b, func(data []byte) error {
-		for _, item := range r.listed(id, data, r.fresh) {
-			r.items[item.ID()] = item
+	return nfnl.ReadElement(ctx, r.c, r.kernel(), sets[id].name, key, func(x nfnl.Element) {
+		if i := sortElement(r.fam, id, x, r.fresh); i != nil {
+			r.items[i.ID()] = i
 		}
-		return nil
 	})
 }
 
-// compose puts the fronts together: what was read anew, and of what was not read, what is known.
+// compose assembles the frontends from what was read, and from what was known of the rest.
 func (r *rereader) compose() {
 	if slices.Contains(r.whole[:], true) {
-		r.held.Items(r.heldElements)
+		r.last.Items(r.dropRead)
 	}
 	for k := range r.keys {
 		if _, ok := r.fresh[k]; !ok {
 			r.fresh[k] = nil
 		}
 	}
-	for k, elements := range r.fresh {
-		id := frontItem(k).ID()
-		if held, ok := r.held.Item(id).(frontItem); ok {
-			held.elements(func(e element) {
-				if _, read := r.keys[k][e.id()]; !read && !r.whole[e.set] {
+	for k := range r.fresh {
+		elements, id := r.fresh.elements(nil, k), k.id()
+		if last, ok := r.last.Item(id).(frontItem); ok {
+			for e := range last.elements() {
+				if _, read := r.keys[k][e.elementKey]; !read && !r.whole[e.set] {
 					elements = append(elements, e)
 				}
-			})
+			}
 		}
 		if r.items[id] = nil; len(elements) > 0 {
 			r.items[id] = newFrontItem(k, elements)
@@ -208,23 +193,26 @@ func (r *rereader) compose() {
 	}
 }
 
-// heldElements sees to it that no element of a set that was read whole is taken for held only because it was.
-func (r *rereader) heldElements(i backends.Item) bool {
+// dropRead drops a last observed Item, or elements of it, whose set was read whole, unless the read returned them.
+func (r *rereader) dropRead(i backends.Item) bool {
 	switch i := i.(type) {
 	case memberItem:
-		if _, found := r.items[i.ID()]; !found && i.family() == r.fam && r.whole[i.set()] {
+		if _, found := r.items[i.ID()]; !found && i.fam == r.fam && r.whole[i.set] {
 			r.items[i.ID()] = nil
 		}
 	case frontItem:
-		k := i.key()
-		if _, found := r.fresh[k]; found || k.family() != r.fam {
+		if i.family() != r.fam {
 			break
 		}
-		i.elements(func(e element) {
+		k := i.key()
+		if _, found := r.fresh[k]; found {
+			break
+		}
+		for e := range i.elements() {
 			if r.whole[e.set] {
 				r.fresh[k] = nil
 			}
-		})
+		}
 	}
 	return true
 }

@@ -8,18 +8,19 @@ import (
 
 	"weir/backends"
 	"weir/backends/backendtest"
+	"weir/backends/dataplane"
 	"weir/backends/netlab"
 )
 
 func TestMain(m *testing.M) { netlab.Main(m) }
 
-var both = []backends.Family{backends.IPv4, backends.IPv6}
+var both = []dataplane.Family{dataplane.IPv4, dataplane.IPv6}
 
-func testConfig() backends.Config {
-	return backends.Config{
+func testConfig() dataplane.Config {
+	return dataplane.Config{
 		Families:       both,
 		MasqueradeMark: 1 << 14,
-		LocalDetector:  backends.LocalDetector{PodCIDRs: []netip.Prefix{netlab.PodCIDR4, netlab.PodCIDR6}},
+		LocalDetector:  dataplane.LocalDetector{PodCIDRs: []netip.Prefix{netlab.PodCIDR4, netlab.PodCIDR6}},
 		NodeAddresses:  []netip.Addr{netlab.NodeIPv4, netlab.NodeIPv6, netlab.SecondNodeIPv4, netlab.SecondNodeIPv6},
 	}
 }
@@ -32,21 +33,21 @@ type rig struct {
 	b    *Backend
 }
 
-func newRig(t testing.TB, cfg backends.Config, topo netlab.Topology) *rig {
+func newRig(t testing.TB, cfg dataplane.Config, topo netlab.Topology) *rig {
 	lab := netlab.New(t, topo)
 	r := &rig{t: t, lab: lab, node: lab.Node()}
 	r.use(cfg)
 	return r
 }
 
-// use replaces the backend by one of another configuration.
-func (r *rig) use(cfg backends.Config) {
+// use replaces the backend with one of another configuration.
+func (r *rig) use(cfg dataplane.Config) {
 	r.t.Helper()
 	r.b = New(cfg)
 	b := r.b
 	r.t.Cleanup(func() { _ = b.Close() })
 	r.in(func() error { _, err := b.open(); return err })
-	r.in(func() error { _, err := b.Generation(context.Background()); return err })
+	r.in(func() error { _, err := b.Moved(context.Background()); return err })
 }
 
 func (r *rig) in(f func() error) {
@@ -72,7 +73,7 @@ func needNFT(t testing.TB) {
 	netlab.RequireProgram(t, "nft")
 }
 
-func (r *rig) desired(entries ...*backends.Entry) map[backends.ID]backends.Item {
+func (r *rig) desired(entries ...*dataplane.ServicePort) map[backends.ID]backends.Item {
 	r.t.Helper()
 	want := map[backends.ID]backends.Item{}
 	for _, i := range r.b.Base() {
@@ -108,8 +109,8 @@ func (r *rig) observed() map[backends.ID]backends.Item {
 	return have
 }
 
-// reread returns what the kernel holds by reading only what was touched since it held what h says.
-func (r *rig) reread(h backendtest.Held) (map[backends.ID]backends.Item, bool) {
+// reread returns what the kernel holds, given that it held h. It reads only what was touched since.
+func (r *rig) reread(h backendtest.LastObserved) (map[backends.ID]backends.Item, bool) {
 	r.t.Helper()
 	items, ok, err := r.b.Reread(context.Background(), h)
 	if err != nil {
@@ -125,8 +126,8 @@ func (r *rig) apply(p backends.Plan) {
 	}
 }
 
-// sync brings the kernel to the entries by way of a full read, and checks that a second plan is empty.
-func (r *rig) sync(entries ...*backends.Entry) backends.Plan {
+// sync makes the kernel match the entries after a full read, and checks that a second plan is empty.
+func (r *rig) sync(entries ...*dataplane.ServicePort) backends.Plan {
 	r.t.Helper()
 	want := r.desired(entries...)
 	p := backendtest.Diff(r.observed(), want)
@@ -142,34 +143,35 @@ func (r *rig) settled(want map[backends.ID]backends.Item) {
 	}
 }
 
-func (r *rig) generation() uint64 {
+// moved reports whether another process may have written since the last read.
+func (r *rig) moved() bool {
 	r.t.Helper()
-	n, err := r.b.Generation(context.Background())
+	moved, err := r.b.Moved(context.Background())
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return n
+	return moved
 }
 
 // endpoint returns a local endpoint that both policies may use.
-func endpoint(addr netip.Addr, port uint16) backends.Endpoint {
-	return backends.Endpoint{Addr: netip.AddrPortFrom(addr, port), Cluster: true, Local: true, Weight: 1}
+func endpoint(addr netip.Addr, port uint16) dataplane.Endpoint {
+	return dataplane.Endpoint{Addr: netip.AddrPortFrom(addr, port), Cluster: true, Local: true, Weight: 1}
 }
 
-func remote(addr netip.Addr, port uint16) backends.Endpoint {
-	return backends.Endpoint{Addr: netip.AddrPortFrom(addr, port), Cluster: true, Remote: true, Weight: 1}
+func remote(addr netip.Addr, port uint16) dataplane.Endpoint {
+	return dataplane.Endpoint{Addr: netip.AddrPortFrom(addr, port), Cluster: true, Remote: true, Weight: 1}
 }
 
 // entry returns a Service port with a ClusterIP that ends in n.
-func entry(f backends.Family, n int, proto backends.Protocol, eps ...backends.Endpoint) *backends.Entry {
+func entry(f dataplane.Family, n int, proto dataplane.Protocol, eps ...dataplane.Endpoint) *dataplane.ServicePort {
 	ip := netip.AddrFrom4([4]byte{10, 96, byte(n >> 8), byte(n)})
-	if f == backends.IPv6 {
+	if f == dataplane.IPv6 {
 		a := netip.MustParseAddr("fd00:10:96::").As16()
 		a[14], a[15] = byte(n>>8), byte(n)
 		ip = netip.AddrFrom16(a)
 	}
-	return &backends.Entry{
-		Key:       backends.PortKey{Service: backends.ServiceName{Namespace: "default", Name: "s" + ip.String()}, Port: "http", Protocol: proto, Family: f},
+	return &dataplane.ServicePort{
+		Key:       dataplane.ServicePortName{Service: dataplane.ServiceName{Namespace: "default", Name: "s" + ip.String()}, Port: "http", Protocol: proto, Family: f},
 		ClusterIP: ip, Port: 80, Endpoints: eps, HasEndpoints: len(eps) > 0,
 	}
 }

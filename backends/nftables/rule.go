@@ -1,26 +1,29 @@
 package nftables
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
-	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/nfnl"
 
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// part is a piece of a rule: what nft would write for it, and the expressions that the kernel runs.
+// part is a piece of a rule: its text in nft's syntax, and its expressions for the kernel.
 type part struct {
 	text  string
 	exprs []expr.Any
 }
 
-// rule is a rule in full.
+// rule is a complete rule.
 type rule struct {
 	text    string
 	exprs   []expr.Any
@@ -38,8 +41,8 @@ func newRule(comment string, parts ...part) rule {
 	return r
 }
 
-// reg returns the number of the n-th 32-bit register as the kernel prints it: where a 128-bit register begins, by the
-// number of that one.
+// reg returns the number of the n-th 32-bit register as the kernel prints it. At the beginning of a 128-bit register,
+// that is the number of the 128-bit register.
 func reg(n uint32) uint32 {
 	if n%4 == 0 {
 		return unix.NFT_REG_1 + n/4
@@ -47,7 +50,7 @@ func reg(n uint32) uint32 {
 	return unix.NFT_REG32_00 + n
 }
 
-// field loads one field of the packet at register n; width is how many registers it takes.
+// field loads one field of the packet into register n; width is the number of registers that it takes.
 type field struct {
 	text  string
 	width uint32
@@ -64,23 +67,26 @@ func meta(text string, key expr.MetaKey) field {
 	return field{text, 1, func(r uint32) []expr.Any { return []expr.Any{&expr.Meta{Key: key, Register: r}} }}
 }
 
-func saddr(f backends.Family) field {
-	if f == backends.IPv6 {
+func saddr(f dataplane.Family) field {
+	if f == dataplane.IPv6 {
 		return payload("ip6 saddr", expr.PayloadBaseNetworkHeader, 8, 16)
 	}
 	return payload("ip saddr", expr.PayloadBaseNetworkHeader, 12, 4)
 }
 
-func daddr(f backends.Family) field {
-	if f == backends.IPv6 {
+func daddr(f dataplane.Family) field {
+	if f == dataplane.IPv6 {
 		return payload("ip6 daddr", expr.PayloadBaseNetworkHeader, 24, 16)
 	}
 	return payload("ip daddr", expr.PayloadBaseNetworkHeader, 16, 4)
 }
 
-// frontFields are the fields of a packet that make its front.
-func frontFields(f backends.Family, s scope) []field {
-	fields := []field{meta("meta l4proto", expr.MetaKeyL4PROTO), payload("th dport", expr.PayloadBaseTransportHeader, 2, 2)}
+func l4proto() field { return meta("meta l4proto", expr.MetaKeyL4PROTO) }
+func sport() field   { return payload("th sport", expr.PayloadBaseTransportHeader, 0, 2) }
+
+// frontFields returns the fields of a packet that identify its frontend.
+func frontFields(f dataplane.Family, s scope) []field {
+	fields := []field{l4proto(), payload("th dport", expr.PayloadBaseTransportHeader, 2, 2)}
 	if s == addrScope {
 		fields = append([]field{daddr(f)}, fields...)
 	}
@@ -98,7 +104,7 @@ func random(k, offset int) field {
 	}}
 }
 
-// concat loads fields one after the other from register n.
+// concat loads fields one after the other, beginning at register n.
 func concat(n uint32, fields ...field) part {
 	var p part
 	texts := make([]string, len(fields))
@@ -142,13 +148,9 @@ func jumpPart(chain string) part { return verdict(expr.VerdictJump, "jump", chai
 func dropPart() part             { return verdict(expr.VerdictDrop, "drop", "") }
 func returnPart() part           { return verdict(expr.VerdictReturn, "return", "") }
 
-// dnatTo translates to the address and port at register 0.
-func dnatTo(f backends.Family, to part) part {
-	family := uint32(unix.NFPROTO_IPV4)
-	if f == backends.IPv6 {
-		family = unix.NFPROTO_IPV6
-	}
-	nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: reg(0), RegProtoMin: reg(uint32(addrLen(f) / 4))}
+// dnatTo translates to the address and port in register 0.
+func dnatTo(f dataplane.Family, to part) part {
+	nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(nfproto(f)), RegAddrMin: reg(0), RegProtoMin: reg(uint32(addrLen(f) / 4))}
 	return part{"dnat to " + to.text, append(to.exprs, nat)}
 }
 
@@ -158,19 +160,20 @@ const (
 	dynsetDelete = 2
 )
 
-// scratch is where a rule leaves a number for the next one. A rule with two lookups, one for the key of the other, would
-// need no such place, but nft 1.0.6 aborts when it is to print one. A packet's priority is the least of what could be
-// used: forwarding sets it anew, and only the first packet of a connection to a Service with session affinity is touched.
+// scratch is the place where a rule leaves a number for the next one. A rule with two lookups, one for the key of the
+// other, would need no such place, but nft 1.0.6 aborts when it prints such a rule. The packet's priority does the
+// least harm of all candidates. Forwarding sets it anew, and only the first packet of a connection to a Service with
+// session affinity is affected.
 func scratch() field { return meta("meta priority", expr.MetaKeyPRIORITY) }
 
-// setScratch leaves what a lookup finds.
+// setScratch stores the result of a lookup in the scratch.
 func setScratch(from part) part {
 	return part{"meta priority set " + from.text,
 		append(from.exprs, &expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: reg(0)})}
 }
 
-// remember stores the scratch under the key in a map of clients; where there is an element already, it lives longer and
-// stays what it was. Or it deletes the element.
+// remember stores the scratch under the key in a map of clients. An existing element keeps its value and gets a new
+// timeout. Or remember deletes the element, depending on op.
 func remember(op uint32, id setID, timeout time.Duration, key ...field) part {
 	p := concat(0, key...)
 	verb, expires := "update", fmt.Sprintf(" timeout %ds", int(timeout.Seconds()))
@@ -205,6 +208,44 @@ func ctDNAT() part {
 	return bits(ct(expr.CtKeySTATUS), ipsDstNAT, "ct status dnat")
 }
 
+func ctReply() part {
+	return part{"ct direction reply", []expr.Any{
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg(0)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: []byte{1}},
+	}}
+}
+
+// tcpButSynAck matches TCP segments other than the answer to the first one.
+func tcpButSynAck() part {
+	const synAck = 0x12
+	return part{"meta l4proto tcp tcp flags & (syn | ack) != syn | ack", slices.Concat(l4proto().load(reg(0)), []expr.Any{
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{OperationType: expr.PayloadLoad, DestRegister: reg(0), Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 1, Mask: []byte{synAck}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: []byte{synAck}},
+	})}
+}
+
+// unmarked matches packets without the bits of mask.
+func unmarked(mask uint32) part {
+	return part{fmt.Sprintf("meta mark & %#08x == 0", mask), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg(0)},
+		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 4, Mask: native32(mask), Xor: native32(0)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: native32(0)},
+	}}
+}
+
+// tcpReset matches the segments that reset a TCP connection.
+func tcpReset() part {
+	const flagsOffset, rst = 13, 0x04
+	flags := payload("", expr.PayloadBaseTransportHeader, flagsOffset, 1)
+	exprs := append(meta("", expr.MetaKeyL4PROTO).load(reg(0)), &expr.Cmp{Op: expr.CmpOpEq, Register: reg(0), Data: []byte{unix.IPPROTO_TCP}})
+	exprs = append(append(exprs, flags.load(reg(0))...),
+		&expr.Bitwise{SourceRegister: reg(0), DestRegister: reg(0), Len: 1, Mask: []byte{rst}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: []byte{0}})
+	return part{"tcp flags rst", exprs}
+}
+
 func marked(mask uint32) part {
 	return bits(meta("", expr.MetaKeyMARK), mask, fmt.Sprintf("meta mark & %#08x != 0", mask))
 }
@@ -222,7 +263,7 @@ func setMark(mask uint32, on bool) part {
 	}}
 }
 
-// fibLocal says that the source or destination is an address of this node.
+// fibLocal matches if the source or destination is an address of this node.
 func fibLocal(source bool) part {
 	text := "fib daddr type local"
 	if source {
@@ -252,7 +293,7 @@ func inPrefix(f field, p netip.Prefix, in bool) part {
 	return part{text + p.String(), append(exprs, &expr.Cmp{Op: op, Register: reg(0), Data: p.Masked().Addr().AsSlice()})}
 }
 
-// fromInterface compares the incoming interface with a name, or with the beginning of one.
+// fromInterface compares the incoming interface with a name, or with a prefix of one.
 func fromInterface(name string, prefix, in bool) part {
 	op, text := expr.CmpOpEq, "iifname "
 	if !in {
@@ -274,14 +315,39 @@ func masquerade() part {
 	return part{"masquerade fully-random", []expr.Any{&expr.Masq{FullyRandom: true}}}
 }
 
-func reject(f backends.Family) part {
+func reject(f dataplane.Family) part {
 	const portUnreachable, portUnreachable6 = 3, 4 // ICMP and ICMPv6 codes
 	code := uint8(portUnreachable)
-	if f == backends.IPv6 {
+	if f == dataplane.IPv6 {
 		code = portUnreachable6
 	}
 	return part{"reject", []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: code}}}
 }
 
-// big32 is a number as netlink attributes carry it.
-func big32(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
+func (r rule) line() string {
+	if r.comment == "" {
+		return r.text
+	}
+	return r.text + " # " + r.comment
+}
+
+// encode returns the rule in the kernel's form.
+func (r rule) encode(f dataplane.Family, chain string) (nfnl.Rule, error) {
+	attrs := make([]netlink.Attribute, len(r.exprs))
+	for i, x := range r.exprs {
+		data, err := expr.Marshal(nfproto(f), x)
+		if err != nil {
+			return nfnl.Rule{}, fmt.Errorf("rule %q: %w", r.text, err)
+		}
+		attrs[i] = netlink.Attribute{Type: unix.NFTA_LIST_ELEM | unix.NLA_F_NESTED, Data: data}
+	}
+	exprs, err := netlink.MarshalAttributes(attrs)
+	if err != nil {
+		return nfnl.Rule{}, fmt.Errorf("rule %q: %w", r.text, err)
+	}
+	encoded := nfnl.Rule{Chain: chain, Expressions: exprs}
+	if r.comment != "" {
+		encoded.Userdata = userdata.AppendString(nil, userdata.Type(userdata.TypeComment), r.comment)
+	}
+	return encoded, nil
+}

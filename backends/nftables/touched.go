@@ -1,29 +1,30 @@
 package nftables
 
 import (
-	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/nfnl"
 
 	"golang.org/x/sys/unix"
 )
 
-// maxTouched is of how many elements the keys are kept; where there are more, whole sets are read.
+// maxTouched bounds the number of elements whose keys are kept. If there are more, whole sets are read.
 const maxTouched = 4096
 
-// touched is what others wrote to weir's tables, as far as that has not been read since. The zero value is nothing.
+// touched holds what other processes wrote to weir's tables since weir last read them. The zero value means nothing.
 type touched struct {
-	// everything says that it is not known.
+	// everything reports whether it is unknown what they wrote.
 	everything bool
 	// chains are the families in which a chain or a rule was written.
-	chains map[backends.Family]struct{}
-	// sets are those to be read whole, elements the keys of those to be read in part.
-	sets     map[object]struct{}
-	elements map[object]map[string]struct{}
+	chains map[dataplane.Family]struct{}
+	// sets are to be read whole; elements holds the keys to be read of the other sets.
+	sets     map[setName]struct{}
+	elements map[setName]map[string]struct{}
 	keys     int
 }
 
-// object is a set.
-type object struct {
-	fam  backends.Family
+// setName names a set.
+type setName struct {
+	fam  dataplane.Family
 	name string
 }
 
@@ -34,70 +35,47 @@ func mark[K comparable](m *map[K]struct{}, key K) {
 	(*m)[key] = struct{}{}
 }
 
-// note takes up a notification, and says whether it is about one of the tables of this name.
-func (t *touched) note(typ uint16, data []byte, name string) bool {
-	if len(data) < 4 {
+// note records a notification, and reports whether it is about one of the tables of this name.
+func (t *touched) note(n nfnl.Notification, name string) bool {
+	s := setName{name: n.Name}
+	switch n.Table.Family {
+	case unix.NFPROTO_IPV4:
+		s.fam = dataplane.IPv4
+	case unix.NFPROTO_IPV6:
+		s.fam = dataplane.IPv6
+	}
+	if s.fam == 0 || n.Table.Name != name {
 		return false
 	}
-	var o object
-	switch data[0] {
-	case nfproto(backends.IPv4):
-		o.fam = backends.IPv4
-	case nfproto(backends.IPv6):
-		o.fam = backends.IPv6
-	default:
-		return false
-	}
-	// All notifications have the table's name as attribute 1; what 2 and 3 are depends on the message.
-	table := ""
-	var second, third []byte
-	attributes(data[4:], func(typ uint16, value []byte) {
-		switch typ {
-		case 1:
-			table = cString(value)
-		case 2:
-			second = value
-		case 3:
-			third = value
-		}
-	})
-	if table != name {
-		return false
-	}
-	switch typ {
-	case subsys(unix.NFT_MSG_NEWTABLE), subsys(unix.NFT_MSG_DELTABLE):
+	switch n.Type {
+	case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE:
 		t.everything = true
-	case subsys(unix.NFT_MSG_NEWCHAIN), subsys(unix.NFT_MSG_DELCHAIN), subsys(unix.NFT_MSG_NEWRULE), subsys(unix.NFT_MSG_DELRULE):
-		mark(&t.chains, o.fam)
-	case subsys(unix.NFT_MSG_NEWSET), subsys(unix.NFT_MSG_DELSET):
-		o.name = cString(second)
-		mark(&t.sets, o)
-	case subsys(unix.NFT_MSG_NEWSETELEM), subsys(unix.NFT_MSG_DELSETELEM):
-		o.name = cString(second)
-		if _, whole := t.sets[o]; whole {
-			break
-		}
-		attributes(third, func(_ uint16, item []byte) { t.element(o, parseElement(item).key) })
+	case unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
+		mark(&t.chains, s.fam)
+	case unix.NFT_MSG_NEWSET, unix.NFT_MSG_DELSET:
+		mark(&t.sets, s)
+	case unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM:
+		n.Keys(func(key []byte) { t.element(s, key) })
 	}
 	return true
 }
 
-// element notes one element by its key, nil for the one that stands for all keys which have none.
-func (t *touched) element(o object, key []byte) {
-	id, known := setByName(o.name)
-	if _, whole := t.sets[o]; whole || !known || sets[id].dynamic {
+// element records one element by its key, nil for the catchall element.
+func (t *touched) element(s setName, key []byte) {
+	id, known := setByName(s.name)
+	if _, whole := t.sets[s]; whole || !known || sets[id].dynamic {
 		return
 	}
 	if key == nil || sets[id].suffix == rangeSuffix || t.keys >= maxTouched {
-		mark(&t.sets, o)
+		mark(&t.sets, s)
 		return
 	}
 	if t.elements == nil {
-		t.elements = map[object]map[string]struct{}{}
+		t.elements = map[setName]map[string]struct{}{}
 	}
-	if t.elements[o] == nil {
-		t.elements[o] = map[string]struct{}{}
+	if t.elements[s] == nil {
+		t.elements[s] = map[string]struct{}{}
 	}
-	t.elements[o][string(key)] = struct{}{}
+	t.elements[s][string(key)] = struct{}{}
 	t.keys++
 }

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 )
 
 // joinedThrough returns both ends of a connection through a proxy: the client's, and the endpoint's.
@@ -42,12 +42,12 @@ func joinedThrough(t *testing.T, limits Limits) (client, server *net.TCPConn, ls
 	return c.(*net.TCPConn), s.(*net.TCPConn), ls
 }
 
-// pairOf returns the only pair there is, once there is one.
+// pairOf waits for a pair and returns it. There must be only one.
 func pairOf(t *testing.T, ls *Listeners) (only *pair) {
 	t.Helper()
 	poll(t, func() error {
 		for _, protocols := range ls.open {
-			proxy := protocols[backends.TCP].proxy.(*tcpProxy)
+			proxy := protocols[dataplane.TCP].proxy.(*tcpProxy)
 			proxy.mu.Lock()
 			defer proxy.mu.Unlock()
 			for only = range proxy.conns {
@@ -59,7 +59,7 @@ func pairOf(t *testing.T, ls *Listeners) (only *pair) {
 	return only
 }
 
-// onLoop runs f where a pair may be looked at.
+// onLoop runs f on the loop of the pair, where the pair may be read.
 func onLoop(p *pair, f func()) {
 	done := make(chan struct{})
 	p.loop.post(func() {
@@ -69,7 +69,8 @@ func onLoop(p *pair, f func()) {
 	<-done
 }
 
-// TestEitherSideMayEndFirst: each side ends its sending and still receives all of what the other sends.
+// TestEitherSideMayEndFirst expects that each side can end its sending and still receives everything that the other
+// sends.
 func TestEitherSideMayEndFirst(t *testing.T) {
 	for _, first := range []string{"client", "server"} {
 		t.Run(first, func(t *testing.T) {
@@ -104,7 +105,7 @@ func awaitOpen(t *testing.T, ls *Listeners, want int) {
 	})
 }
 
-// TestResetReachesTheOtherSide: from either side, also after the other or the same side has ended its sending.
+// TestResetReachesTheOtherSide resets from either side, also after the other or the same side has ended its sending.
 func TestResetReachesTheOtherSide(t *testing.T) {
 	for _, who := range []string{"client", "server"} {
 		for _, before := range []string{"nothing", "the other side has ended", "the same side has ended"} {
@@ -123,7 +124,7 @@ func TestResetReachesTheOtherSide(t *testing.T) {
 				}
 				one.SetLinger(0)
 				one.Close()
-				// Where a stream has ended already, only a write can tell.
+				// If a stream has ended already, only a write can tell.
 				poll(t, func() error {
 					var err error
 					if before != "the same side has ended" {
@@ -142,7 +143,7 @@ func TestResetReachesTheOtherSide(t *testing.T) {
 	}
 }
 
-// TestBytesArriveWholeBothWays sends much in both directions at once, through pipes and, where there are none, through
+// TestBytesArriveWholeBothWays sends much in both directions at once, through pipes and, if there are none, through
 // buffers.
 func TestBytesArriveWholeBothWays(t *testing.T) {
 	for name, pipes := range map[string]int64{"pipes": 0, "no pipes": -1} {
@@ -178,7 +179,8 @@ func TestBytesArriveWholeBothWays(t *testing.T) {
 	}
 }
 
-// TestASlowReceiverCostsOneBuffer: what it does not take stays with the sender, and an idle connection holds nothing.
+// TestASlowReceiverCostsOneBuffer expects that bytes that a slow receiver does not take stay with the sender, and that
+// an idle connection holds nothing.
 func TestASlowReceiverCostsOneBuffer(t *testing.T) {
 	client, server, ls := joinedThrough(t, Limits{})
 	p := pairOf(t, ls)
@@ -209,7 +211,7 @@ func TestASlowReceiverCostsOneBuffer(t *testing.T) {
 	}
 }
 
-// TestKeepAlive: both sides of the proxy find out when their peer is gone without a word.
+// TestKeepAlive expects that both sides of the proxy notice a peer that disappeared without closing its connection.
 func TestKeepAlive(t *testing.T) {
 	_, _, ls := joinedThrough(t, Limits{})
 	p := pairOf(t, ls)
@@ -224,7 +226,8 @@ func TestKeepAlive(t *testing.T) {
 	})
 }
 
-// TestAClientThatGoesWhileItWaits does not keep an endpoint from being tried again.
+// TestAClientThatGoesWhileItWaits expects that a client that leaves early does not prevent another attempt at an
+// endpoint.
 func TestAClientThatGoesWhileItWaits(t *testing.T) {
 	p := newPool(time.Now)
 	a := netip.MustParseAddrPort("10.0.0.1:1")

@@ -7,18 +7,20 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"reflect"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"weir/backends"
 	"weir/backends/backendtest"
+	"weir/backends/dataplane"
 	"weir/backends/netlab"
 )
 
 func TestMain(m *testing.M) { netlab.Main(m) }
 
-// table stands for the kernel that redirects: an Item for each front of an Entry, with where it leads.
+// table stands for the kernel that redirects: it has an Item with the target for each Frontend of a ServicePort.
 type table struct{ held map[backends.ID]backends.Item }
 
 type redirection struct {
@@ -31,7 +33,7 @@ func (r redirection) String() string  { return string(r.id) + " to " + r.to }
 
 func (k *table) Base() []backends.Item { return []backends.Item{redirection{id: "redirect"}} }
 
-func (k *table) Render(e *backends.Entry) ([]backends.Item, error) {
+func (k *table) Render(e *dataplane.ServicePort) ([]backends.Item, error) {
 	to := ""
 	for _, ep := range e.Endpoints {
 		to += ep.Addr.String() + " "
@@ -39,6 +41,10 @@ func (k *table) Render(e *backends.Entry) ([]backends.Item, error) {
 	id := fmt.Sprintf("redirect %s %s:%d", e.Key.Protocol, e.ClusterIP, e.Port)
 	return []backends.Item{redirection{backends.ID(id), to}}, nil
 }
+
+func (k *table) Close() error { return nil }
+
+func (k *table) Optional() backends.Optional { return backends.Optional{} }
 
 func (k *table) Observe(context.Context) iter.Seq2[backends.Item, error] {
 	return func(yield func(backends.Item, error) bool) {
@@ -59,7 +65,7 @@ func (k *table) Apply(_ context.Context, p backends.Plan) backends.Result {
 	return backends.Result{}
 }
 
-// harness runs the conformance suite in a network namespace in which every address can be listened on.
+// harness runs the conformance suite in a network namespace in which sockets can listen on every address.
 type harness struct {
 	listeners *Listeners
 	ports     *Ports
@@ -83,18 +89,26 @@ func newHarness(t *testing.T, redirecting bool) *harness {
 }
 
 func (h *harness) Backend() backends.Backend {
-	cfg := backends.Config{Families: []backends.Family{backends.IPv4, backends.IPv6}}
+	cfg := dataplane.Config{Families: []dataplane.Family{dataplane.IPv4, dataplane.IPv6}}
 	o := Options{Listeners: h.listeners}
 	if h.redirect != nil {
 		cfg.NodeAddresses = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
 		o.Redirect, o.Ports = h.redirect, h.ports
-		// The stand-in knows no generation.
-		return struct{ backends.Backend }{New(cfg, o)}
+		return New(cfg, o)
 	}
 	for _, e := range append(append(backendtest.Sample(), backendtest.Changed()...), backendtest.Twins()...) {
 		cfg.NodeAddresses = append(append(append(cfg.NodeAddresses, e.ClusterIP), e.ExternalIPs...), e.LoadBalancerIPs...)
 	}
-	return struct{ backends.Backend }{New(cfg, o)}
+	return unwatched{New(cfg, o)}
+}
+
+// unwatched is a Backend whose listeners the harness changes, as no other process can.
+type unwatched struct{ backends.Backend }
+
+func (u unwatched) Optional() backends.Optional {
+	o := u.Backend.Optional()
+	o.Watcher = nil
+	return o
 }
 
 func (h *harness) AddForeign(t *testing.T) {
@@ -124,7 +138,7 @@ func (h *harness) Drifts() []backendtest.Drift {
 			}
 		}},
 		{Name: "ForeignListener", Inject: func(t *testing.T) {
-			extra := &listen{protocol: backends.TCP, bind: netip.MustParseAddrPort("192.0.2.2:99"), key: key("old", backends.TCP)}
+			extra := &listen{protocol: dataplane.TCP, bind: netip.MustParseAddrPort("192.0.2.2:99"), key: key("old", dataplane.TCP)}
 			if _, err := h.listeners.set(extra); err != nil {
 				t.Fatal(err)
 			}
@@ -132,8 +146,8 @@ func (h *harness) Drifts() []backendtest.Drift {
 	}
 }
 
-// Refuse implements backendtest.Refuser: somebody else listens there.
-func (h *harness) Refuse(t *testing.T, key backends.PortKey) {
+// Refuse implements backendtest.Refuser. It makes another socket listen on the port.
+func (h *harness) Refuse(t *testing.T, key dataplane.ServicePortName) {
 	b := h.Backend()
 	for _, e := range backendtest.Sample() {
 		if e.Key != key {
@@ -165,7 +179,8 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-// TestPortInUse shows that a Service port whose port somebody else has asks for another one, and that nothing is left open.
+// TestPortInUse expects a Service port to ask for another port if another process has its port, and nothing to be left
+// open.
 func TestPortInUse(t *testing.T) {
 	h := newHarness(t, true)
 	b := h.Backend()
@@ -206,7 +221,7 @@ func TestWidestGap(t *testing.T) {
 	}
 }
 
-// TestPublished shows that another process learns which listeners there are.
+// TestPublished expects another process to learn which listeners exist.
 func TestPublished(t *testing.T) {
 	h := newHarness(t, true)
 	b := h.Backend()
@@ -270,4 +285,37 @@ func unixPair() (a, b *net.UnixConn, err error) {
 		ends[i] = c.(*net.UnixConn)
 	}
 	return ends[0], ends[1], nil
+}
+
+// everything is a redirection with every capability.
+type everything struct {
+	*table
+	backends.Watcher
+	backends.Drainer
+	backends.CommandLister
+	backends.Unwatched
+}
+
+func (e *everything) Optional() backends.Optional {
+	return backends.Optional{Watcher: e, Unwatched: e, Drainer: e, CommandLister: e}
+}
+
+// TestCapabilitiesOfTheRedirection expects that wrapping loses no capability of the redirection, except the one whose
+// answer would be wrong.
+func TestCapabilitiesOfTheRedirection(t *testing.T) {
+	if n := reflect.TypeFor[backends.Optional]().NumField(); n != 6 {
+		t.Errorf("a backend has %d capabilities: decide about the new ones here and in Optional", n)
+	}
+	below := &everything{table: &table{}}
+	b := New(dataplane.Config{}, Options{Redirect: below})
+	o := b.Optional()
+	if o.Watcher != below || o.Unwatched != below || o.Drainer != below || o.CommandLister == nil {
+		t.Errorf("lost: %+v", o)
+	}
+	if o.ConnectionCounter != b || o.Describer != nil {
+		t.Errorf("the listeners are this process's own: %+v", o)
+	}
+	if o := New(dataplane.Config{}, Options{Redirect: &table{}}).Optional(); o.Watcher != nil || o.CommandLister != nil {
+		t.Errorf("claims more than the redirection can: %+v", o)
+	}
 }

@@ -16,23 +16,23 @@ import (
 const (
 	batchSize   = 16
 	maxDatagram = 65535
-	// The kernel cuts one message into at most so many datagrams (UDP_MAX_SEGMENTS was 64 at first), which together fit
-	// into one packet.
+	// The kernel cuts one message into at most this many datagrams (UDP_MAX_SEGMENTS was 64 at first), which together
+	// fit into one packet.
 	maxSegments = 64
 	maxJoined   = 65000
 )
 
-// batchConn is what ipv4.PacketConn and ipv6.PacketConn have in common: many messages in one system call.
+// batchConn is the common part of ipv4.PacketConn and ipv6.PacketConn: many messages in one system call.
 type batchConn interface {
 	ReadBatch(ms []ipv4.Message, flags int) (int, error)
 	WriteBatch(ms []ipv4.Message, flags int) (int, error)
 }
 
-// receiveBuffer is how much may wait for a busy proxy: the clients of a Service port share one socket. The kernel gives
-// less to whoever lacks the privilege (net.core.rmem_max).
+// receiveBuffer bounds the datagrams that wait for a busy proxy, because the clients of a Service port share one
+// socket. Without privilege the kernel gives less (net.core.rmem_max).
 const receiveBuffer = 4 << 20
 
-// batched prepares a socket for batches, and for datagrams that the kernel joined (UDP_GRO, where it has that).
+// batched prepares a socket for batches, and for datagrams that the kernel joined (UDP_GRO, if the kernel has it).
 func batched(c *net.UDPConn) batchConn {
 	if raw, err := c.SyscallConn(); err == nil {
 		raw.Control(func(fd uintptr) {
@@ -48,14 +48,14 @@ func batched(c *net.UDPConn) batchConn {
 	return ipv6.NewPacketConn(c)
 }
 
-// datagram is one as it was sent. It is valid until the batch is used again.
+// datagram is one datagram as it was sent. It is valid until the batch is used again.
 type datagram struct {
 	from  netip.AddrPort
 	bytes []byte
 }
 
-// batch is room for the messages of one system call, each of which may be many datagrams of one sender. Sockets borrow one
-// when something has arrived, so that an idle socket costs no buffer.
+// batch holds the messages of one system call, each of which may be many datagrams of one sender. Sockets borrow a
+// batch when datagrams have arrived, so that an idle socket costs no buffer.
 type batch struct {
 	in, out []ipv4.Message
 	all     []datagram
@@ -70,7 +70,7 @@ var batches = sync.Pool{New: func() any {
 	return b
 }}
 
-// read returns what has arrived at the socket, without waiting.
+// read returns the datagrams that have arrived at the socket, without waiting.
 func (b *batch) read(socket batchConn) []datagram {
 	b.all = b.all[:0]
 	n, err := socket.ReadBatch(b.in, unix.MSG_DONTWAIT)
@@ -90,7 +90,7 @@ func (b *batch) read(socket batchConn) []datagram {
 	return b.all
 }
 
-// segmentSize returns the size of the datagrams that a message was joined from, or 0 if it is a single one.
+// segmentSize returns the size of the datagrams that the kernel joined into a message, or 0 if it is a single one.
 func segmentSize(oob []byte) int {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
@@ -104,8 +104,8 @@ func segmentSize(oob []byte) int {
 	return 0
 }
 
-// write sends the datagrams to an address, or to the endpoint of a connected socket if that is nil. Those of one size go to
-// the kernel as one message (UDP_SEGMENT); what cannot be sent so goes one by one.
+// write sends the datagrams to an address, or to the endpoint of a connected socket if that is nil. Datagrams of one
+// size go to the kernel as one message (UDP_SEGMENT). If that fails, they go one by one.
 func (b *batch) write(socket batchConn, to net.Addr, all []datagram) {
 	b.out = b.out[:0]
 	for len(all) > 0 {
@@ -122,8 +122,8 @@ func (b *batch) write(socket batchConn, to net.Addr, all []datagram) {
 	send(socket, b.out)
 }
 
-// joinable returns how many of the datagrams, from the first on, can be one message: they have one size, but for the last,
-// which may be smaller.
+// joinable returns how many of the datagrams, from the first on, can be one message. They must have one size, except
+// the last, which may be smaller.
 func joinable(all []datagram) int {
 	size, n := len(all[0].bytes), 1
 	for total := size; size > 0 && n < min(len(all), maxSegments); n++ {
@@ -148,8 +148,8 @@ func segmented(size int) []byte {
 	return oob
 }
 
-// send sends all it can. A write may return the error of a datagram that was sent before, such as that nobody listens; this
-// one was not sent then, and is once more.
+// send sends as many messages as possible. A write may return the error of an earlier datagram, for example that its
+// port is closed. Then this message was not sent, and send tries it once more.
 func send(socket batchConn, ms []ipv4.Message) {
 	again := true
 	for len(ms) > 0 {
@@ -161,7 +161,7 @@ func send(socket batchConn, ms []ipv4.Message) {
 			ms, again = ms[n:], true
 		case again:
 			again = false
-		default: // too long, or no route, or not to be cut here: the others are tried
+		default: // too long, no route, or cannot be cut here: the others are tried
 			if len(ms[0].Buffers) > 1 {
 				send(socket, singly(ms[0]))
 			}

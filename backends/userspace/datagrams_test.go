@@ -33,8 +33,8 @@ func TestJoinable(t *testing.T) {
 	}
 }
 
-// TestDatagramsStayWhole sends runs of datagrams of all sizes: the boundaries between them are the sender's, whatever the
-// kernel joined and cut on the way.
+// TestDatagramsStayWhole sends runs of datagrams of all sizes. It expects the boundaries of the sender, whichever
+// datagrams the kernel joined and cut on the way.
 func TestDatagramsStayWhole(t *testing.T) {
 	server, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {

@@ -8,10 +8,10 @@ import (
 	"weir/backends/doctor"
 )
 
-// fewFiles is a limit of open files that a busy proxy would reach: each connection takes two.
+// fewFiles is a limit of open files that a busy proxy would reach, because each connection takes two.
 const fewFiles = 4096
 
-// Doctor looks for what the mode needs besides something that redirects to it.
+// Doctor checks the requirements of the mode, except those of the redirection.
 func Doctor() []doctor.Check {
 	c := doctor.Check{Name: "open files", State: doctor.OK}
 	var limit unix.Rlimit

@@ -8,39 +8,40 @@ import (
 	"time"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// listen is a listener of this process and where it sends what arrives.
+// listen is a listener of this process, and the endpoints to which it sends connections.
 type listen struct {
-	protocol  backends.Protocol
+	protocol  dataplane.Protocol
 	bind      netip.AddrPort
-	key       backends.PortKey
-	endpoints []backends.Endpoint
+	key       dataplane.ServicePortName
+	endpoints []dataplane.Endpoint
 	affinity  time.Duration
-	// sources limits who is served; empty means everybody.
+	// sources are the clients that may connect; empty means every client.
 	sources []netip.Prefix
-	// near are clients that are given nearEndpoints instead of endpoints.
-	near          []netip.Prefix
-	nearEndpoints []backends.Endpoint
-	// proxyProtocol sends a PROXY protocol version 2 header to the endpoint before anything else.
+	// localClients are clients that get localClientEndpoints instead of endpoints.
+	localClients         []netip.Prefix
+	localClientEndpoints []dataplane.Endpoint
+	// proxyProtocol reports whether the proxy sends a PROXY protocol version 2 header to the endpoint first.
 	proxyProtocol bool
-	// keeping are endpoints that get no new connections or flows and may go on with those that they have.
-	keeping []netip.AddrPort
+	// draining are endpoints that get no new connections or flows, but keep their existing ones.
+	draining []netip.AddrPort
 	// idle is how long a UDP flow outlives its last datagram.
 	idle time.Duration
-	// redirected says that only traffic which the kernel redirected is served: whoever finds the port could go past the
-	// Service's source ranges otherwise. It is known for TCP only.
+	// redirected reports whether only traffic that the kernel redirected is served. Otherwise a client that finds the
+	// port could evade the Service's source ranges. Only TCP can tell.
 	redirected bool
-	// local says that the listener is the one for policy Local, where there are two.
+	// local reports whether the listener is the one for policy Local, if there are two.
 	local bool
 }
 
-// ID names a listener by its socket, since a process can have it only once.
+// ID names a listener by its socket, since a process can have each socket only once.
 func (l *listen) ID() backends.ID {
 	return backends.ID(fmt.Sprintf("listen %s %s", l.protocol, l.bind))
 }
 
-// String says for whom the listener is and what it does.
+// String returns the ServicePort of the listener and its settings.
 func (l *listen) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "listen %s %s for %s", l.protocol, l.bind, l.key)
@@ -56,20 +57,20 @@ func (l *listen) String() string {
 	if l.proxyProtocol {
 		b.WriteString(" proxy-protocol v2")
 	}
-	if l.protocol == backends.UDP {
+	if l.protocol == dataplane.UDP {
 		fmt.Fprintf(&b, " idle %s", l.idle)
 	}
 	writeEndpoints(&b, "to", l.endpoints)
-	if len(l.near) > 0 {
-		writeEndpoints(&b, "from "+joined(l.near)+" to", l.nearEndpoints)
+	if len(l.localClients) > 0 {
+		writeEndpoints(&b, "from "+joined(l.localClients)+" to", l.localClientEndpoints)
 	}
-	if len(l.keeping) > 0 {
-		fmt.Fprintf(&b, " keeping %s", joined(l.keeping))
+	if len(l.draining) > 0 {
+		fmt.Fprintf(&b, " keeping %s", joined(l.draining))
 	}
 	return b.String()
 }
 
-func writeEndpoints(b *strings.Builder, to string, endpoints []backends.Endpoint) {
+func writeEndpoints(b *strings.Builder, to string, endpoints []dataplane.Endpoint) {
 	b.WriteString(" " + to)
 	if len(endpoints) == 0 {
 		b.WriteString(" nobody")
@@ -90,10 +91,10 @@ func joined[T fmt.Stringer](values []T) string {
 	return strings.Join(texts, ",")
 }
 
-// use returns what the listener's port is for, in the redirecting form.
+// use returns the purpose of the listener's port in the redirecting form.
 func (l *listen) use() portUse { return portUse{l.key, l.local} }
 
-// allows says whether the listener serves the client.
+// allows reports whether the listener serves the client.
 func (l *listen) allows(client netip.Addr) bool {
 	return len(l.sources) == 0 || contains(l.sources, client)
 }

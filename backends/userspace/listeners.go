@@ -8,33 +8,35 @@ import (
 	"net/netip"
 	"runtime"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// Limits keep a node alive under load. The zero value of a field means its default.
+// Limits bound the resources that the proxy takes from the node. The zero value of a field means its default.
 type Limits struct {
-	// Connections bounds the open connections and UDP flows of the whole process; the default is what the descriptor limit
-	// allows, at two for each and some left over for everything else.
+	// Connections bounds the open connections and UDP flows of the whole process. The default is what the descriptor
+	// limit allows, at two descriptors for each and a reserve for everything else.
 	Connections int64
 	// PerListener bounds those of one Service port; the default is half of Connections.
 	PerListener int64
-	// Grace is how long a connection may go on after its endpoint or its Service went; the default is 30 s.
+	// Grace is how long a connection may go on after its endpoint or its Service was deleted; the default is 30 s.
 	Grace time.Duration
 
-	// pipes bounds the pipes that are lent to connections whose receiver is slow.
+	// pipes bounds the number of pipes that are lent to connections with a slow receiver.
 	pipes int64
-	// linger is how long a listener still serves what was redirected to it before the redirection went.
+	// linger is how long a listener still serves connections that were redirected to it before the redirection was
+	// deleted.
 	linger time.Duration
 }
 
 const descriptorsKept = 256
 
-// defaultLinger has a client send its SYN three times: at once, after 1 s and after 3 s. The kernel redirects them all as it
-// did the first.
+// defaultLinger lets a client send its SYN three times: at once, after 1 s and after 3 s. The kernel redirects them all
+// like the first.
 const defaultLinger = 5 * time.Second
 
 func (l Limits) withDefaults() Limits {
@@ -57,7 +59,7 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// descriptors returns how many this process may have.
+// descriptors returns how many descriptors this process may have.
 func descriptors() int64 {
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
@@ -66,19 +68,21 @@ func descriptors() int64 {
 	return int64(min(files.Cur, 1<<24))
 }
 
-// Listeners are the sockets of this process that serve Service ports: what the kernel's tables are to the other backends.
-// They outlive the Backend that opened them, so that a change of the configuration takes none of them down. Listeners are
-// safe for concurrent use.
+// Listeners are the sockets of this process that serve Service ports. They are to this backend what the kernel's tables
+// are to the others. They outlive the Backend that opened them, so that a change of the configuration closes none of
+// them. Listeners are safe for concurrent use.
 type Listeners struct {
 	limits Limits
 	all    admission
+	dialed dialed
 
-	// ending counts the closed listeners whose connections have not ended.
+	// ending counts the closed listeners whose connections are still open.
 	ending sync.WaitGroup
 
 	mu    sync.Mutex
-	open  map[netip.AddrPort]map[backends.Protocol]*listener
-	loops []*loop // begun with the first listener
+	mark  uint32 // of the listeners' packets; 0 means none
+	open  map[netip.AddrPort]map[dataplane.Protocol]*listener
+	loops []*loop // started with the first listener
 }
 
 // listener is one open socket and the proxy behind it.
@@ -88,6 +92,7 @@ type listener struct {
 	admit *admission
 	proxy interface {
 		endpointsChanged()
+		setMark(uint32) error
 		close()
 		wait()
 		open() int
@@ -97,14 +102,14 @@ type listener struct {
 	leaving *time.Timer
 }
 
-// NewListeners returns none yet.
+// NewListeners returns Listeners without any open socket.
 func NewListeners(limits Limits) *Listeners {
-	l := &Listeners{limits: limits.withDefaults(), open: map[netip.AddrPort]map[backends.Protocol]*listener{}}
+	l := &Listeners{limits: limits.withDefaults(), open: map[netip.AddrPort]map[dataplane.Protocol]*listener{}}
 	l.all.limit = l.limits.Connections
 	return l
 }
 
-// items returns what is open, without what lingers.
+// items returns the open listeners, without the lingering ones.
 func (l *Listeners) items() []*listen {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -119,14 +124,14 @@ func (l *Listeners) items() []*listen {
 	return items
 }
 
-// set opens the listener, or changes what an open one does without closing it. It returns what the listener did before, or
-// nil if it was not open, or lingered.
+// set opens the listener, or changes the settings of an open one without closing it. It returns the previous settings,
+// or nil if it was not open, or lingered.
 func (l *Listeners) set(item *listen) (before *listen, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	o := l.open[item.bind][item.protocol]
 	if o != nil && o.leaving != nil && o.item.use() != item.use() {
-		l.close(o) // what was redirected for one Service is not for another
+		l.close(o) // connections redirected for one Service must not reach another
 		o = nil
 	}
 	if o != nil {
@@ -142,10 +147,28 @@ func (l *Listeners) set(item *listen) (before *listen, err error) {
 		return nil, fmt.Errorf("%s: %w", item.key, err)
 	}
 	if l.open[item.bind] == nil {
-		l.open[item.bind] = map[backends.Protocol]*listener{}
+		l.open[item.bind] = map[dataplane.Protocol]*listener{}
 	}
 	l.open[item.bind][item.protocol] = o
 	return nil, nil
+}
+
+// setMark sets the mark of the packets of all listeners. Connections that were accepted before keep theirs.
+func (l *Listeners) setMark(mark uint32) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.mark == mark {
+		return nil
+	}
+	for _, protocols := range l.open {
+		for _, o := range protocols {
+			if err := o.proxy.setMark(mark); err != nil {
+				return fmt.Errorf("%s: %w", o.item.key, err)
+			}
+		}
+	}
+	l.mark = mark
+	return nil
 }
 
 func (o *listener) change(item *listen) {
@@ -155,8 +178,8 @@ func (o *listener) change(item *listen) {
 	o.proxy.endpointsChanged()
 }
 
-// remove closes the listener; its connections may go on for the grace time. If traffic was redirected to it until now, it
-// lingers before: a connection that was redirected a moment ago would be refused otherwise.
+// remove closes the listener; its connections may go on for the grace time. If traffic was redirected to it until now,
+// it lingers first. Otherwise a connection that was just redirected would be refused.
 func (l *Listeners) remove(item *listen, redirected bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -178,7 +201,7 @@ func (l *Listeners) remove(item *listen, redirected bool) {
 	}
 }
 
-// stay has a listener that lingers stay open. The lock is held.
+// stay keeps a lingering listener open. The lock is held.
 func (o *listener) stay() {
 	if o.leaving != nil {
 		o.leaving.Stop()
@@ -197,7 +220,7 @@ func (l *Listeners) close(o *listener) {
 }
 
 // Drain closes every listener and waits until their connections have ended, for the grace time or until ctx is done. It
-// returns how many were still open then. Nothing but Drain is done with the Listeners thereafter.
+// returns how many were still open then. The Listeners must not be used after Drain.
 func (l *Listeners) Drain(ctx context.Context) int {
 	l.mu.Lock()
 	for _, protocols := range l.open {
@@ -221,27 +244,27 @@ func (l *Listeners) Drain(ctx context.Context) int {
 	return int(l.all.open.Load())
 }
 
-// Open returns how many connections and UDP flows there are.
+// Open returns the number of open connections and UDP flows.
 func (l *Listeners) Open() int { return int(l.all.open.Load()) }
 
 func (l *Listeners) listen(o *listener) error {
 	switch o.item.protocol {
-	case backends.TCP:
+	case dataplane.TCP:
 		if err := l.begin(); err != nil {
 			return err
 		}
-		t, err := newTCPProxy(l.loops, o.pools, o.admit, l.limits.Grace, o.item)
+		t, err := newTCPProxy(l.loops, o.pools, o.admit, &l.dialed, l.limits.Grace, l.mark, o.item)
 		if err != nil {
 			return explain(err, o.item.bind)
 		}
 		o.proxy, o.current = t, t.item.Store
-	case backends.UDP:
-		var lc net.ListenConfig
+	case dataplane.UDP:
+		lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { return markRaw(c, l.mark) }}
 		sock, err := lc.ListenPacket(context.Background(), "udp", o.item.bind.String())
 		if err != nil {
 			return explain(err, o.item.bind)
 		}
-		u := newUDPProxy(sock.(*net.UDPConn), o.pools, o.admit, o.item)
+		u := newUDPProxy(sock.(*net.UDPConn), o.pools, o.admit, &l.dialed, o.item)
 		o.proxy, o.current = u, u.item.Store
 	default:
 		return fmt.Errorf("%s cannot be proxied in userspace mode; use mode iptables, ipvs or nftables for this Service", o.item.protocol)
@@ -249,7 +272,7 @@ func (l *Listeners) listen(o *listener) error {
 	return nil
 }
 
-// begin starts a loop for each core, unless that has been done.
+// begin starts a loop for each core, unless the loops are running.
 func (l *Listeners) begin() error {
 	if len(l.loops) > 0 {
 		return nil

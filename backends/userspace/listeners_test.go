@@ -8,11 +8,11 @@ import (
 	"testing"
 	"time"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// TestRedirectedListenerLingers: whoever was redirected before the redirection went is served, and nobody plans with the
-// listener any more.
+// TestRedirectedListenerLingers expects that connections that were redirected before the redirection was deleted are
+// served, while plans no longer contain the listener.
 func TestRedirectedListenerLingers(t *testing.T) {
 	serves := func(t *testing.T, item *listen, want string) {
 		t.Helper()
@@ -48,7 +48,7 @@ func TestRedirectedListenerLingers(t *testing.T) {
 		if before, err := ls.set(&changed); before != nil || err != nil {
 			t.Errorf("set again: it did %v before, %v", before, err)
 		}
-		if timer := ls.open[item.bind][backends.TCP].leaving; timer != nil || len(ls.items()) != 1 {
+		if timer := ls.open[item.bind][dataplane.TCP].leaving; timer != nil || len(ls.items()) != 1 {
 			t.Errorf("it is still about to close, and %v is listed", ls.items())
 		}
 		serves(t, item, "b")
@@ -58,7 +58,7 @@ func TestRedirectedListenerLingers(t *testing.T) {
 		ls := started(t, Limits{linger: time.Hour}, item)
 		ls.remove(item, true)
 		other := *item
-		other.key, other.endpoints = key("other", backends.TCP), endpoints(echo(t, "b"))
+		other.key, other.endpoints = key("other", dataplane.TCP), endpoints(echo(t, "b"))
 		if before, err := ls.set(&other); before != nil || err != nil {
 			t.Fatalf("another Service on its port: %v, %v", before, err)
 		}
@@ -96,7 +96,8 @@ func TestRedirectedListenerLingers(t *testing.T) {
 	})
 }
 
-// TestCloseServesWhoWaits: connections that the kernel has accepted and the proxy has not are served when the listener closes.
+// TestCloseServesWhoWaits expects that connections that the kernel has accepted and the proxy has not are served when
+// the listener closes.
 func TestCloseServesWhoWaits(t *testing.T) {
 	item := web(t, echo(t, "a"))
 	ls := started(t, Limits{}, item)

@@ -8,14 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loop is one thread that serves many sockets as they become ready (epoll(7), edge-triggered). A goroutine for each
+// loop is one goroutine that serves many sockets as they become ready (epoll(7), edge-triggered). A goroutine for each
 // direction of each connection would cost twice the CPU time for short connections, and several kB for each idle one.
 //
-// What a loop serves is touched by its own goroutine only; everybody else posts to it.
+// Only the loop's own goroutine uses the objects that it serves. Every other goroutine must call post.
 type loop struct {
 	epoll, wakeup int
 	served        []served // by descriptor
-	again         []*pair  // had their share of the time, and have more to do
+	rescheduled   []*pair  // had their share of time, and have more to do
 	pipes         pipes
 	stopped       bool
 
@@ -24,7 +24,7 @@ type loop struct {
 	closed bool
 }
 
-// served is who is told what happens to a descriptor. The serial number tells its events from those of an earlier
+// served is the handler of a descriptor's events. The serial number distinguishes its events from those of an earlier
 // descriptor with the same number.
 type served struct {
 	by     handler
@@ -51,7 +51,7 @@ func newLoop(maxPipes int) (*loop, error) {
 	return l, nil
 }
 
-// serve has the handler told of the events of a descriptor, until that is closed.
+// serve calls the handler with the events of a descriptor, until the descriptor is closed.
 func (l *loop) serve(fd int, events uint32, by handler) error {
 	for fd >= len(l.served) {
 		l.served = append(l.served, make([]served, max(64, len(l.served)))...)
@@ -62,10 +62,10 @@ func (l *loop) serve(fd int, events uint32, by handler) error {
 	return unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(fd), Pad: s.serial})
 }
 
-// forget is for a descriptor that is about to be closed.
+// forget removes the handler of a descriptor that is about to be closed.
 func (l *loop) forget(fd int) { l.served[fd].by = nil }
 
-// post has f run by the loop. It may be called from anywhere.
+// post makes the loop run f. It may be called from any goroutine.
 func (l *loop) post(f func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -77,7 +77,7 @@ func (l *loop) post(f func()) {
 	}
 }
 
-// stop ends the loop. Nothing is served by it any more then.
+// stop ends the loop. It serves nothing afterwards.
 func (l *loop) stop() { l.post(func() { l.stopped = true }) }
 
 func (l *loop) close() {
@@ -94,7 +94,7 @@ func (l *loop) run() {
 	events := make([]unix.EpollEvent, 128)
 	for !l.stopped {
 		timeout := -1
-		if len(l.again) > 0 {
+		if len(l.rescheduled) > 0 {
 			timeout = 0
 		}
 		n, err := unix.EpollWait(l.epoll, events, timeout)
@@ -108,9 +108,9 @@ func (l *loop) run() {
 				s.by.ready(e.Events)
 			}
 		}
-		again := l.again
-		l.again = nil
-		for _, p := range again {
+		rescheduled := l.rescheduled
+		l.rescheduled = nil
+		for _, p := range rescheduled {
 			p.pump()
 		}
 	}
@@ -128,7 +128,7 @@ func (l *loop) runPosted() {
 	}
 }
 
-// after has f run by the loop after a while, unless the timer is stopped; f may run all the same if that is too late.
+// after makes the loop run f after a while, unless the timer is stopped. If it is stopped too late, f may run even so.
 func (l *loop) after(d time.Duration, f func()) *time.Timer {
 	return time.AfterFunc(d, func() { l.post(f) })
 }

@@ -3,7 +3,7 @@ package userspace
 import (
 	"context"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -21,9 +21,9 @@ func (l *Listeners) Describe(ch chan<- *prometheus.Desc) {
 	ch <- failDesc
 }
 
-// admitted returns how many connections each Service port had since its listener was opened.
-func (l *Listeners) admitted() map[backends.PortKey]uint64 {
-	counts := map[backends.PortKey]uint64{}
+// admitted returns how many connections each Service port received since its listener was opened.
+func (l *Listeners) admitted() map[dataplane.ServicePortName]uint64 {
+	counts := map[dataplane.ServicePortName]uint64{}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, protocols := range l.open {
@@ -34,15 +34,15 @@ func (l *Listeners) admitted() map[backends.PortKey]uint64 {
 	return counts
 }
 
-// Traffic implements backends.Meter.
-func (b *Backend) Traffic(context.Context, []*backends.Entry) (map[backends.PortKey]uint64, error) {
+// Connections implements backends.ConnectionCounter.
+func (b *Backend) Connections(context.Context, []*dataplane.ServicePort) (map[dataplane.ServicePortName]uint64, error) {
 	if b.Listeners == nil {
 		return nil, ErrPlansOnly
 	}
 	return b.Listeners.admitted(), nil
 }
 
-// Collect implements prometheus.Collector. The counters of a Service go with its last listener.
+// Collect implements prometheus.Collector. The counters of a Service disappear with its last listener.
 func (l *Listeners) Collect(ch chan<- prometheus.Metric) {
 	type counts struct{ refused, failed int64 }
 	services := map[string]counts{}

@@ -9,23 +9,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dialTimeouts bound the attempts of one connection to reach an endpoint; the last one holds for all further endpoints.
-// kube-proxy's userspace mode used the same steps.
+// dialTimeouts bound the attempts of one connection to reach an endpoint. The last one applies to all further
+// endpoints. kube-proxy's userspace mode used the same steps.
 var dialTimeouts = []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second}
 
-// pair is a client's connection and the endpoint's that it is joined to. It belongs to a loop.
+// pair is a client's connection, joined to an endpoint's. It belongs to a loop.
 type pair struct {
 	proxy *tcpProxy
 	loop  *loop
 	pool  *pool
 
 	from, front      netip.AddrPort // the client, and the address that it connected to
-	client, server   end
-	request, answers way
-	again            bool // it is in the loop's list
+	client, server   side
+	request, answers direction
+	rescheduled      bool // it is in the loop's list
 
 	endpoint netip.AddrPort
-	dialling *attempt // nil once an endpoint has answered
+	dialed   connection // to the endpoint
+	dialling *attempt   // nil once an endpoint has answered
 
 	drain *time.Timer // guarded by the proxy's lock
 }
@@ -36,17 +37,17 @@ type attempt struct {
 	timer *time.Timer
 }
 
-// allEvents asks to be told once of each change.
+// allEvents asks epoll to report each change once.
 const allEvents = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLPRI | unix.EPOLLET
 
 func newPair(t *tcpProxy, l *loop, fd int, from, front netip.AddrPort, pool *pool) *pair {
 	p := &pair{proxy: t, loop: l, pool: pool, from: from, front: front, dialling: &attempt{}}
-	p.client, p.server = end{pair: p, fd: fd}, end{pair: p, fd: -1}
-	p.request, p.answers = way{from: &p.client, to: &p.server}, way{from: &p.server, to: &p.client}
+	p.client, p.server = side{pair: p, fd: fd}, side{pair: p, fd: -1}
+	p.request, p.answers = direction{from: &p.client, to: &p.server}, direction{from: &p.server, to: &p.client}
 	return p
 }
 
-// start begins to look for an endpoint.
+// start begins to search for an endpoint.
 func (p *pair) start() {
 	if err := p.loop.serve(p.client.fd, allEvents, &p.client); err != nil {
 		p.abort()
@@ -80,34 +81,43 @@ func (p *pair) dial() {
 	}
 }
 
-// connect begins to connect to the endpoint.
+// connect starts to connect to the endpoint.
 func (p *pair) connect(endpoint netip.AddrPort) error {
 	fd, err := newSocket(endpoint.Addr())
 	if err != nil {
 		return err
 	}
 	if err = unix.Connect(fd, sockaddr(endpoint)); err == nil || err == unix.EINPROGRESS {
-		p.server = end{pair: p, fd: fd}
+		p.server = side{pair: p, fd: fd}
+		if name, err := unix.Getsockname(fd); err == nil {
+			p.dialed = connection{addrPortOf(name), endpoint}
+			p.proxy.dialed.add(p.dialed)
+		}
 		err = p.loop.serve(fd, allEvents, &p.server)
 	}
 	if err != nil {
 		unix.Close(fd)
 		p.server.fd = -1
+		p.forgetDialed()
 	}
 	return err
 }
 
-// failed is called when the endpoint did not answer.
+// failed is called if the endpoint did not answer.
 func (p *pair) failed() {
 	p.dialling.timer.Stop()
 	p.pool.failed(p.endpoint)
-	p.closeEnd(&p.server)
+	p.closeSide(&p.server)
 	p.dial()
 }
 
-// connected is called when the endpoint has answered, be it with a refusal.
+// connected is called when the endpoint has answered, even with a refusal.
 func (p *pair) connected() {
-	if code, err := unix.GetsockoptInt(p.server.fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || code != 0 || !p.introduce() {
+	if p.proxy.dialed.own(connection{p.from, p.front}) { // the dialling side had not added its address when this side accepted
+		p.abort()
+		return
+	}
+	if code, err := unix.GetsockoptInt(p.server.fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || code != 0 || !p.sendProxyHeader() {
 		p.failed()
 		return
 	}
@@ -118,8 +128,8 @@ func (p *pair) connected() {
 	p.pump()
 }
 
-// introduce tells the endpoint who the client is, if the Service wants it.
-func (p *pair) introduce() bool {
+// sendProxyHeader sends the client's address to the endpoint if the Service wants it.
+func (p *pair) sendProxyHeader() bool {
 	if !p.proxy.item.Load().proxyProtocol {
 		return true
 	}
@@ -128,12 +138,12 @@ func (p *pair) introduce() bool {
 	if err != nil {
 		return false
 	}
-	n, err := unix.SendmsgN(p.server.fd, b, nil, nil, unix.MSG_NOSIGNAL) // it fits into the buffer of a new connection
+	n, err := unix.SendmsgN(p.server.fd, b, nil, nil, unix.MSG_NOSIGNAL) // the header fits into the buffer of a new connection
 	return err == nil && n == len(b)
 }
 
 // ready implements handler.
-func (e *end) ready(events uint32) {
+func (e *side) ready(events uint32) {
 	const gone = unix.EPOLLERR | unix.EPOLLHUP
 	e.readable = e.readable || events&(unix.EPOLLIN|unix.EPOLLRDHUP|gone) != 0
 	e.writable = e.writable || events&(unix.EPOLLOUT|gone) != 0
@@ -142,8 +152,8 @@ func (e *end) ready(events uint32) {
 	switch {
 	case p.dialling == nil:
 		p.pump()
-		// A reset that no read meets, since the side had ended its sending before.
-		if events&unix.EPOLLERR != 0 && p.way(e).ended {
+		// The side has ended its sending before, so no read will report its reset.
+		if events&unix.EPOLLERR != 0 && p.directionFrom(e).ended {
 			p.abort()
 		}
 	case e == &p.server && events&(unix.EPOLLOUT|gone) != 0:
@@ -153,18 +163,18 @@ func (e *end) ready(events uint32) {
 	}
 }
 
-// way returns the direction that comes from an end.
-func (p *pair) way(from *end) *way {
+// directionFrom returns the direction that starts at a side.
+func (p *pair) directionFrom(from *side) *direction {
 	if from == &p.client {
 		return &p.request
 	}
 	return &p.answers
 }
 
-// pump moves what can be moved, in both directions.
+// pump moves as many bytes as possible in both directions.
 func (p *pair) pump() {
-	p.again = false
-	for _, w := range [...]*way{&p.request, &p.answers} {
+	p.rescheduled = false
+	for _, w := range [...]*direction{&p.request, &p.answers} {
 		if p.client.fd < 0 {
 			return
 		}
@@ -176,15 +186,15 @@ func (p *pair) pump() {
 		switch {
 		case err != nil:
 			p.abort()
-		case more && !p.again:
-			p.again = true
-			p.loop.again = append(p.loop.again, p)
+		case more && !p.rescheduled:
+			p.rescheduled = true
+			p.loop.rescheduled = append(p.loop.rescheduled, p)
 		}
 	}
 }
 
-// ended passes on that one side has ended its sending (half-close). The pair ends with the second.
-func (p *pair) ended(w *way) error {
+// ended passes on that one side has ended its sending (half-close). After the second side has, the pair ends.
+func (p *pair) ended(w *direction) error {
 	if p.request.ended && p.answers.ended {
 		p.close()
 		return nil
@@ -192,9 +202,9 @@ func (p *pair) ended(w *way) error {
 	return unix.Shutdown(w.to.fd, unix.SHUT_WR)
 }
 
-// abort ends both connections with RST, so that neither peer takes an abnormal end for a complete answer.
+// abort ends both connections with RST, so that neither peer takes an incomplete answer for a complete one.
 func (p *pair) abort() {
-	for _, e := range [...]*end{&p.client, &p.server} {
+	for _, e := range [...]*side{&p.client, &p.server} {
 		if e.fd >= 0 {
 			resetOnClose(e.fd)
 		}
@@ -202,7 +212,7 @@ func (p *pair) abort() {
 	p.close()
 }
 
-// close ends the pair; it may be called again.
+// close ends the pair. It may be called again.
 func (p *pair) close() {
 	if p.client.fd < 0 {
 		return
@@ -214,15 +224,25 @@ func (p *pair) close() {
 	p.dialling = nil
 	p.request.drop(&p.loop.pipes)
 	p.answers.drop(&p.loop.pipes)
-	p.closeEnd(&p.client)
-	p.closeEnd(&p.server)
+	p.closeSide(&p.client)
+	p.closeSide(&p.server)
 	p.proxy.remove(p)
 }
 
-func (p *pair) closeEnd(e *end) {
+func (p *pair) closeSide(e *side) {
 	if e.fd >= 0 {
 		p.loop.forget(e.fd)
 		unix.Close(e.fd)
 	}
-	*e = end{pair: p, fd: -1}
+	if e == &p.server {
+		p.forgetDialed()
+	}
+	*e = side{pair: p, fd: -1}
+}
+
+func (p *pair) forgetDialed() {
+	if p.dialed != (connection{}) {
+		p.proxy.dialed.remove(p.dialed)
+		p.dialed = connection{}
+	}
 }

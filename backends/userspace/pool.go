@@ -7,35 +7,35 @@ import (
 	"sync"
 	"time"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// The time that an endpoint which failed is passed over: doubled with every failure in a row.
+// The time for which pick avoids an endpoint that failed. It doubles with every failure in a row.
 const (
 	firstPenalty = time.Second
 	maxPenalty   = time.Minute
 )
 
-// maxSticky bounds the clients that session affinity remembers for one Service port; beyond it the one that expires first
-// among a few is forgotten, so that a scan from many addresses costs no more memory than this.
+// maxSticky bounds the clients that session affinity remembers for one Service port, so that a scan from many addresses
+// does not take more memory. Beyond the bound the pool forgets, among a few clients, the one that expires first.
 const maxSticky = 65536
 
-// pool chooses endpoints for the connections of one Service port. Round robin gives every endpoint its share; an endpoint
-// that did not answer is passed over for a while, and then one connection at a time finds out whether it answers again.
-// It is safe for concurrent use.
+// pool chooses endpoints for the connections of one Service port. Round robin gives every endpoint its share. The pool
+// avoids an endpoint that did not answer for a while. Then it tries one connection at a time until the endpoint answers
+// again. It is safe for concurrent use.
 type pool struct {
 	mu       sync.Mutex
 	affinity time.Duration
-	members  []*member // in the order of their turns, as often as their weight says
+	members  []*member // in the order of their turns; each occurs as often as its weight says
 	known    map[netip.AddrPort]*member
 	next     int
 	sticky   map[netip.Addr]sticky
 	now      func() time.Time
 }
 
-// pools are the choices of one listener: one for everybody, and one for clients on this node, to whom policy Local does not
-// apply where the listener has to tell them itself.
-type pools struct{ all, near *pool }
+// pools are the pools of one listener: one for all clients, and one for clients on this node. Policy Local does not
+// apply to the latter if the listener itself has to distinguish them.
+type pools struct{ all, local *pool }
 
 func newPools(item *listen) *pools {
 	ps := &pools{newPool(time.Now), newPool(time.Now)}
@@ -44,12 +44,17 @@ func newPools(item *listen) *pools {
 }
 
 func (ps *pools) set(item *listen) {
-	// Who is an endpoint for others keeps what it has.
-	ps.all.set(item.endpoints, slices.Concat(item.keeping, addresses(item.nearEndpoints)), item.affinity)
-	ps.near.set(item.nearEndpoints, slices.Concat(item.keeping, addresses(item.endpoints)), item.affinity)
+	// An endpoint of the other pool keeps its connections. Flows have no end of their own to wait for, so that those of
+	// clients elsewhere follow a policy that turns to Local.
+	kept := item.draining
+	if item.protocol != dataplane.UDP {
+		kept = slices.Concat(kept, addresses(item.localClientEndpoints))
+	}
+	ps.all.set(item.endpoints, kept, item.affinity)
+	ps.local.set(item.localClientEndpoints, slices.Concat(item.draining, addresses(item.endpoints)), item.affinity)
 }
 
-func addresses(endpoints []backends.Endpoint) []netip.AddrPort {
+func addresses(endpoints []dataplane.Endpoint) []netip.AddrPort {
 	addrs := make([]netip.AddrPort, len(endpoints))
 	for i, e := range endpoints {
 		addrs[i] = e.Addr
@@ -59,13 +64,13 @@ func addresses(endpoints []backends.Endpoint) []netip.AddrPort {
 
 // of returns the pool for a client.
 func (ps *pools) of(client netip.Addr, item *listen) *pool {
-	if contains(item.near, client) {
-		return ps.near
+	if contains(item.localClients, client) {
+		return ps.local
 	}
 	return ps.all
 }
 
-// member is one endpoint. Its fields are guarded by the pool's lock.
+// member is one endpoint. The pool's lock guards its fields.
 type member struct {
 	addr     netip.AddrPort
 	failures int
@@ -82,13 +87,13 @@ func newPool(now func() time.Time) *pool {
 	return &pool{now: now, sticky: map[netip.Addr]sticky{}}
 }
 
-// set replaces the endpoints. What is known of those that stay is kept. Those with weight 0, and those in keeping, are not
-// chosen any more.
-func (p *pool) set(endpoints []backends.Endpoint, keeping []netip.AddrPort, affinity time.Duration) {
+// set replaces the endpoints. It keeps the state of those that stay. Endpoints with weight 0, and those in draining,
+// are no longer chosen.
+func (p *pool) set(endpoints []dataplane.Endpoint, draining []netip.AddrPort, affinity time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	before := p.known
-	p.known = make(map[netip.AddrPort]*member, len(endpoints)+len(keeping))
+	p.known = make(map[netip.AddrPort]*member, len(endpoints)+len(draining))
 	learn := func(a netip.AddrPort) {
 		if m := before[a]; m != nil {
 			p.known[a] = m
@@ -99,7 +104,7 @@ func (p *pool) set(endpoints []backends.Endpoint, keeping []netip.AddrPort, affi
 	for _, e := range endpoints {
 		learn(e.Addr)
 	}
-	for _, a := range keeping {
+	for _, a := range draining {
 		learn(a)
 	}
 	p.members = nil
@@ -113,9 +118,9 @@ func (p *pool) set(endpoints []backends.Endpoint, keeping []netip.AddrPort, affi
 	}
 }
 
-// turns returns every endpoint as often as its weight says, spread out: endpoints with weights 3 and 1 take turns a a b a
-// rather than a a a b. Weights are reduced by their greatest common divisor and bounded.
-func turns(endpoints []backends.Endpoint) []netip.AddrPort {
+// turns returns every endpoint as often as its weight says, spread out: endpoints with weights 3 and 1 take turns a a b
+// a rather than a a a b. Weights are divided by their greatest common divisor and bounded.
+func turns(endpoints []dataplane.Endpoint) []netip.AddrPort {
 	const maxTurns = 1024
 	divisor, total := 0, 0
 	for _, e := range endpoints {
@@ -157,9 +162,9 @@ func gcd(a, b int) int {
 	return a
 }
 
-// pick returns the endpoint that a connection of the client should try next, passing over those it has tried. It returns
-// false if all have been tried. The caller must report the outcome of every pick with succeeded,
-// failed or leave.
+// pick returns the endpoint that a connection of the client should try next, and skips those that it has tried. It
+// returns false if all have been tried. The caller must report the outcome of every pick with succeeded, failed or
+// leave.
 func (p *pool) pick(client netip.Addr, tried []netip.AddrPort) (netip.AddrPort, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -195,8 +200,8 @@ func (p *pool) pick(client netip.Addr, tried []netip.AddrPort) (netip.AddrPort, 
 	return m.addr, true
 }
 
-// How eager pick is to take a member: one that is due for a test comes first, since otherwise it would never be tested
-// while others are well; one under penalty comes last, when the alternative is to refuse the connection.
+// The order in which pick prefers members. A member that is due for a test comes first, since otherwise it would never
+// be tested while others work. A member in backoff comes last, if the alternative is to refuse the connection.
 const (
 	rankDue = iota
 	rankHealthy
@@ -213,7 +218,7 @@ func (m *member) rank(now time.Time) int {
 	return rankPenalty
 }
 
-// succeeded reports that the endpoint answered, and remembers it for the client if there is session affinity.
+// succeeded records that the endpoint answered, and binds the client to it if there is session affinity.
 func (p *pool) succeeded(client netip.Addr, addr netip.AddrPort) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -243,7 +248,7 @@ func (p *pool) remember(client netip.Addr, s sticky) {
 	p.sticky[client] = s
 }
 
-// leave reports that the client did not wait to see whether the endpoint answers.
+// leave records that the client did not wait for the answer of the endpoint.
 func (p *pool) leave(addr netip.AddrPort) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -252,7 +257,7 @@ func (p *pool) leave(addr netip.AddrPort) {
 	}
 }
 
-// failed reports that the endpoint did not answer.
+// failed records that the endpoint did not answer.
 func (p *pool) failed(addr netip.AddrPort) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -266,7 +271,7 @@ func (p *pool) failed(addr netip.AddrPort) {
 	m.probing = false
 }
 
-// has says whether the endpoint may keep what it has.
+// has reports whether the endpoint may keep its connections.
 func (p *pool) has(addr netip.AddrPort) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -8,11 +8,11 @@ import (
 	"strings"
 	"sync"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// Ports are the local ports that Service ports are proxied on in the redirecting form. A Service port always asks for the
-// same one first, so that the redirection of a process that was killed fits its successor. Ports are safe for concurrent
+// Ports are the local ports on which Service ports are proxied in the redirecting form. A Service port always asks for
+// the same port first, so that the redirection of a killed process fits its successor. Ports are safe for concurrent
 // use.
 type Ports struct {
 	min, max uint16
@@ -21,28 +21,25 @@ type Ports struct {
 	taken    map[slot]bool
 }
 
-// portUse is what a port is for.
+// portUse is the purpose of a port.
 type portUse struct {
-	key   backends.PortKey
+	key   dataplane.ServicePortName
 	local bool
 }
 
-// slot is a port as a socket can have it: once for each protocol and family.
+// slot is a port as sockets can use it: once for each protocol and family.
 type slot struct {
-	protocol backends.Protocol
-	family   backends.Family
+	protocol dataplane.Protocol
+	family   dataplane.Family
 	port     uint16
 }
 
 func (u portUse) slot(port uint16) slot { return slot{u.key.Protocol, u.key.Family, port} }
 
-// NewPorts takes ports from min to max, both inclusive (portRange in the configuration).
+// NewPorts returns the ports from min to max, both inclusive (portRange in the configuration).
 func NewPorts(min, max uint16) *Ports {
 	return &Ports{min: min, max: max, byUse: map[portUse]uint16{}, taken: map[slot]bool{}}
 }
-
-// Range returns the first and the last port.
-func (p *Ports) Range() (min, max uint16) { return p.min, p.max }
 
 // port returns the port of a Service port, the same one every time until it is released.
 func (p *Ports) port(use portUse) (uint16, error) {
@@ -64,14 +61,14 @@ func (p *Ports) port(use portUse) (uint16, error) {
 	return 0, fmt.Errorf("all %d ports of portRange %d-%d are in use; widen it", size, p.min, p.max)
 }
 
-// avoid makes a Service port ask for another port: this one turned out to be somebody else's.
+// avoid makes a Service port ask for another port, because another process uses this one.
 func (p *Ports) avoid(use portUse) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.byUse, use) // the slot stays taken
 }
 
-// release gives a port back.
+// release frees a port.
 func (p *Ports) release(use portUse, port uint16) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -81,7 +78,7 @@ func (p *Ports) release(use portUse, port uint16) {
 	}
 }
 
-// follow takes over what another process uses.
+// follow records the port that another process uses for the same purpose.
 func (p *Ports) follow(use portUse, port uint16) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -90,11 +87,11 @@ func (p *Ports) follow(use portUse, port uint16) {
 	}
 }
 
-// The ports that DefaultPorts chooses from: those below are where a node's own servers listen.
+// DefaultPorts chooses from these ports. A node's own servers listen on lower ones.
 const firstPort, lastPort = 10240, 65535
 
-// DefaultPorts returns the widest range of ports that meets neither the node ports nor those that the kernel gives to
-// clients (net.ipv4.ip_local_port_range), at most from 20000 to 29999 where that is free.
+// DefaultPorts returns the widest range of ports that contains neither node ports nor the ports that the kernel gives
+// to clients (net.ipv4.ip_local_port_range). If 20000 to 29999 is free, the range is at most that.
 func DefaultPorts(nodePortMin, nodePortMax uint16) *Ports {
 	clientMin, clientMax := clientPorts()
 	return NewPorts(widestGap([][2]int{{int(nodePortMin), int(nodePortMax)}, {clientMin, clientMax}}))
@@ -113,8 +110,8 @@ func clientPorts() (min, max int) {
 	return min, max
 }
 
-// widestGap returns the longest run of ports outside the ranges, or all ports if there is none: a port that is in use is
-// avoided when that shows.
+// widestGap returns the longest run of ports outside the ranges, or all ports if there is none. A port that is in use
+// is avoided later, when listening on it fails.
 func widestGap(ranges [][2]int) (min, max uint16) {
 	free := func(port int) bool {
 		for _, r := range ranges {

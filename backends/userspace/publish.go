@@ -15,10 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// publicName is an abstract socket on which a process tells others which listeners it has, so that their plans show what
-// would change and not what is there. The name belongs to the network namespace, as the listeners do.
+// publicName is an abstract socket on which a process publishes its listeners, so that the plans of other processes
+// show only the changes. The name belongs to the network namespace, as the listeners do.
 const publicName = "@weir/listeners"
 
 const (
@@ -26,11 +27,11 @@ const (
 	maxPublished   = 64 << 20
 )
 
-// Publish tells whoever asks which listeners there are, until ctx is done.
+// Publish answers every trusted process that connects with the list of listeners, until ctx is done.
 func (l *Listeners) Publish(ctx context.Context) error {
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: publicName, Net: "unix"})
 	if err != nil {
-		return fmt.Errorf("other weir processes cannot be told of the listeners: %w", err)
+		return fmt.Errorf("cannot publish the listeners to other weir processes: %w", err)
 	}
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	for {
@@ -46,7 +47,7 @@ func (l *Listeners) Publish(ctx context.Context) error {
 	}
 }
 
-// tell writes the listeners to one who may know of them.
+// tell writes the listeners to a process, if it is trusted.
 func (l *Listeners) tell(c *net.UnixConn) {
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(publishTimeout))
@@ -63,7 +64,7 @@ func (l *Listeners) tell(c *net.UnixConn) {
 
 const endOfList = "end"
 
-// trusted says whether the other end is root or this user.
+// trusted reports whether the other process runs as root or as this user.
 func trusted(c *net.UnixConn) bool {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -75,7 +76,7 @@ func trusted(c *net.UnixConn) bool {
 	return err == nil && credErr == nil && (cred.Uid == 0 || int(cred.Uid) == os.Geteuid())
 }
 
-// published returns the listeners of the process that runs in this network namespace; none if there is no such process.
+// published returns the listeners of the weir process in this network namespace; none if there is no such process.
 func published() ([]publishedItem, error) {
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: publicName, Net: "unix"})
 	if errors.Is(err, unix.ECONNREFUSED) {
@@ -91,7 +92,7 @@ func published() ([]publishedItem, error) {
 	return readPublished(c)
 }
 
-// readPublished reads what tell writes.
+// readPublished parses the text that tell writes.
 func readPublished(c *net.UnixConn) ([]publishedItem, error) {
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(publishTimeout))
@@ -104,7 +105,7 @@ func readPublished(c *net.UnixConn) ([]publishedItem, error) {
 		}
 		items = append(items, publishedItem(lines.Text()))
 	}
-	return nil, errors.Join(errors.New("the running weir did not tell all of its listeners"), lines.Err())
+	return nil, errors.Join(errors.New("the running weir sent an incomplete list of its listeners"), lines.Err())
 }
 
 // publishedItem is a listener of another process.
@@ -118,7 +119,7 @@ func (p publishedItem) ID() backends.ID {
 
 func (p publishedItem) String() string { return string(p) }
 
-// use returns what the listener's port is for.
+// use returns the purpose of the listener's port.
 func (p publishedItem) use() (use portUse, port uint16, ok bool) {
 	f := strings.Fields(string(p))
 	if len(f) < 5 {
@@ -131,11 +132,11 @@ func (p publishedItem) use() (use portUse, port uint16, ok bool) {
 	}
 	use.key.Service.Namespace = parts[0]
 	use.key.Service.Name, use.key.Port, _ = strings.Cut(parts[1], ":")
-	use.key.Protocol = backends.TCP
-	if parts[2] == backends.UDP.String() {
-		use.key.Protocol = backends.UDP
+	use.key.Protocol = dataplane.TCP
+	if parts[2] == dataplane.UDP.String() {
+		use.key.Protocol = dataplane.UDP
 	}
-	use.key.Family = backends.FamilyOf(bind.Addr())
+	use.key.Family = dataplane.FamilyOf(bind.Addr())
 	use.local = strings.Contains(string(p), " policy Local ")
 	return use, bind.Port(), true
 }

@@ -5,10 +5,11 @@ import (
 	"net/netip"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// renderRootless returns a listener for every address of the Entry that this process can have.
-func (b *Backend) renderRootless(e *backends.Entry) []backends.Item {
+// renderRootless returns a listener for every address of the ServicePort on which this process can listen.
+func (b *Backend) renderRootless(e *dataplane.ServicePort) []backends.Item {
 	var items []backends.Item
 	seen := map[netip.AddrPort]bool{}
 	add := func(addr netip.Addr, port uint16, internal bool, sources []netip.Prefix) {
@@ -17,14 +18,18 @@ func (b *Backend) renderRootless(e *backends.Entry) []backends.Item {
 		case internal:
 			l.endpoints = e.InternalEndpoints()
 		case e.ExternalLocal:
-			l.near, l.nearEndpoints = b.near(e.Key.Family), e.ClusterEndpoints()
+			l.localClients, l.localClientEndpoints = b.localClients(e.Key.Family), e.ClusterEndpoints()
 		}
-		// Without endpoints, not to listen is how connections are refused at once.
-		if seen[l.bind] || !usable(l.endpoints) && !usable(l.nearEndpoints) {
+		// Without endpoints there is no listener, so that the kernel refuses connections at once.
+		if seen[l.bind] || !usable(l.endpoints) && !usable(l.localClientEndpoints) {
 			return
 		}
 		seen[l.bind] = true
-		l.sources, l.keeping = sources, keeping(e, l)
+		serving := e.Serving
+		if internal && e.InternalLocal || !internal && e.ExternalLocal {
+			serving = e.ServingLocal
+		}
+		l.sources, l.draining = sources, draining(serving, l)
 		items = append(items, l)
 	}
 	serve := func(what string, addr netip.Addr, internal bool, sources []netip.Prefix) {
@@ -35,7 +40,7 @@ func (b *Backend) renderRootless(e *backends.Entry) []backends.Item {
 		add(addr, e.Port, internal, sources)
 	}
 	if b.BindAddress.IsValid() {
-		if backends.FamilyOf(b.BindAddress) != e.Key.Family {
+		if dataplane.FamilyOf(b.BindAddress) != e.Key.Family {
 			b.Warn(e.Key, fmt.Sprintf("the bind address %s is not of family %s", b.BindAddress, e.Key.Family))
 			return nil
 		}
@@ -51,28 +56,28 @@ func (b *Backend) renderRootless(e *backends.Entry) []backends.Item {
 			serve("load balancer IP", a, false, e.SourceRanges)
 		}
 	}
-	if e.NodePort != 0 {
-		for _, a := range b.nodePortAddresses(e.Key.Family) {
+	for _, a := range b.nodePortAddresses(e.Key.Family) {
+		if e.ServesNodePortAt(a) {
 			add(a, e.NodePort, false, nil)
 		}
 	}
 	return items
 }
 
-// near are the addresses of this node and of its pods. Pods that are known by their interface only are not told from others:
-// a process does not see where a packet came in.
-func (b *Backend) near(f backends.Family) []netip.Prefix {
+// localClients returns the addresses of this node and of its pods. Pods that are known only by their interface are not
+// recognised, because a process does not see the interface of a packet.
+func (b *Backend) localClients(f dataplane.Family) []netip.Prefix {
 	var near []netip.Prefix
-	if f == backends.IPv4 {
+	if f == dataplane.IPv4 {
 		near = append(near, loopback)
 	}
 	for _, a := range b.cfg.NodeAddresses {
-		if backends.FamilyOf(a) == f {
+		if dataplane.FamilyOf(a) == f {
 			near = append(near, netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
 	for _, p := range b.cfg.LocalDetector.PodCIDRs {
-		if backends.FamilyOf(p.Addr()) == f {
+		if dataplane.FamilyOf(p.Addr()) == f {
 			near = append(near, p)
 		}
 	}
@@ -93,21 +98,21 @@ func (b *Backend) local(addr netip.Addr) bool {
 	return false
 }
 
-func (b *Backend) nodePortAddresses(f backends.Family) []netip.Addr {
+func (b *Backend) nodePortAddresses(f dataplane.Family) []netip.Addr {
 	if b.BindAddress.IsValid() && !b.BindAddress.IsUnspecified() {
 		return []netip.Addr{b.BindAddress}
 	}
 	candidates := b.cfg.NodePortAddresses
 	if candidates == nil || b.BindAddress.IsValid() {
-		// Not the unspecified address: a UDP answer must come from the address that was asked.
+		// The unspecified address is not used, because a UDP answer must come from the address that was asked.
 		candidates = b.cfg.NodeAddresses
-		if (b.cfg.LocalhostNodePorts || b.BindAddress.IsValid()) && f == backends.IPv4 {
+		if (b.cfg.LocalhostNodePorts || b.BindAddress.IsValid()) && f == dataplane.IPv4 {
 			candidates = append([]netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, candidates...)
 		}
 	}
 	var addrs []netip.Addr
 	for _, a := range candidates {
-		if backends.FamilyOf(a) == f {
+		if dataplane.FamilyOf(a) == f {
 			addrs = append(addrs, a)
 		}
 	}

@@ -3,19 +3,20 @@ package userspace
 import (
 	"encoding/binary"
 	"net/netip"
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// A dead peer is noticed by keepalive probes on both sides of the proxy: the first after so many seconds of silence, the
-// next ones at the same distance, and the connection is reset when so many are not answered.
+// Keepalive probes on both sides of the proxy notice a dead peer. The first probe is sent after this many seconds of
+// silence, and the next ones at the same interval. The connection is reset when this many are not answered.
 const (
 	keepAliveSeconds = 15
 	keepAliveProbes  = 9
 )
 
-// newSocket returns a TCP socket for the family of the address that does not block.
+// newSocket returns a non-blocking TCP socket for the family of the address.
 func newSocket(a netip.Addr) (int, error) {
 	family := unix.AF_INET6
 	if a.Is4() {
@@ -40,11 +41,17 @@ func newSocket(a netip.Addr) (int, error) {
 	return fd, nil
 }
 
-// backlog is how many connections may wait to be accepted, if net.core.somaxconn allows that.
+// backlog bounds the connections that wait to be accepted, if net.core.somaxconn allows that many.
 const backlog = 1<<16 - 1
 
-// listenTCP returns a socket that listens. The connections that it accepts have its options.
-func listenTCP(bind netip.AddrPort) (int, error) {
+// setMark sets the mark of the socket's packets. Only a privileged process can set one, so that the kernel can tell the
+// listeners of this process from those of a user.
+func setMark(fd int, mark uint32) error {
+	return os.NewSyscallError("setsockopt SO_MARK", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark)))
+}
+
+// listenTCP returns a listening socket. The connections that it accepts inherit its options and its mark.
+func listenTCP(bind netip.AddrPort, mark uint32) (int, error) {
 	fd, err := newSocket(bind.Addr())
 	if err != nil {
 		return -1, err
@@ -52,6 +59,9 @@ func listenTCP(bind netip.AddrPort) (int, error) {
 	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	if err == nil && bind.Addr().Is6() {
 		err = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	if err == nil && mark != 0 {
+		err = setMark(fd, mark)
 	}
 	if err == nil {
 		err = unix.Bind(fd, sockaddr(bind))
@@ -66,7 +76,7 @@ func listenTCP(bind netip.AddrPort) (int, error) {
 	return fd, nil
 }
 
-// resetOnClose has the next close of the socket send RST.
+// resetOnClose makes the next close of the socket send RST.
 func resetOnClose(fd int) {
 	unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 }
@@ -88,10 +98,10 @@ func addrPortOf(sa unix.Sockaddr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// originalDst returns where the client sent its connection before the kernel redirected it, or false if the kernel does
-// not know the connection.
+// originalDst returns the destination of a connection before the kernel redirected it, or false if the kernel does not
+// know the connection.
 func originalDst(fd int, v4 bool) (netip.AddrPort, bool) {
-	// SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST have the same number, and return a sockaddr of their family.
+	// SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST have the same number, and each returns a sockaddr of its family.
 	var sa unix.RawSockaddrInet6
 	size := uint32(unsafe.Sizeof(sa))
 	level := uintptr(unix.SOL_IPV6)

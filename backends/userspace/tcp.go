@@ -15,9 +15,11 @@ type tcpProxy struct {
 	pools *pools
 	item  atomic.Pointer[listen]
 	admit *admission
-	grace time.Duration
+	// dialed holds the connections to endpoints of all proxies.
+	dialed *dialed
+	grace  time.Duration
 
-	accepting sync.Mutex // so that the descriptor is not closed while a loop uses it
+	accepting sync.Mutex // so that no descriptor is closed while a loop uses it
 	fd        int        // -1 if it is closed
 
 	mu     sync.Mutex
@@ -26,13 +28,13 @@ type tcpProxy struct {
 	wg     sync.WaitGroup
 }
 
-// newTCPProxy listens, and has all of the loops accept.
-func newTCPProxy(loops []*loop, p *pools, admit *admission, grace time.Duration, item *listen) (*tcpProxy, error) {
-	fd, err := listenTCP(item.bind)
+// newTCPProxy listens, and makes all loops accept connections.
+func newTCPProxy(loops []*loop, p *pools, admit *admission, dialed *dialed, grace time.Duration, mark uint32, item *listen) (*tcpProxy, error) {
+	fd, err := listenTCP(item.bind, mark)
 	if err != nil {
 		return nil, err
 	}
-	t := &tcpProxy{loops: loops, pools: p, admit: admit, grace: grace, fd: fd, conns: map[*pair]struct{}{}}
+	t := &tcpProxy{loops: loops, pools: p, admit: admit, dialed: dialed, grace: grace, fd: fd, conns: map[*pair]struct{}{}}
 	t.item.Store(item)
 	for _, l := range loops {
 		a := &acceptor{t, l}
@@ -41,13 +43,13 @@ func newTCPProxy(loops []*loop, p *pools, admit *admission, grace time.Duration,
 	return t, nil
 }
 
-// acceptor is how one loop takes part in accepting connections.
+// acceptor accepts the connections of a proxy for one loop.
 type acceptor struct {
 	proxy *tcpProxy
 	loop  *loop
 }
 
-// resume has the acceptor told of connections.
+// resume makes the loop call the acceptor for new connections.
 func (a *acceptor) resume() {
 	t := a.proxy
 	t.accepting.Lock()
@@ -69,9 +71,9 @@ func (a *acceptor) pause() {
 }
 
 const (
-	// acceptPause follows an error that only time mends, such as to be out of descriptors.
+	// acceptPause follows an error that only time resolves, such as a lack of descriptors.
 	acceptPause = 20 * time.Millisecond
-	// maxAccepts is how many connections a loop accepts before the others have their turn.
+	// maxAccepts bounds how many connections a loop accepts before the others have their turn.
 	maxAccepts = 16
 )
 
@@ -91,7 +93,7 @@ func (a *acceptor) ready(uint32) {
 	}
 }
 
-// accept returns a connection, which wait waits for from then on.
+// accept returns a connection. From then on wait also waits for it.
 func (t *tcpProxy) accept() (int, netip.AddrPort, error) {
 	t.accepting.Lock()
 	defer t.accepting.Unlock()
@@ -105,11 +107,11 @@ func (t *tcpProxy) accept() (int, netip.AddrPort, error) {
 	return fd, addrPortOf(from), err
 }
 
-// serve takes a connection, or resets it.
+// serve admits a connection, or resets it.
 func (t *tcpProxy) serve(l *loop, fd int, from netip.AddrPort) {
 	item := t.item.Load()
 	front, ok := t.front(fd, item)
-	if !ok || !item.allows(from.Addr()) || !t.admit.enter() {
+	if !ok || !item.allows(from.Addr()) || t.dialed.own(connection{from, front}) || !t.admit.enter() {
 		resetOnClose(fd)
 		unix.Close(fd)
 		t.wg.Done()
@@ -118,8 +120,8 @@ func (t *tcpProxy) serve(l *loop, fd int, from netip.AddrPort) {
 	newPair(t, l, fd, from, front, t.pools.of(from.Addr(), item)).start()
 }
 
-// front returns the address that the client connected to, if anybody wants to know it. It returns false for a connection
-// that should have been redirected and was not.
+// front returns the address that the client connected to. It returns false for a connection that was not redirected
+// although it had to be.
 func (t *tcpProxy) front(fd int, item *listen) (netip.AddrPort, bool) {
 	switch {
 	case item.redirected:
@@ -129,18 +131,18 @@ func (t *tcpProxy) front(fd int, item *listen) (netip.AddrPort, bool) {
 		name, err := unix.Getsockname(fd)
 		return addrPortOf(name), err == nil
 	}
-	return netip.AddrPort{}, true
+	return item.bind, true
 }
 
-// add counts a pair that has found its endpoint.
+// add records a pair that has found its endpoint.
 func (t *tcpProxy) add(p *pair) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.conns[p] = struct{}{}
-	t.drain(p) // the endpoint may have gone while it was dialled
+	t.drain(p) // the endpoint may have been deleted meanwhile
 }
 
-// remove is called once when a pair ends, whether it has found an endpoint or not.
+// remove is called once when a pair ends, whether or not it has found an endpoint.
 func (t *tcpProxy) remove(p *pair) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -152,8 +154,8 @@ func (t *tcpProxy) remove(p *pair) {
 	t.wg.Done()
 }
 
-// drain gives a connection to an endpoint that is gone its time to end, and takes that back if the endpoint is there again.
-// The lock is held.
+// drain starts the grace time of a connection whose endpoint was deleted, and ends it if the endpoint exists again. The
+// lock is held.
 func (t *tcpProxy) drain(p *pair) {
 	gone := t.closed || !p.pool.has(p.endpoint)
 	switch {
@@ -173,7 +175,7 @@ func (t *tcpProxy) endpointsChanged() {
 	}
 }
 
-// close ends listening at once and lets the open connections drain, those included that wait to be accepted.
+// close stops listening at once and lets the open connections drain, including those that wait to be accepted.
 func (t *tcpProxy) close() {
 	for i := range backlog {
 		fd, from, err := t.accept()
@@ -191,6 +193,16 @@ func (t *tcpProxy) close() {
 	t.closed = true
 	t.mu.Unlock()
 	t.endpointsChanged()
+}
+
+// setMark sets the mark of connections that will be accepted.
+func (t *tcpProxy) setMark(mark uint32) error {
+	t.accepting.Lock()
+	defer t.accepting.Unlock()
+	if t.fd < 0 {
+		return nil
+	}
+	return setMark(t.fd, mark)
 }
 
 func (t *tcpProxy) wait() { t.wg.Wait() }

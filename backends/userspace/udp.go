@@ -7,17 +7,20 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// udpProxy serves the datagrams of one Service port. Datagrams from one client address and port are a flow: they go to one
-// endpoint, and its answers go back, until neither side has sent anything for the idle time.
+// udpProxy serves the datagrams of one Service port. Datagrams from one client address and port are a flow. They go to
+// one endpoint, and its answers go back, until neither side has sent anything for the idle time. While a question has
+// no answer yet, the flow waits longer.
 type udpProxy struct {
 	pools  *pools
 	item   atomic.Pointer[listen]
 	admit  *admission
+	dialed *dialed
 	conn   *net.UDPConn
 	socket batchConn
 
@@ -33,10 +36,25 @@ type flow struct {
 	client  netip.AddrPort
 	to      atomic.Pointer[upstream]
 	lastUse atomic.Int64 // Unix nanoseconds
-	// first is the datagram that opened the flow, kept until the endpoint has answered anything, so that another endpoint
-	// can be given it if this one refuses.
+	// waiting reports whether the client sent the last datagram, so that an answer may still arrive.
+	waiting atomic.Bool
+	// first is the datagram that opened the flow. It is kept until the endpoint has answered, so that another endpoint
+	// can get it if this one refuses.
 	first []byte
 	tried []netip.AddrPort
+}
+
+// answerTimeout is how long a flow waits for an answer. A resolver that asks the internet takes seconds, and clients
+// wait 5 seconds.
+const answerTimeout = 10 * time.Second
+
+// idleAt returns when the flow ends if no more datagrams are sent.
+func (f *flow) idleAt() time.Time {
+	idle := f.proxy.item.Load().idle
+	if f.waiting.Load() {
+		idle = max(idle, answerTimeout)
+	}
+	return time.Unix(0, f.lastUse.Load()).Add(idle)
 }
 
 // upstream is a flow's socket to its endpoint.
@@ -44,17 +62,58 @@ type upstream struct {
 	endpoint netip.AddrPort
 	conn     *net.UDPConn
 	socket   batchConn
+	closing  sync.Once
+	// unproven ends when the endpoint answers, which no address of a Service does that leads back here.
+	unproven sync.Once
 }
 
-func newUDPProxy(conn *net.UDPConn, p *pools, admit *admission, item *listen) *udpProxy {
-	u := &udpProxy{pools: p, admit: admit, conn: conn, socket: batched(conn), flows: map[netip.AddrPort]*flow{}}
+func localOf(c *net.UDPConn) netip.AddrPort {
+	a := c.LocalAddr().(*net.UDPAddr).AddrPort()
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
+
+// close closes the socket. It may be called again.
+func (u *upstream) close(d *dialed) {
+	u.closing.Do(func() {
+		u.proven(d)
+		u.conn.Close()
+	})
+}
+
+// dialed names the socket in dialed. A redirected datagram does not tell to which address it was sent.
+func (u *upstream) dialed() connection { return connection{local: localOf(u.conn)} }
+
+// proven removes the socket from dialed. It may be called again.
+func (u *upstream) proven(d *dialed) { u.unproven.Do(func() { d.remove(u.dialed()) }) }
+
+func newUDPProxy(conn *net.UDPConn, p *pools, admit *admission, dialed *dialed, item *listen) *udpProxy {
+	u := &udpProxy{pools: p, admit: admit, dialed: dialed, conn: conn, socket: batched(conn), flows: map[netip.AddrPort]*flow{}}
 	u.item.Store(item)
 	u.wg.Add(1)
 	go u.receive()
 	return u
 }
 
-// receive reads what clients send and passes it on, all datagrams of one flow in a batch together.
+// setMark sets the mark of the answers.
+func (u *udpProxy) setMark(mark uint32) error {
+	raw, err := u.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return markRaw(raw, mark)
+}
+
+// markRaw sets the mark of a socket's packets, unless it is 0.
+func markRaw(c syscall.RawConn, mark uint32) error {
+	if mark == 0 {
+		return nil
+	}
+	var failed error
+	err := c.Control(func(fd uintptr) { failed = setMark(int(fd), mark) })
+	return errors.Join(err, failed)
+}
+
+// receive reads the datagrams of clients and passes them on, all datagrams of one flow in a batch together.
 func (u *udpProxy) receive() {
 	defer u.wg.Done()
 	for {
@@ -78,6 +137,7 @@ func (u *udpProxy) receiveBatch() {
 			next++
 		}
 		if f := u.flow(client, all[0].bytes); f != nil {
+			f.waiting.Store(true)
 			f.lastUse.Store(time.Now().UnixNano())
 			b.write(f.to.Load().socket, nil, all[:next])
 		}
@@ -85,7 +145,8 @@ func (u *udpProxy) receiveBatch() {
 	}
 }
 
-// flow returns the client's flow, opening one if there is none, or nil if it may not have one.
+// flow returns the client's flow, and opens one if there is none. It returns nil if the limits or the source ranges
+// forbid a flow.
 func (u *udpProxy) flow(client netip.AddrPort, first []byte) *flow {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -93,7 +154,7 @@ func (u *udpProxy) flow(client netip.AddrPort, first []byte) *flow {
 		return f
 	}
 	item := u.item.Load()
-	if u.closed || !item.allows(client.Addr()) || !u.admit.enter() {
+	if u.closed || !item.allows(client.Addr()) || u.dialed.own(connection{local: client}) || !u.admit.enter() {
 		return nil
 	}
 	f := &flow{proxy: u, pool: u.pools.of(client.Addr(), item), client: client, first: append([]byte(nil), first...)}
@@ -107,7 +168,7 @@ func (u *udpProxy) flow(client netip.AddrPort, first []byte) *flow {
 	return f
 }
 
-// connect gives the flow an endpoint that it has not tried.
+// connect connects the flow to an endpoint that it has not tried.
 func (f *flow) connect() bool {
 	for {
 		endpoint, ok := f.pool.pick(f.client.Addr(), f.tried)
@@ -120,7 +181,9 @@ func (f *flow) connect() bool {
 			f.pool.failed(endpoint)
 			continue
 		}
-		f.to.Store(&upstream{endpoint, conn, batched(conn)})
+		to := &upstream{endpoint: endpoint, conn: conn, socket: batched(conn)}
+		f.proxy.dialed.add(to.dialed())
+		f.to.Store(to)
 		f.lastUse.Store(time.Now().UnixNano())
 		return true
 	}
@@ -137,18 +200,17 @@ func (f *flow) run() {
 			delete(u.flows, f.client)
 		}
 		u.mu.Unlock()
-		f.to.Load().conn.Close()
+		f.to.Load().close(u.dialed)
 	}()
 	for {
-		idleAt := time.Unix(0, f.lastUse.Load()).Add(u.item.Load().idle)
 		conn := f.to.Load().conn
-		conn.SetReadDeadline(idleAt)
+		conn.SetReadDeadline(f.idleAt())
 		err := waitReadable(conn)
 		switch {
 		case err == nil:
 			f.answer()
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			if !time.Now().Before(time.Unix(0, f.lastUse.Load()).Add(u.item.Load().idle)) {
+			if !time.Now().Before(f.idleAt()) {
 				return
 			}
 		case errors.Is(err, unix.ECONNREFUSED) && f.first != nil:
@@ -156,7 +218,7 @@ func (f *flow) run() {
 				return
 			}
 		case errors.Is(err, unix.ECONNREFUSED):
-			// An endpoint that answered before is restarting; the client decides whether to send again.
+			// An endpoint that answered before is restarting. The client decides whether to send again.
 		default:
 			return
 		}
@@ -173,13 +235,15 @@ func (f *flow) answer() {
 	}
 	if f.first != nil {
 		f.pool.succeeded(f.client.Addr(), to.endpoint)
+		to.proven(f.proxy.dialed)
 		f.first, f.tried = nil, nil
 	}
+	f.waiting.Store(false)
 	f.lastUse.Store(time.Now().UnixNano())
 	b.write(f.proxy.socket, net.UDPAddrFromAddrPort(f.client), all)
 }
 
-// retry moves a flow that was refused to the next endpoint and sends its first datagram again.
+// retry moves a refused flow to the next endpoint and sends its first datagram again.
 func (f *flow) retry() bool {
 	u := f.proxy
 	refused := f.to.Load()
@@ -189,19 +253,19 @@ func (f *flow) retry() bool {
 	if u.flows[f.client] != f || !f.connect() {
 		return false
 	}
-	refused.conn.Close()
+	refused.close(u.dialed)
 	_, err := f.to.Load().conn.Write(f.first)
 	return err == nil
 }
 
-// endpointsChanged ends the flows whose endpoint is gone: UDP has no end of its own to wait for, and the client's next
-// datagram opens a flow to another endpoint.
+// endpointsChanged ends the flows whose endpoint was deleted. UDP has no end of its own to wait for, and the client's
+// next datagram opens a flow to another endpoint.
 func (u *udpProxy) endpointsChanged() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, f := range u.flows {
 		if to := f.to.Load(); u.closed || !f.pool.has(to.endpoint) {
-			to.conn.Close()
+			to.close(u.dialed)
 			delete(u.flows, f.client)
 		}
 	}
@@ -223,7 +287,7 @@ func (u *udpProxy) open() int {
 	return len(u.flows)
 }
 
-// waitReadable blocks until something has arrived on the socket, or its deadline has passed, or an error is pending.
+// waitReadable blocks until a datagram has arrived on the socket, its deadline has passed, or an error is pending.
 func waitReadable(c *net.UDPConn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -238,7 +302,7 @@ func waitReadable(c *net.UDPConn) error {
 	return errors.Join(err, sockErr)
 }
 
-// peek says whether a read of the socket would return at once.
+// peek reports whether a read of the socket would return at once.
 func peek(fd int) (ready bool, err error) {
 	var probe [1]byte
 	for {

@@ -1,28 +1,25 @@
-// Package userspace is the proxy mode that needs least of the kernel: weir itself accepts the connections to a Service and
-// carries their bytes to an endpoint. It is slower than the kernel's own ways and hides the client's address from the
-// endpoint, but it tries the next endpoint when one does not answer, and it runs where there is no netfilter and no
-// privilege.
+// Package userspace is the proxy mode that requires least of the kernel: weir itself accepts the connections to a
+// Service and copies their bytes to an endpoint. It is slower than the kernel's modes and hides the client's address
+// from the endpoint. But it tries the next endpoint if one does not answer, and it runs without netfilter and without
+// privileges.
 //
-// There are two forms. In the redirecting form every Service port has a listener on a port of its own, and another
-// backend, which programs the kernel, sends the traffic of the Service there. In the rootless form the listeners are on
-// the Services' own addresses, as far as the node has them, and the kernel is not programmed at all.
+// There are two forms. In the redirecting form every Service port has a listener on a local port, and another backend
+// programs the kernel to redirect the Service's traffic there. In the rootless form the listeners are on the Services'
+// own addresses, as far as the node has them, and the kernel is not programmed.
 //
-// An endpoint sees the proxy's address as the client's. A Service can have the client's own sent ahead in a PROXY protocol
-// header. To dial from the client's address instead (IP_TRANSPARENT) is not offered: the endpoint's answers would have to
-// be steered back to the proxy by a policy route and a mark for every interface that endpoints are behind, answers of
-// endpoints on other nodes never pass through this one, and a client on the same node or in the same pod could not be told
-// from its own connection.
+// A client is connected before an endpoint is, so a connection that no endpoint takes is accepted first and then reset.
+// SCTP is not served. When the process ends, no Service is served until its successor runs. An endpoint sees the
+// proxy's address as the client's, unless the Service wants a PROXY protocol header. Dialling from the client's address
+// (IP_TRANSPARENT) is not offered. It would need policy routes that lead the answers back to the proxy, and endpoints
+// on other nodes do not answer through this node.
 //
-// What differs from the modes that leave forwarding to the kernel: a client is connected before an endpoint is, so that a
-// connection which no endpoint takes is accepted first and then reset; SCTP is not served; and when the process ends,
-// nobody is served until its successor runs.
+// The key types are Backend and Listeners. Only cmd/weir and tests may import the package.
 package userspace
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"net/netip"
 	"slices"
@@ -31,43 +28,46 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// Options are what a Backend is built from besides the node-wide Config.
+// Options are the inputs of a Backend besides the node-wide Config.
 type Options struct {
-	// Listeners are this process's; a Backend's successor is given the same. nil means that the Backend only plans: it
+	// Listeners are this process's sockets; a Backend's successor gets the same. With nil the Backend only plans: it
 	// observes the listeners of the weir that runs in this network namespace, and cannot apply.
 	Listeners *Listeners
-	// Redirect sends the traffic of Services to the listeners; nil means the rootless form. Nobody else uses what it owns.
+	// Redirect sends the traffic of Services to the listeners; nil means the rootless form. No other code may use the
+	// objects that it owns.
 	Redirect backends.Backend
 	// Ports is used by the redirecting form only.
 	Ports *Ports
-	// BindAddress, if valid, is where the rootless form listens for every Service, at the Service's port and node port. An
-	// unspecified address stands for all that the node has.
+	// BindAddress, if valid, is the address on which the rootless form listens for every Service, at the Service's port
+	// and node port. An unspecified address stands for all addresses of the node.
 	BindAddress netip.Addr
 	// UDPIdle is how long a UDP flow outlives its last datagram; the default is 250 ms, as in kube-proxy.
 	UDPIdle time.Duration
-	// Warn is told, in the rootless form, of each address of a Service that cannot be served, and why. It may be nil.
-	Warn func(key backends.PortKey, problem string)
+	// Warn is called, in the rootless form, for each address of a Service that cannot be served, with the reason. It
+	// may be nil.
+	Warn func(key dataplane.ServicePortName, problem string)
 }
 
 const defaultUDPIdle = 250 * time.Millisecond
 
-// Backend is the userspace proxy as a backends.Backend: its listeners are Items, and so is what redirects to them.
+// Backend is the userspace proxy as a backends.Backend. Its Items are its listeners and the Items of the redirection.
 type Backend struct {
-	cfg backends.Config
+	cfg dataplane.Config
 	Options
 }
 
 var (
-	_ backends.Backend    = (*Backend)(nil)
-	_ backends.Generation = (*Backend)(nil)
+	_ backends.Backend           = (*Backend)(nil)
+	_ backends.ConnectionCounter = (*Backend)(nil)
 )
 
-// New returns a Backend. Nothing is opened before Apply.
-func New(cfg backends.Config, o Options) *Backend {
+// New returns a Backend. It opens nothing before Apply.
+func New(cfg dataplane.Config, o Options) *Backend {
 	if o.Warn == nil {
-		o.Warn = func(backends.PortKey, string) {}
+		o.Warn = func(dataplane.ServicePortName, string) {}
 	}
 	if o.UDPIdle == 0 {
 		o.UDPIdle = defaultUDPIdle
@@ -75,7 +75,7 @@ func New(cfg backends.Config, o Options) *Backend {
 	return &Backend{cfg: cfg, Options: o}
 }
 
-// Base returns the scaffolding of the redirection.
+// Base returns the Items of the redirection that exist without Services.
 func (b *Backend) Base() []backends.Item {
 	if b.Redirect == nil {
 		return nil
@@ -83,9 +83,9 @@ func (b *Backend) Base() []backends.Item {
 	return b.Redirect.Base()
 }
 
-// Render returns the listeners of an Entry and what redirects its traffic to them.
-func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
-	if e.Key.Protocol == backends.SCTP {
+// Render returns the listeners of a ServicePort and the Items that redirect its traffic to them.
+func (b *Backend) Render(e *dataplane.ServicePort) ([]backends.Item, error) {
+	if e.Key.Protocol == dataplane.SCTP {
 		return nil, fmt.Errorf("SCTP cannot be proxied in userspace mode; use mode iptables, ipvs or nftables for this Service")
 	}
 	if err := e.Check(); err != nil {
@@ -97,7 +97,7 @@ func (b *Backend) Render(e *backends.Entry) ([]backends.Item, error) {
 	return b.renderRedirected(e)
 }
 
-func (b *Backend) renderRedirected(e *backends.Entry) ([]backends.Item, error) {
+func (b *Backend) renderRedirected(e *dataplane.ServicePort) ([]backends.Item, error) {
 	redirected, listeners, err := b.redirect(e)
 	if err != nil {
 		return nil, err
@@ -113,9 +113,9 @@ func (b *Backend) renderRedirected(e *backends.Entry) ([]backends.Item, error) {
 	return append(items, below...), nil
 }
 
-// Redirected returns the Entry as the kernel has it in the redirecting form: its endpoints are this node's listeners. The
-// rootless form returns nil.
-func (b *Backend) Redirected(e *backends.Entry) (*backends.Entry, error) {
+// Redirected returns the ServicePort as the kernel has it in the redirecting form: its endpoints are this node's
+// listeners. In the rootless form it returns nil.
+func (b *Backend) Redirected(e *dataplane.ServicePort) (*dataplane.ServicePort, error) {
 	if b.Redirect == nil {
 		return nil, nil
 	}
@@ -123,8 +123,9 @@ func (b *Backend) Redirected(e *backends.Entry) (*backends.Entry, error) {
 	return redirected, err
 }
 
-// redirect returns the listeners of an Entry, one for each policy that it uses, and an Entry that has them as endpoints.
-func (b *Backend) redirect(e *backends.Entry) (*backends.Entry, []*listen, error) {
+// redirect returns the listeners of a ServicePort, one for each policy that it uses, and a ServicePort that has them as
+// endpoints.
+func (b *Backend) redirect(e *dataplane.ServicePort) (*dataplane.ServicePort, []*listen, error) {
 	target, err := b.target(e.Key.Family)
 	if err != nil {
 		return nil, nil, err
@@ -145,69 +146,92 @@ func (b *Backend) redirect(e *backends.Entry) (*backends.Entry, []*listen, error
 			return nil, nil, err
 		}
 		l := b.listen(e, netip.AddrPortFrom(target, port), endpoints)
-		l.redirected, l.local = e.Key.Protocol == backends.TCP, local
+		l.redirected, l.local = e.Key.Protocol == dataplane.TCP, local
+		if local {
+			l.draining = draining(e.ServingLocal, l)
+		}
 		listeners = append(listeners, l)
-		redirected.Endpoints = append(redirected.Endpoints, backends.Endpoint{Addr: l.bind, Cluster: !local, Local: local, Remote: true, Weight: 1})
+		redirected.Endpoints = append(redirected.Endpoints, dataplane.Endpoint{Addr: l.bind, Cluster: !local, Local: local, Remote: true, Weight: 1})
 	}
-	slices.SortFunc(redirected.Endpoints, func(a, b backends.Endpoint) int { return a.Addr.Compare(b.Addr) })
+	slices.SortFunc(redirected.Endpoints, func(a, b dataplane.Endpoint) int { return a.Addr.Compare(b.Addr) })
 	return &redirected, listeners, nil
 }
 
-// usable says whether any endpoint takes new connections.
-func usable(endpoints []backends.Endpoint) bool {
-	return slices.ContainsFunc(endpoints, func(e backends.Endpoint) bool { return e.Weight > 0 })
+// usable reports whether any endpoint takes new connections.
+func usable(endpoints []dataplane.Endpoint) bool {
+	return slices.ContainsFunc(endpoints, func(e dataplane.Endpoint) bool { return e.Weight > 0 })
 }
 
-func (b *Backend) listen(e *backends.Entry, bind netip.AddrPort, endpoints []backends.Endpoint) *listen {
+func (b *Backend) listen(e *dataplane.ServicePort, bind netip.AddrPort, endpoints []dataplane.Endpoint) *listen {
 	l := &listen{protocol: e.Key.Protocol, bind: bind, key: e.Key, endpoints: endpoints, affinity: e.Affinity, proxyProtocol: e.ProxyProtocol}
-	if e.Key.Protocol == backends.UDP {
+	if e.Key.Protocol == dataplane.UDP {
 		l.idle, l.proxyProtocol = b.UDPIdle, false
 	}
-	l.keeping = keeping(e, l)
+	l.draining = draining(e.Serving, l)
 	return l
 }
 
-// keeping returns the endpoints that serve what they have, and nothing new through this listener.
-func keeping(e *backends.Entry, l *listen) (addrs []netip.AddrPort) {
-	for _, a := range e.Serving {
-		chosen := func(ep backends.Endpoint) bool { return ep.Addr == a }
-		if !slices.ContainsFunc(l.endpoints, chosen) && !slices.ContainsFunc(l.nearEndpoints, chosen) {
+// draining returns those of the serving endpoints that keep their connections, and get no new ones through this
+// listener.
+func draining(serving []netip.AddrPort, l *listen) (addrs []netip.AddrPort) {
+	for _, a := range serving {
+		chosen := func(ep dataplane.Endpoint) bool { return ep.Addr == a }
+		if !slices.ContainsFunc(l.endpoints, chosen) && !slices.ContainsFunc(l.localClientEndpoints, chosen) {
 			addrs = append(addrs, a)
 		}
 	}
 	return addrs
 }
 
-// target is the address that traffic is redirected to: not a loopback address, which packets from outside may not have.
-func (b *Backend) target(f backends.Family) (netip.Addr, error) {
+// target returns the address to which traffic is redirected. It is not a loopback address, because packets from outside
+// may not have one.
+func (b *Backend) target(f dataplane.Family) (netip.Addr, error) {
 	for _, a := range b.cfg.NodeAddresses {
-		if backends.FamilyOf(a) == f && !a.IsLoopback() && !a.IsLinkLocalUnicast() {
+		if dataplane.FamilyOf(a) == f && !a.IsLoopback() && !a.IsLinkLocalUnicast() {
 			return a, nil
 		}
 	}
 	return netip.Addr{}, fmt.Errorf("the node has no %s address to redirect to", f)
 }
 
-// Close gives back what the redirection holds. The listeners belong to whoever made them.
+// Close closes the redirection. The owner of the Listeners closes those.
 func (b *Backend) Close() error {
-	if c, ok := b.Redirect.(io.Closer); ok {
-		return c.Close()
-	}
-	return nil
-}
-
-// Generation moves when somebody else may have changed the redirection. Nobody else changes the listeners.
-func (b *Backend) Generation(ctx context.Context) (uint64, error) {
 	if b.Redirect == nil {
-		return 0, nil
+		return nil
 	}
-	if g, ok := b.Redirect.(backends.Generation); ok {
-		return g.Generation(ctx)
-	}
-	return 0, errors.New("the redirection cannot tell whether it was changed")
+	return b.Redirect.Close()
 }
 
-// Observe lists the listeners of this process, or of the one that runs, and the redirection that the kernel holds.
+// Optional returns the capabilities of the redirection, except that this process counts the connections itself. No
+// other process changes the listeners, so a Watcher has to watch the redirection only.
+func (b *Backend) Optional() backends.Optional {
+	if b.Redirect == nil {
+		return backends.Optional{Watcher: unmoved{}, ConnectionCounter: b}
+	}
+	o := b.Redirect.Optional()
+	o.ConnectionCounter = b
+	o.Describer = nil // it would describe the listeners as the endpoints
+	if o.CommandLister != nil {
+		o.CommandLister = redirectCommands{o.CommandLister}
+	}
+	return o
+}
+
+// unmoved is the Watcher of the rootless form. Only this process changes its listeners.
+type unmoved struct{}
+
+// Wake implements backends.Watcher.
+func (unmoved) Wake() <-chan struct{} { return nil }
+
+// Moved implements backends.Watcher.
+func (unmoved) Moved(context.Context) (bool, error) { return false, nil }
+
+// Reread implements backends.Watcher.
+func (unmoved) Reread(context.Context, backends.LastObserved) (map[backends.ID]backends.Item, bool, error) {
+	return nil, true, nil
+}
+
+// Observe lists the listeners of this process, or of the running one, and the redirection that the kernel holds.
 func (b *Backend) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 	return func(yield func(backends.Item, error) bool) {
 		listeners, err := b.observeListeners()
@@ -249,14 +273,21 @@ func (b *Backend) observeListeners() ([]backends.Item, error) {
 	return items, err
 }
 
-// ErrPlansOnly says that a Backend without Listeners was asked to apply.
+// ErrPlansOnly is returned if Apply is called on a Backend without Listeners.
 var ErrPlansOnly = errors.New("userspace mode works only as long as its process runs: use weir run")
 
-// Apply opens and changes listeners, then redirects, then closes the listeners that nothing leads to any more. If a
-// listener cannot be opened, nothing is done.
+// Apply opens and changes listeners, then redirects, then closes the listeners to which nothing is redirected any more.
+// If a listener cannot be opened, Apply changes nothing.
 func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
 	if b.Listeners == nil && !p.Empty() {
 		return backends.Result{Err: ErrPlansOnly}
+	}
+	if b.Redirect != nil && b.Listeners != nil {
+		// The redirection drops answers without this mark, since they come from a user who listens on a port that weir
+		// left when it was killed.
+		if err := b.Listeners.setMark(b.cfg.MasqueradeMark); err != nil {
+			return backends.Result{Err: fmt.Errorf("mark the listeners' answers: %w", err)}
+		}
 	}
 	var undo []func()
 	var gone []*listen
@@ -291,7 +322,7 @@ func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
 	}
 	if b.Redirect != nil && !below.Empty() {
 		if result := b.Redirect.Apply(ctx, below); result.Err != nil || len(result.Refused) > 0 {
-			if result.Err == nil { // some of it is in force: only a new look tells what is safe to close
+			if result.Err == nil { // some of it may be in force: only the next Observe tells what is safe to close
 				return backends.Result{Err: fmt.Errorf("%d redirections were refused", len(result.Refused))}
 			}
 			if len(result.Refused) > 0 {
@@ -313,21 +344,20 @@ func (b *Backend) Apply(ctx context.Context, p backends.Plan) backends.Result {
 
 func (b *Backend) remove(l *listen) { b.Listeners.remove(l, b.Redirect != nil) }
 
-// Script implements backends.Scripter for the redirection; the listeners are this process's own.
-func (b *Backend) Script(p backends.Plan) ([]backends.Program, error) {
-	redirect, ok := b.Redirect.(backends.Scripter)
-	if !ok {
-		return nil, nil
-	}
+// redirectCommands lists the commands of the redirection; no command opens the listeners.
+type redirectCommands struct{ redirect backends.CommandLister }
+
+// Commands implements backends.CommandLister.
+func (r redirectCommands) Commands(p backends.Plan) ([]backends.Command, error) {
 	p.Changes = slices.DeleteFunc(slices.Clone(p.Changes), func(c backends.Change) bool {
 		_, isListener := c.New.(*listen)
 		_, wasListener := c.Old.(*listen)
 		return isListener || wasListener
 	})
-	return redirect.Script(p)
+	return r.redirect.Commands(p)
 }
 
-// avoid has the Service port ask for another port if somebody else has this one.
+// avoid makes the Service port ask for another port if another process has this one.
 func (b *Backend) avoid(l *listen, err error) {
 	if b.Redirect != nil && errors.Is(err, unix.EADDRINUSE) {
 		b.Ports.avoid(l.use())

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -17,10 +18,11 @@ import (
 
 	proxyproto "github.com/pires/go-proxyproto"
 
-	"weir/backends"
+	"weir/backends/dataplane"
 )
 
-// echo answers every TCP connection with its name and then with what it is sent, until the client ends its side.
+// echo answers every TCP connection with its name and then with the bytes that it receives, until the client ends its
+// side.
 func echo(t *testing.T, name string) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -69,28 +71,28 @@ func freePort(t *testing.T, network string) netip.AddrPort {
 	return closedPort(t)
 }
 
-func key(name string, p backends.Protocol) backends.PortKey {
-	return backends.PortKey{Service: backends.ServiceName{Namespace: "default", Name: name}, Protocol: p, Family: backends.IPv4}
+func key(name string, p dataplane.Protocol) dataplane.ServicePortName {
+	return dataplane.ServicePortName{Service: dataplane.ServiceName{Namespace: "default", Name: name}, Protocol: p, Family: dataplane.IPv4}
 }
 
-func endpoints(addrs ...netip.AddrPort) []backends.Endpoint {
-	eps := make([]backends.Endpoint, len(addrs))
+func endpoints(addrs ...netip.AddrPort) []dataplane.Endpoint {
+	eps := make([]dataplane.Endpoint, len(addrs))
 	for i, a := range addrs {
-		eps[i] = backends.Endpoint{Addr: a, Cluster: true, Weight: 1}
+		eps[i] = dataplane.Endpoint{Addr: a, Cluster: true, Weight: 1}
 	}
 	return eps
 }
 
-// web is a TCP listener to the endpoints.
+// web returns a TCP listener to the endpoints.
 func web(t *testing.T, to ...netip.AddrPort) *listen {
 	t.Helper()
-	return &listen{protocol: backends.TCP, bind: closedPort(t), key: key("web", backends.TCP), endpoints: endpoints(to...)}
+	return &listen{protocol: dataplane.TCP, bind: closedPort(t), key: key("web", dataplane.TCP), endpoints: endpoints(to...)}
 }
 
-// dns is a UDP listener to the endpoints.
+// dns returns a UDP listener to the endpoints.
 func dns(t *testing.T, idle time.Duration, to ...netip.AddrPort) *listen {
 	t.Helper()
-	return &listen{protocol: backends.UDP, bind: freePort(t, "udp"), key: key("dns", backends.UDP), idle: idle, endpoints: endpoints(to...)}
+	return &listen{protocol: dataplane.UDP, bind: freePort(t, "udp"), key: key("dns", dataplane.UDP), idle: idle, endpoints: endpoints(to...)}
 }
 
 func started(t *testing.T, limits Limits, item *listen) *Listeners {
@@ -177,7 +179,7 @@ func TestTCPRefusesOnlyWhenEveryEndpointFailed(t *testing.T) {
 	}
 }
 
-// TestTCPResetIsCarriedAcross: what was sent before the reset arrives before it.
+// TestTCPResetIsCarriedAcross expects that bytes sent before a reset arrive before it.
 func TestTCPResetIsCarriedAcross(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -260,11 +262,11 @@ func TestAffinityAndWeights(t *testing.T) {
 		t.Errorf("affinity outlived its timeout: %v", seen)
 	}
 
-	weighted := []backends.Endpoint{{Addr: a, Weight: 300}, {Addr: b, Weight: 100}}
+	weighted := []dataplane.Endpoint{{Addr: a, Weight: 300}, {Addr: b, Weight: 100}}
 	if got := turns(weighted); len(got) != 4 || countOf(got, a) != 3 {
 		t.Errorf("weights 300 and 100 take the turns %v", got)
 	}
-	if got := turns([]backends.Endpoint{{Addr: a, Weight: 65535}, {Addr: b, Weight: 1}, {Addr: a, Weight: 0}}); len(got) > 1100 || countOf(got, b) != 1 {
+	if got := turns([]dataplane.Endpoint{{Addr: a, Weight: 65535}, {Addr: b, Weight: 1}, {Addr: a, Weight: 0}}); len(got) > 1100 || countOf(got, b) != 1 {
 		t.Errorf("extreme weights take %d turns", len(got))
 	}
 }
@@ -423,10 +425,131 @@ func TestUDPFlows(t *testing.T) {
 	if seen["a"] == 0 || seen["b"] == 0 {
 		t.Errorf("flows were spread %v", seen)
 	}
-	l := ls.open[item.bind][backends.UDP]
+	l := ls.open[item.bind][dataplane.UDP]
 	poll(t, func() error {
 		if n := l.proxy.open(); n > 0 {
 			return fmt.Errorf("%d idle flows are still open", n)
+		}
+		return nil
+	})
+}
+
+// TestAnEndpointThatIsTheListenerItself opens one connection to a listener whose endpoint is another listener that leads
+// back to the first. The connection must not open others.
+func TestAnEndpointThatIsTheListenerItself(t *testing.T) {
+	for _, protocol := range []dataplane.Protocol{dataplane.TCP, dataplane.UDP} {
+		make := map[dataplane.Protocol]func() *listen{
+			dataplane.TCP: func() *listen { return web(t) },
+			dataplane.UDP: func() *listen { return dns(t, 100*time.Millisecond) },
+		}[protocol]
+		network := strings.ToLower(protocol.String())
+		t.Run(network, func(t *testing.T) {
+			a, b := make(), make()
+			a.endpoints, b.endpoints = endpoints(b.bind), endpoints(a.bind)
+			ls := started(t, Limits{}, a)
+			if _, err := ls.set(b); err != nil {
+				t.Fatal(err)
+			}
+			if c, err := net.Dial(network, a.bind.String()); err == nil { // it may be reset before it is dialled
+				defer c.Close()
+				fmt.Fprint(c, "hello")
+				c.SetDeadline(time.Now().Add(time.Second))
+				n, err := c.Read([]byte{0})
+				if n > 0 || protocol == dataplane.TCP && errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("the client read %d bytes, %v; want the connection to end", n, err)
+				}
+			}
+			var admitted int64
+			for _, item := range []*listen{a, b} {
+				admitted += ls.open[item.bind][protocol].admit.admitted.Load()
+			}
+			if admitted > 2 {
+				t.Errorf("one connection became %d", admitted)
+			}
+		})
+	}
+}
+
+// TestAClientWithAnEndpointsPort expects that a client is served although this process has a connection from the same
+// address and port to an endpoint. Masquerading gives a client such an address.
+func TestAClientWithAnEndpointsPort(t *testing.T) {
+	address := netip.MustParseAddrPort
+	local, pod, front := address("192.0.2.1:40000"), address("10.244.1.1:80"), address("10.96.0.10:80")
+	var d dialed
+	d.add(connection{local, pod})
+	if d.own(connection{local, front}) || !d.own(connection{local, pod}) {
+		t.Errorf("dialed holds %v", d.count)
+	}
+	server, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	go func() {
+		buf := make([]byte, 100)
+		for n, from, err := server.ReadFrom(buf); err == nil; n, from, err = server.ReadFrom(buf) {
+			_, _ = server.WriteTo(buf[:n], from)
+		}
+	}()
+	item := dns(t, time.Minute)
+	item.endpoints = endpoints(address(server.LocalAddr().String()))
+	ls := started(t, Limits{}, item)
+	c, err := net.Dial("udp", item.bind.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprint(c, "hello")
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := c.Read(make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	ls.dialed.mu.Lock()
+	defer ls.dialed.mu.Unlock()
+	if ls.Open() != 1 || len(ls.dialed.count) != 0 {
+		t.Errorf("%d flows, and dialed holds %v of an endpoint that has answered", ls.Open(), ls.dialed.count)
+	}
+}
+
+// TestUDPWaitsForASlowAnswer asks an endpoint that answers each question after several idle times, as a resolver does
+// that has to ask others. It asks the first question of a flow and a later one.
+func TestUDPWaitsForASlowAnswer(t *testing.T) {
+	server, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	const idle = 50 * time.Millisecond
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			time.Sleep(5 * idle) // the endpoint is slow, which is what is tested
+			server.WriteTo(buf[:n], from)
+		}
+	}()
+	item := dns(t, idle, netip.MustParseAddrPort(server.LocalAddr().String()))
+	ls := started(t, Limits{}, item)
+	c, err := net.Dial("udp", item.bind.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(8 * time.Second))
+	for question := range 2 {
+		fmt.Fprintf(c, "question %d", question)
+		buf := make([]byte, 100)
+		if n, err := c.Read(buf); err != nil || string(buf[:n]) != fmt.Sprintf("question %d", question) {
+			t.Fatalf("question %d: %q, %v", question, buf[:n], err)
+		}
+	}
+	l := ls.open[item.bind][dataplane.UDP]
+	poll(t, func() error {
+		if n := l.proxy.open(); n > 0 {
+			return fmt.Errorf("%d flows are open, though all questions were answered", n)
 		}
 		return nil
 	})
@@ -444,7 +567,7 @@ func TestUDPFloodIsBounded(t *testing.T) {
 		defer c.Close()
 		c.Write([]byte("x"))
 	}
-	l := ls.open[item.bind][backends.UDP]
+	l := ls.open[item.bind][dataplane.UDP]
 	poll(t, func() error {
 		if n := l.admit.refused.Load(); n < 184 {
 			return fmt.Errorf("only %d of 184 flows over the limit were refused, %d are open", n, l.proxy.open())

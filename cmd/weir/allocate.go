@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,8 +15,9 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
-	"weir/reconcile/review"
+	"weir/reconcile/tell/changes"
 	"weir/spec"
+	"weir/spec/filesource"
 	"weir/spec/manifest"
 )
 
@@ -28,17 +30,20 @@ func newAllocate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "allocate -f DIR",
 		Short: "Show the ClusterIPs and node ports that Services are given, and pin them",
-		Long: `Show which ClusterIPs and node ports weir gives to the Services that leave them open. They depend on the names of the
-Services alone, so that all nodes agree, and a Service keeps them unless a new one of higher rank wants the same, or sets it.
+		Long: `Show the ClusterIPs and node ports that weir allocates to Services that set none. They depend only on the names of the
+Services, so that all nodes agree. A Service keeps its values unless a new Service of higher rank wants the same value, or
+sets it.
 
 With --write they are pinned in DIR/` + spec.LockFile + `, which is read with all other manifests: what is pinned never moves,
-and a Service that sets what another one has pinned is refused. What no Service needs any more is dropped from the file.
-Commit it.
+and a Service that sets what another one has pinned is refused. What no Service needs any more is dropped from the file, and
+the file removed if nothing is left. Commit it. --lock names another file, which may be outside of DIR because other tools
+that apply DIR do not know its kind; give it to every command.
 
-Exit codes: 0 it was shown, and written if that was asked; 1 the input is not valid, or the file could not be written; 2 the
-command line makes no sense.`,
+Exit codes: 0 the values were shown, and written with --write; 1 the input is not valid, or the file could not be written; 2 the
+command line is wrong.`,
 		Example: `  weir allocate -f ./cluster
-  weir allocate -f ./cluster --write`,
+  weir allocate -f ./cluster --write
+  weir allocate -k overlays/edge --lock edge.lock.yaml --write`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := output.check(); err != nil {
@@ -56,16 +61,19 @@ command line makes no sense.`,
 			if err := printAllocations(cmd.OutOrStdout(), snap, output.format); err != nil || !write {
 				return err
 			}
-			file, changed, err := writeLock(snap, input.files)
-			if err == nil && changed && output.format == "text" {
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "written to %s\n", file)
+			if snap.Weir.Objects() != (spec.ObjectChoice{}) {
+				return errors.New("--write would drop what is pinned for Services that are not chosen: leave out --namespace and --selector, or those fields of the WeirConfiguration")
+			}
+			done, err := writeLock(cmd.Context(), snap, &input)
+			if err == nil && done != "" && output.format == "text" {
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), oneLine(done))
 			}
 			return err
 		},
 	}
 	input.add(cmd)
 	output.add(cmd, "what is allocated")
-	cmd.Flags().BoolVar(&write, "write", false, "pin what is allocated in "+spec.LockFile)
+	cmd.Flags().BoolVar(&write, "write", false, "write the allocated values to "+spec.LockFile)
 	return cmd
 }
 
@@ -81,7 +89,7 @@ type allocation struct {
 
 func allocationsOf(snap *spec.Snapshot) []allocation {
 	all := []allocation{}
-	for svc := range snap.Services() {
+	for svc := range snap.Services.All() {
 		for _, a := range svc.Allocated {
 			all = append(all, allocation{svc.Name.Namespace, svc.Name.Name, svc.Origin.String(), a.Field(), a.Value(svc.Object), a.Pinned})
 		}
@@ -96,7 +104,7 @@ func printAllocations(w io.Writer, snap *spec.Snapshot, format string) error {
 			APIVersion  string       `json:"apiVersion"`
 			Kind        string       `json:"kind"`
 			Allocations []allocation `json:"allocations"`
-		}{review.APIVersion, "Allocations", all})
+		}{changes.APIVersion, "Allocations", all})
 	}
 	if len(all) == 0 {
 		_, err := fmt.Fprintln(w, "nothing is allocated: every Service says what it wants")
@@ -120,34 +128,42 @@ func printAllocations(w io.Writer, snap *spec.Snapshot, format string) error {
 	return err
 }
 
-// writeLock pins everything that is allocated, and says whether that changed the file.
-func writeLock(snap *spec.Snapshot, paths []string) (file string, changed bool, err error) {
-	if file, err = lockFile(snap, paths); err != nil {
-		return "", false, err
+// writeLock pins everything that is allocated, and returns what it did to the file, or "" for nothing.
+func writeLock(ctx context.Context, snap *spec.Snapshot, input *inputFlags) (done string, err error) {
+	file, err := lockFile(snap, input)
+	if err != nil {
+		return "", err
 	}
 	text, err := manifest.WriteLock(snap)
 	if err != nil {
-		return file, false, err
+		return "", err
 	}
-	old, err := os.ReadFile(file)
+	old, err := filesource.ReadFile(ctx, file)
+	missing := errors.Is(err, os.ErrNotExist)
+	empty := len(allocationsOf(snap)) == 0
 	switch {
-	case err == nil && bytes.Equal(old, text):
-		return file, false, nil
-	case err == nil && !manifest.OnlyLock(old):
-		return file, false, fmt.Errorf("%s holds more than an %s; move the rest to another file", file, spec.LockKind)
-	case err != nil && !errors.Is(err, os.ErrNotExist):
-		return file, false, err
+	case err != nil && !missing:
+		return "", err
+	case !missing && bytes.Equal(old, text) && !empty, missing && empty:
+		return "", nil
+	case !missing && !manifest.OnlyLock(old):
+		return "", fmt.Errorf("%s holds more than an %s; move the rest to another file", file, spec.LockKind)
+	case empty:
+		return "removed " + file + ", since there is nothing to pin", os.Remove(file)
 	}
-	return file, true, replaceFile(file, text)
+	return "written to " + file, replaceFile(file, text)
 }
 
-// lockFile returns the file that has the lock, or is to have it.
-func lockFile(snap *spec.Snapshot, paths []string) (string, error) {
+// lockFile returns the file that has the lock, or where to write it.
+func lockFile(snap *spec.Snapshot, input *inputFlags) (string, error) {
 	var files []string
 	for _, o := range snap.Locks {
 		if !slices.Contains(files, o.File) {
 			files = append(files, o.File)
 		}
+	}
+	if input.lock != "" && !slices.Contains(files, filepath.Clean(input.lock)) {
+		files = append(files, filepath.Clean(input.lock))
 	}
 	switch {
 	case len(files) > 1:
@@ -157,15 +173,15 @@ func lockFile(snap *spec.Snapshot, paths []string) (string, error) {
 	case len(files) == 1:
 		return files[0], nil
 	}
-	for _, path := range paths {
+	for _, path := range input.files {
 		if fi, err := os.Stat(path); err == nil && fi.IsDir() {
 			return filepath.Join(path, spec.LockFile), nil
 		}
 	}
-	return "", usageError{errors.New("--write needs a directory: give one with -f")}
+	return "", usageError{errors.New("--write needs a directory given with -f, or a file given with --lock")}
 }
 
-// replaceFile writes a file such that no reader ever sees half of it.
+// replaceFile writes a file atomically.
 func replaceFile(file string, text []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+"-*")
 	if err != nil {

@@ -7,7 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"weir/backends/dataplane"
 )
 
 // run runs a command line here.
@@ -130,6 +134,146 @@ func TestAllocateRefuses(t *testing.T) {
 			if now, err := os.ReadFile(filepath.Join(dir, file)); err != nil || string(now) != text {
 				t.Errorf("%s: %s is now %s", name, file, now)
 			}
+		}
+	}
+}
+
+// TestAllocateReadsOnlyAFile has in the place of the lock what never ends, or is too large, named by --lock and found in the
+// directory. Each is refused at once and left as it is.
+func TestAllocateReadsOnlyAFile(t *testing.T) {
+	for name, make := range map[string]func(path string) error{
+		"FIFO": func(path string) error { return syscall.Mkfifo(path, 0o644) },
+		"symlink to a FIFO": func(path string) error {
+			return errors.Join(syscall.Mkfifo(path+".fifo", 0o644), os.Symlink(path+".fifo", path))
+		},
+		"symlink to device":  func(path string) error { return os.Symlink("/dev/null", path) },
+		"directory":          func(path string) error { return os.Mkdir(path, 0o755) },
+		"large":              func(path string) error { return errors.Join(os.WriteFile(path, nil, 0o644), os.Truncate(path, 65<<20)) },
+		"symlink to nothing": func(path string) error { return os.Symlink("nowhere", path) },
+	} {
+		for _, given := range []string{"--lock", "-f"} {
+			dir := t.TempDir()
+			writeFiles(t, dir, map[string]string{"d/a.yaml": "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80}]}\n"})
+			args := []string{"allocate", "-f", filepath.Join(dir, "d"), "--write"}
+			lock := filepath.Join(dir, "d", "weir.lock.yaml")
+			if given == "--lock" {
+				lock = filepath.Join(dir, "lock.yaml")
+				args = append(args, "--lock", lock)
+			}
+			if err := make(lock); err != nil {
+				t.Fatal(err)
+			}
+			before, _ := os.Lstat(lock)
+			done := time.AfterFunc(time.Minute, func() { panic(name + ": weir allocate does not come back") })
+			_, errOut, code := run(args...)
+			done.Stop()
+			if code != exitFailure || !strings.Contains(errOut, lock+": ") {
+				t.Errorf("%s, %s: exit code %d: %s", name, given, code, errOut)
+			}
+			if after, err := os.Lstat(lock); err != nil || !os.SameFile(before, after) {
+				t.Errorf("%s, %s: it is replaced: %v", name, given, err)
+			}
+		}
+	}
+}
+
+// TestLockFlag keeps the lock outside of the tree: it need not exist, is written in one step, is read by every command, and
+// goes when nothing is left to pin.
+func TestLockFlag(t *testing.T) {
+	dir := t.TempDir()
+	tree, lock := filepath.Join(dir, "tree"), filepath.Join(dir, "locks.yaml")
+	const service = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n"
+	writeFiles(t, tree, map[string]string{"web.yaml": service, "kustomization.yaml": "resources: [web.yaml]\n"})
+	clusterIP := func(args ...string) string {
+		t.Helper()
+		out, errOut, code := run(append([]string{"allocate"}, args...)...)
+		if code != exitOK {
+			t.Fatalf("%v: %s", args, errOut)
+		}
+		_, rest, _ := strings.Cut(out, "spec.clusterIP")
+		return strings.Join(strings.Fields(rest)[:2], " ")
+	}
+	if _, errOut, code := run("allocate", "-k", tree, "--write"); code != exitUsage || !strings.Contains(errOut, "--lock") {
+		t.Errorf("a kustomization without --lock: exit code %d: %s", code, errOut)
+	}
+	first := clusterIP("-f", tree, "--lock", lock, "--write")
+	if _, err := os.Stat(filepath.Join(tree, "weir.lock.yaml")); err == nil {
+		t.Error("a lock is in the tree too")
+	}
+	text, err := os.ReadFile(lock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved := bytes.ReplaceAll(text, []byte(strings.Fields(first)[0]), []byte("10.96.7.7"))
+	writeFiles(t, dir, map[string]string{"locks.yaml": string(moved)})
+	for _, args := range [][]string{{"-f", tree}, {"-k", tree}} {
+		if got := clusterIP(append(args, "--lock", lock)...); got != "10.96.7.7 yes" {
+			t.Errorf("%v: %s, want what is pinned", args, got)
+		}
+		plan, errOut, code := run(append([]string{"reconcile", "--dry-run", "--against", "empty", "--lock", lock}, args...)...)
+		if code != exitOK || !strings.Contains(plan, "10.96.7.7") {
+			t.Errorf("%v: the plan has not what is pinned: exit code %d: %s%s", args, code, plan, errOut)
+		}
+	}
+	writeFiles(t, tree, map[string]string{"web.yaml": strings.Replace(service, "{ports", "{clusterIP: 10.96.0.9, ports", 1)})
+	out, errOut, code := run("allocate", "-f", tree, "--lock", lock, "--write")
+	if _, err := os.Stat(lock); err == nil || code != exitOK || !strings.Contains(out, "removed "+lock) {
+		t.Errorf("an empty lock: exit code %d: %s%s", code, out, errOut)
+	}
+	if out, errOut, code := run("allocate", "-f", tree, "--lock", lock, "--write"); code != exitOK || strings.Contains(out, "removed") {
+		t.Errorf("nothing to pin: exit code %d: %s%s", code, out, errOut)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+}
+
+// TestLockFlagLive follows a lock outside of the tree as validate and weir run do: what it pins holds as soon as it is written,
+// what is wrong with it is told with its line, and without it the values are those that the names give.
+func TestLockFlagLive(t *testing.T) {
+	dir := t.TempDir()
+	r := &repository{t: t, dir: dir, flags: []string{"-f", filepath.Join(dir, "tree"), "--lock", filepath.Join(dir, "locks.yaml")}}
+	writeFiles(t, filepath.Join(dir, "tree"), map[string]string{"web.yaml": "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n"})
+	lock := func(ip string) string {
+		return "apiVersion: weir/v1alpha1\nkind: AllocationLock\nservices:\n- namespace: default\n  name: web\n  clusterIPs: [" + ip + "]\n"
+	}
+	w := r.start()
+	defer w.stop()
+	update := func() (ip, problem string) {
+		t.Helper()
+		u, err := next(w.updates, w.done)
+		switch {
+		case err != nil:
+			t.Fatal(err)
+		case u.Err != nil:
+			return "", strings.Join(problemLines(u.Err), "\n")
+		}
+		return u.Snapshot.Services.Get(dataplane.ServiceName{Namespace: "default", Name: "web"}).Object.Spec.ClusterIP, ""
+	}
+	first, _ := update()
+	for _, step := range []struct{ lock, ip, problem string }{
+		{lock("10.96.7.7"), "10.96.7.7", ""},
+		{lock("10.96.7.8"), "10.96.7.8", ""},
+		{lock("x"), "", "locks.yaml:6: lock of Service default/web: clusterIPs[0]"},
+		{"", first, ""},
+	} {
+		writeFiles(t, dir, map[string]string{".new": step.lock})
+		change := func() error { return os.Rename(filepath.Join(dir, ".new"), filepath.Join(dir, "locks.yaml")) }
+		if step.lock == "" {
+			change = func() error { return os.Remove(filepath.Join(dir, "locks.yaml")) }
+		}
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		if ip, problem := update(); ip != step.ip || !strings.Contains(problem, step.problem) || step.problem == "" && problem != "" {
+			t.Errorf("with the lock %q: %s, %s; want %s, %s", step.lock, ip, problem, step.ip, step.problem)
+		}
+		out, errOut, code := run(append([]string{"validate"}, r.flags...)...)
+		if (code == exitOK) != (step.problem == "") || !strings.Contains(errOut, step.problem) {
+			t.Errorf("with the lock %q: validate: exit code %d: %s%s", step.lock, code, out, errOut)
+		}
+		if unpinned := strings.Contains(errOut, "W009"); unpinned != (step.lock == "") {
+			t.Errorf("with the lock %q: validate tells of values that are not pinned: %v: %s", step.lock, unpinned, errOut)
 		}
 	}
 }

@@ -3,23 +3,22 @@ package main
 import (
 	"errors"
 	"path/filepath"
-	"strings"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
 
-	"weir/reconcile/review"
+	"weir/reconcile/tell/changes"
 	"weir/spec"
 	"weir/spec/apisource"
 	"weir/spec/config"
 	"weir/spec/filesource"
+	"weir/spec/join"
 	"weir/spec/lastgood"
-	"weir/spec/union"
 )
 
-// apiFlags say whether to read from a Kubernetes API as well.
+// apiFlags say whether to read from a Kubernetes API.
 type apiFlags struct {
 	on         bool
 	kubeconfig string
@@ -29,46 +28,50 @@ type apiFlags struct {
 func (f *apiFlags) add(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.BoolVar(&f.on, "api", false, "read Services from the Kubernetes API too, with clientConnection's kubeconfig or a pod's own credentials (default: if there is no -f)")
-	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "file that says how to reach the Kubernetes API; implies --api (default: clientConnection's)")
-	fs.StringVar(&f.master, "master", "", "URL of the Kubernetes API server, which wins over the kubeconfig's; implies --api")
+	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig file for the Kubernetes API; implies --api (default: clientConnection's)")
+	fs.StringVar(&f.master, "master", "", "URL of the Kubernetes API server, used instead of the kubeconfig's; implies --api")
 }
 
-// asked says whether a flag wants the API, whatever else is read.
+// asked reports whether a flag asks for the API, whatever else is read.
 func (f *apiFlags) asked() bool { return f.on || f.kubeconfig != "" || f.master != "" }
 
-// source returns the source that the flags name: files, a Kubernetes API, or both. Mistakes in the flags are usage errors.
+// source returns the source that the flags name: files, a Kubernetes API, or both. Invalid flags are usage errors.
 func (f *apiFlags) source(input *inputFlags, node *nodeFlags, log hclog.Logger, metrics prometheus.Registerer) (spec.Source, error) {
-	only := len(input.files) == 0
+	only := input.none()
+	if f.asked() || only {
+		input.usable = nil // the kernel holds what the API said too, so it cannot be compared
+	}
 	if !f.asked() && (!only || input.config == "") {
 		return input.source(log.Named("files"))
 	}
-	api := f.follow(node, log.Named("api"), apisource.NewMetrics(metrics))
+	allowEmpty := func(files *spec.Snapshot) bool {
+		return input.allowEmpty || !only && files.Weir.AllowEmpty // with --config alone it is set below, for files
+	}
+	api := join.Layer{Name: "the Kubernetes API", Source: f.follow(node, log.Named("api"), apisource.NewMetrics(metrics), allowEmpty)}
 	if !only {
 		files, err := input.source(log.Named("files"))
 		if err != nil {
 			return nil, err
 		}
-		return union.New(files, api), nil
+		return join.New(files, api), nil
 	}
-	weir, err := input.weir()
+	overrides, err := input.overrides()
 	if err != nil {
 		return nil, usageError{err}
 	}
 	if input.config == "" {
-		return union.New(union.Static(weir), api), nil
+		return join.New(join.Static(overrides), api), nil
 	}
-	files := filesource.New(filesource.Options{Config: input.config, Log: log.Named("files"), Weir: func(c *spec.WeirConfiguration) {
-		weir(c)
-		c.AllowEmpty = true // of the file: it is there for its configuration
-	}})
-	return union.New(files, api), nil
+	files := filesource.New(filesource.Options{Config: input.config, Log: log.Named("files"), Reread: input.reread,
+		Overrides: overrides.AllowingEmpty()}) // the file is only needed for its configuration
+	return join.New(input.keeping(files, overrides, log.Named("files")), api), nil
 }
 
-// described names what source reads.
-func (f *apiFlags) described(input *inputFlags, snap *spec.Snapshot) review.Input {
-	in := review.Input{Kind: "files", Name: strings.Join(input.files, ", "), Revision: snap.Revision.String()}
+// described returns a description of source, for a plan.
+func (f *apiFlags) described(input *inputFlags, snap *spec.Snapshot) changes.Input {
+	in := changes.Input{Kind: "files", Name: input.names(), Revision: snap.Revision.String()}
 	switch {
-	case len(input.files) == 0:
+	case input.none():
 		in.Kind = "api"
 	case f.asked():
 		in.Name += " and the Kubernetes API"
@@ -76,8 +79,9 @@ func (f *apiFlags) described(input *inputFlags, snap *spec.Snapshot) review.Inpu
 	return in
 }
 
-// follow returns what makes the API's source for a configuration, and the same one again while that says the same.
-func (f *apiFlags) follow(node *nodeFlags, log hclog.Logger, metrics *apisource.Metrics) func(*spec.Snapshot) (spec.Source, error) {
+// follow returns a function that makes the API's source for a configuration. It returns the same source while the
+// connection settings are equal.
+func (f *apiFlags) follow(node *nodeFlags, log hclog.Logger, metrics *apisource.Metrics, allowEmpty func(*spec.Snapshot) bool) func(*spec.Snapshot) (spec.Source, error) {
 	type target struct {
 		apisource.Options
 		stateDir string
@@ -94,6 +98,7 @@ func (f *apiFlags) follow(node *nodeFlags, log hclog.Logger, metrics *apisource.
 			NodeName:       name,
 			WaitForPodCIDR: files.Config.DetectLocalMode == config.LocalModeNodeCIDR,
 			ResyncPeriod:   files.Config.ConfigSyncPeriod.Duration,
+			AllowEmpty:     allowEmpty(files),
 			Metrics:        metrics,
 			Log:            log,
 		}}
@@ -103,7 +108,8 @@ func (f *apiFlags) follow(node *nodeFlags, log hclog.Logger, metrics *apisource.
 		if source == nil || t != current {
 			api := apisource.New(t.Options)
 			current = t
-			source = lastgood.New(lastgood.Options{Source: api, File: filepath.Join(t.stateDir, "api-snapshot"), Cluster: api.Cluster, Node: name, Log: log})
+			file := func(*spec.Snapshot) string { return filepath.Join(t.stateDir, "api-snapshot") }
+			source = lastgood.New(lastgood.Options{Source: api, Input: "the Kubernetes API", File: file, Cluster: api.Cluster, Node: name, Log: log})
 		}
 		return source, nil
 	}

@@ -110,7 +110,7 @@ func podSlice(name, service string, pods ...int) *discoveryv1.EndpointSlice {
 	return s
 }
 
-// answersOn says whether exactly this pod answers at an address.
+// answersOn returns an error unless exactly this pod answers at an address.
 func (d *daemon) answersOn(addr, pod string) error {
 	if r := d.lab.Host(netlab.Client).Probe(netlab.TCP, netip.MustParseAddrPort(addr), time.Second); r.Server != pod {
 		return fmt.Errorf("%s: got %v, want %s", addr, r, pod)
@@ -488,11 +488,13 @@ func TestAPIChurn(t *testing.T) {
 // churn writes for as long as it may; what the server does not take does not matter.
 func (s *nodeAPI) churn(stop <-chan struct{}) {
 	ctx := context.Background()
+	pace := time.NewTicker(10 * time.Millisecond)
+	defer pace.Stop()
 	for i := 0; ; i++ {
 		select {
 		case <-stop:
 			return
-		default:
+		case <-pace.C:
 		}
 		k := i % 20
 		name := fmt.Sprintf("churn-%d", k)
@@ -505,6 +507,5 @@ func (s *nodeAPI) churn(stop <-chan struct{}) {
 			_ = s.trySetSlice(podSlice(name+"-1", name, 2+i%2))
 		}
 		cancel()
-		time.Sleep(10 * time.Millisecond)
 	}
 }

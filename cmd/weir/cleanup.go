@@ -1,78 +1,187 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os/signal"
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"weir/backends/dataplane"
+	"weir/backends/hostnet"
+	"weir/reconcile"
+	"weir/spec"
+	"weir/spec/nodeconfig"
 )
 
+// cleanupFlags are those of weir cleanup.
+type cleanupFlags struct {
+	node   nodeFlags
+	logs   logFlags
+	output outputFlag
+	dryRun bool
+	state  string
+}
+
 func newCleanup() *cobra.Command {
-	var (
-		node   nodeFlags
-		logs   logFlags
-		output outputFlag
-		dryRun bool
-	)
+	var f cleanupFlags
 	cmd := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove everything that weir programmed, in every mode",
-		Long: `Remove from this node's kernel what weir owns, whatever mode programmed it, and nothing else. With --dry-run, print what
-would go.
+		Long: `Remove everything that weir owns from this node's kernel, in every mode, and nothing else. Kernel parameters that weir
+set get the values back that they had. With --dry-run, print what would be removed.
 
-Exit codes: 0 nothing of weir's is left (or the plan was printed); 1 something could not be removed; 2 the command line
-makes no sense.`,
+Exit codes: 0 nothing that weir owns is left (or the plan was printed); 1 something could not be removed; 2 the command line
+is wrong.`,
 		Example: "  weir cleanup --dry-run\n  weir cleanup",
 		Args:    noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := errors.Join(node.check(), logs.check(), output.check()); err != nil {
-				return err
-			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
-			defer stop()
-			log := logs.logger(cmd.ErrOrStderr())
-			if !dryRun {
-				release, err := lockNode(log)
-				if err != nil {
-					return err
-				}
-				defer release()
-			}
-			if !privileged() {
-				return errUnprivileged
-			}
-			others := (&wiring{log: log, flags: node}).others(ctx, "")
-			if len(others) == 0 {
-				return errors.New("this node has neither iptables nor nftables that could be read")
-			}
-			if dryRun {
-				for _, other := range others {
-					plan, err := other.engine.PlanCleanup(ctx)
-					if err != nil {
-						return readError(err)
-					}
-					if err := writePlan(cmd.OutOrStdout(), plan, output.format); err != nil {
-						return err
-					}
-				}
-				return nil
-			}
-			var failed error
-			cleanup(ctx, others, func(name string, deleted int, err error) {
-				if err != nil {
-					failed = errors.Join(failed, fmt.Errorf("%s: %w", name, err))
-					return
-				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: %d removed\n", name, deleted)
-			})
-			return failed
-		},
+		RunE:    func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
-	node.addVariant(cmd.Flags())
-	logs.add(cmd, "warn")
-	output.add(cmd, "the plan of --dry-run")
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "print what would be removed and change nothing")
+	f.node.addVariant(cmd.Flags())
+	f.logs.add(cmd, "warn")
+	f.output.add(cmd, "the plan of --dry-run")
+	cmd.Flags().StringVar(&f.state, "state-dir", spec.DefaultWeirConfiguration().StateDir, "the state directory of weir run, which remembers the values that kernel parameters had")
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "print what would be removed and change nothing")
 	return cmd
+}
+
+func (f *cleanupFlags) run(cmd *cobra.Command) error {
+	if err := errors.Join(f.node.check(), f.logs.check(), f.output.check()); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	log := f.logs.logger(cmd.ErrOrStderr())
+	if !f.dryRun {
+		release, err := lockNode(log)
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
+	if !privileged() {
+		return errUnprivileged
+	}
+	p := newPlatform(log, f.node, false)
+	stale := p.staleDataPaths(ctx, "")
+	if len(stale) == 0 {
+		return errors.New("this node has neither iptables nor nftables that could be read")
+	}
+	// What the rules guard is put back before they go.
+	stale = append([]staleDataPath{p.staleParameters(f.state)}, stale...)
+	if f.dryRun {
+		return f.print(ctx, cmd.OutOrStdout(), stale)
+	}
+	var failed error
+	cleanup(ctx, stale, func(name string, deleted int, err error) {
+		done := "removed"
+		if name == parametersPath {
+			done = "put back"
+		}
+		if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", name, err))
+			return
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "%s: %d %s\n", name, deleted, done)
+	})
+	if text := hostnet.LoopbackWarning(hostnet.Sysctl{}, f.state); text != "" {
+		fmt.Fprintln(cmd.ErrOrStderr(), text)
+	}
+	return failed
+}
+
+// print prints what a cleanup would remove.
+func (f *cleanupFlags) print(ctx context.Context, w io.Writer, stale []staleDataPath) error {
+	for _, s := range stale {
+		plan, err := s.engine.PlanCleanup(ctx)
+		if err != nil {
+			return readError(err)
+		}
+		if f.output.format == "text" {
+			plan.Backend = s.name // userspace mode may have left something in two mechanisms
+		}
+		if err := writePlan(w, plan, f.output.format); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// staleDataPath is a mechanism, not in use now, in which earlier runs may have left something.
+type staleDataPath struct {
+	name   string
+	engine *reconcile.Engine
+}
+
+// staleDataPaths returns those of every mechanism of this node, except those that the mode in force uses. "" excludes
+// nothing.
+func (p *platform) staleDataPaths(ctx context.Context, inForce string) []staleDataPath {
+	return p.dataPathsOf(ctx, inForce, dataplane.Config{Families: families(), MasqueradeMark: nodeconfig.DefaultMasqueradeMark})
+}
+
+// dataPathsOf is staleDataPaths with a configuration, whose rules are read as weir's.
+func (p *platform) dataPathsOf(ctx context.Context, inForce string, cfg dataplane.Config) []staleDataPath {
+	var all []staleDataPath
+	for _, m := range p.modes {
+		for _, l := range m.leftovers(ctx, cfg, m.name == inForce) {
+			all = append(all, staleDataPath{l.name, reconcile.NewEngine(reconcile.Options{
+				DataPath: reconcile.DataPath{Mode: m.name, Traits: m.traits, Backend: l.backend},
+				Node:     reconcile.Node{Families: cfg.Families},
+				Log:      p.log,
+			})})
+		}
+	}
+	return all
+}
+
+// parametersPath is the name of the stale data path that holds kernel parameters.
+const parametersPath = "kernel parameters"
+
+// staleParameters returns the kernel parameters that weir set and has not put back.
+func (p *platform) staleParameters(stateDir string) staleDataPath {
+	p.keeper.Remember(stateDir)
+	return staleDataPath{parametersPath, reconcile.NewEngine(reconcile.Options{
+		DataPath: reconcile.DataPath{Mode: parametersPath, Backend: p.keeper.Manage(nil, nil)}, Log: p.log,
+	})}
+}
+
+// holds reports whether the kernel holds objects of weir for a mode other than the one in force.
+func (p *platform) holds(ctx context.Context, inForce, mode string) bool {
+	for _, s := range p.staleDataPaths(ctx, inForce) {
+		if plan, err := s.engine.PlanCleanup(ctx); err == nil && plan.Backend == mode && !plan.Empty() {
+			return true
+		}
+	}
+	return false
+}
+
+// cleanup empties each stale data path and calls done with the result. ipvs sets can be deleted only after every
+// iptables variant has dropped its rules, so failures are retried at the end.
+func cleanup(ctx context.Context, all []staleDataPath, done func(name string, deleted int, err error)) {
+	deleted := map[string]int{}
+	var again []staleDataPath
+	for _, s := range all {
+		r := s.engine.Cleanup(ctx)
+		if deleted[s.name] = r.Deleted; unclean(r) != nil {
+			again = append(again, s)
+		} else {
+			done(s.name, r.Deleted, nil)
+		}
+	}
+	for _, s := range again {
+		r := s.engine.Cleanup(ctx)
+		done(s.name, deleted[s.name]+r.Deleted, unclean(r))
+	}
+}
+
+// unclean returns why a cleanup was incomplete, or nil.
+func unclean(r reconcile.Report) error {
+	err := r.Err
+	for _, i := range r.HeldBack {
+		err = errors.Join(err, i.Err)
+	}
+	return err
 }

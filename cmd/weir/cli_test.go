@@ -38,14 +38,14 @@ func weir(t *testing.T, stdin string, args ...string) result {
 // TestHelp keeps the help texts as they were reviewed.
 func TestHelp(t *testing.T) {
 	t.Parallel()
-	for _, sub := range []string{"", "run", "reconcile", "validate", "allocate", "status", "snapshot", "cleanup", "doctor", "version"} {
+	for _, sub := range []string{"", "run", "reconcile", "plan", "validate", "allocate", "status", "snapshot", "cleanup", "doctor", "dns zone", "dns lookup", "version"} {
 		t.Run("weir "+sub, func(t *testing.T) {
 			args := append(strings.Fields(sub), "-h")
 			got := weir(t, "", args...)
 			if got.code != 0 || got.stderr != "" {
 				t.Errorf("exit %d, stderr %q", got.code, got.stderr)
 			}
-			file := filepath.Join("testdata", "help", strings.TrimSuffix("weir-"+sub, "-")+".txt")
+			file := filepath.Join("testdata", "help", strings.TrimSuffix("weir-"+strings.ReplaceAll(sub, " ", "-"), "-")+".txt")
 			if *updateHelp {
 				if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, []byte(got.stdout), 0o644)); err != nil {
 					t.Fatal(err)
@@ -73,6 +73,9 @@ func TestUsageErrors(t *testing.T) {
 		want string
 	}{
 		{"unknown command", "frobnicate", `unknown command "frobnicate"`},
+		{"misspelt command", "plna -f .", `unknown command "plna"; did you mean weir plan?`},
+		{"another program's command", "diff -f .", `unknown command "diff"; did you mean weir plan?`},
+		{"another program's command", "apply -f .", `unknown command "apply"; did you mean weir reconcile?`},
 		{"unknown flag", "run --frobnicate", "unknown flag: --frobnicate"},
 		{"nothing to read", "run", "nothing to read: give -f"},
 		{"a path without -f", "validate dir", "paths are given with -f"},
@@ -124,14 +127,14 @@ func TestValidate(t *testing.T) {
 		code           int
 		stdout, stderr string
 	}{
-		{"good", webService, "", 0, "ok: 1 Service, 1 EndpointSlice\n", ""},
-		{"other kinds", webService + deployment, "", 0, "1 document of other kinds skipped (Deployment)\n", ""},
+		{"good", webService, "", 0, "ok: 1 Service (1 ClusterIP), 1 EndpointSlice; default configuration; mode chosen by each node\n", ""},
+		{"other kinds", webService + deployment, "", 0, "; skipped: 1 document of other kinds (Deployment)\n", ""},
 		{"bad port", port("70000"), "", 1, "", ":6: Service default/web: spec.ports[0].port"},
 		{"typo", strings.Replace(webService, "clusterIP", "clusterIp", 1), "", 1, "", "clusterIp"},
 		{"all at once", port("70000") + "---\n" + strings.ReplaceAll(port("0"), "name: web", "name: api"), "", 1, "", "Service default/api"},
 		{"not YAML", "a: [", "", 1, "", "invalid: 1 problem"},
 		{"empty", "", "", 1, "", "--allow-empty"},
-		{"empty is meant", "", "--allow-empty", 0, "ok: 0 Services, 0 EndpointSlices\n", ""},
+		{"empty is meant", "", "--allow-empty", 0, "ok: 0 Services, 0 EndpointSlices; default configuration; mode chosen by each node\n", ""},
 		{"mode that is not known", webService + "---\napiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: ipvz\n", "", 1, "",
 			`mode: "ipvz" is not one of iptables, ipvs, nftables, userspace`},
 	} {
@@ -163,6 +166,9 @@ func TestVersion(t *testing.T) {
 	t.Parallel()
 	if got := weir(t, "", "version"); got.code != 0 || !strings.HasPrefix(got.stdout, "weir ") {
 		t.Errorf("%+v", got)
+	}
+	if flag, command := weir(t, "", "--version"), weir(t, "", "version"); flag != command {
+		t.Errorf("weir --version: %+v; weir version: %+v", flag, command)
 	}
 	got := weir(t, "", "version", "-o", "json")
 	var v map[string]any

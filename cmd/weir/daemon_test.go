@@ -29,12 +29,12 @@ type mode struct {
 	flags []string
 	// saves lists the commands that print what others own as well.
 	saves [][]string
-	// proxies says that a process is between client and endpoint: the endpoint sees the node's address, whatever a scenario
+	// proxies reports that a process is between client and endpoint: the endpoint sees the node's address, whatever a scenario
 	// says of it, and nobody is served without the process.
 	proxies bool
-	// rootless says that nothing leads to the Services' addresses unless the node has them.
+	// rootless reports that nothing leads to the Services' addresses unless the node has them.
 	rootless bool
-	// inTurn says that endpoints are taken in turn rather than by chance, and that addresses stay while connections to them
+	// inTurn reports that endpoints are taken in turn rather than by chance, and that addresses stay while connections to them
 	// are drained.
 	inTurn bool
 	// more returns what there is besides rules: of others, and of weir. It and addMore, which adds something of others, may
@@ -45,7 +45,7 @@ type mode struct {
 	needs func(t testing.TB)
 }
 
-// kills says whether scenarios kill weir in this mode. In a virtual machine, which is slow, they do so only in the mode that
+// kills reports whether scenarios kill weir in this mode. In a virtual machine, which is slow, they do so only in the mode that
 // runs nowhere else.
 func (m mode) kills() bool { return os.Getenv(netlab.VMEnv) == "" || m.plans == ipvsMode.plans }
 
@@ -87,7 +87,7 @@ type daemon struct {
 	dir   string
 	state string
 	flags []string
-	// alone says that weir finds no program to run.
+	// alone reports that weir finds no program to run.
 	alone bool
 
 	cmd  *exec.Cmd
@@ -97,9 +97,21 @@ type daemon struct {
 	unread int64
 }
 
+// quick are the tests that run a whole program in make check too: the main scenarios in the quickest mode, and how a
+// process starts, serves, is refused and ends.
+var quick = regexp.MustCompile(`^(` +
+	`TestScenario/nftables/(cluster-ip|dual-stack|endpoints-object|external-ips|external-traffic-policy-local|hairpin|headless-and-external-name|` +
+	`internal-traffic-policy-local|list-and-json|load-balancer|named-ports|no-endpoints-reject|node-port|pain-12-connections-survive|` +
+	`pain-18-config-is-live|pain-42-one-owner-of-an-address|source-ranges|terminating-endpoints|topology-hints|udp|weights)|` +
+	`TestRunServesHealthAndMetrics|TestRunEndsAndLeavesTheKernelForwarding|TestTwoDaemonsDoNotFight|TestReconcileOnce|` +
+	`TestRefusedConfigurationChangesNothing|TestUserspaceDrainsOnSIGTERM)$`)
+
 // newDaemon prepares a daemon with an empty input directory. It is not running.
 func newDaemon(t *testing.T, lab *netlab.Lab, m mode, flags ...string) *daemon {
 	t.Helper()
+	if !quick.MatchString(t.Name()) {
+		netlab.RequireFull(t)
+	}
 	d := &daemon{t: t, lab: lab, mode: m, dir: t.TempDir(), state: t.TempDir(), flags: flags}
 	var err error
 	if d.log, err = os.Create(filepath.Join(t.TempDir(), "weir.log")); err != nil {
@@ -234,7 +246,7 @@ func (d *daemon) run(sub string, more ...string) (string, error) {
 func (d *daemon) cleanup() (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	line := d.line("cleanup")
+	line := d.line("cleanup", "--state-dir", d.state)
 	return d.lab.Node().Exec(ctx, line[0], line[1:]...)
 }
 
@@ -357,7 +369,7 @@ func (d *daemon) foreignRules() string {
 	return foreign + out
 }
 
-// ownRules returns what of weir is in the kernel.
+// ownRules returns what the kernel holds of weir.
 func (d *daemon) ownRules() string {
 	d.t.Helper()
 	_, own := d.rules()

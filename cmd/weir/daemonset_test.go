@@ -131,11 +131,11 @@ func static(t *testing.T, file string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const build = `CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o /weir ./cmd/weir`
+	const build = `CGO_ENABLED=0 go build -trimpath -tags ` + buildTags + ` -ldflags "-s -w" -o /weir ./cmd/weir`
 	if !strings.Contains(string(dockerfile), "RUN "+build+"\n") {
 		t.Fatalf("the Dockerfile builds in another way than %s", build)
 	}
-	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", file, ".")
+	cmd := exec.Command("go", "build", "-tags", buildTags, "-ldflags", "-s -w", "-o", file, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

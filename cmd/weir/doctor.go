@@ -3,50 +3,59 @@ package main
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os/signal"
 	"slices"
 	"syscall"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"weir/backends"
 	"weir/backends/conntrack"
+	"weir/backends/dataplane"
 	"weir/backends/doctor"
+	"weir/backends/firewall"
 	"weir/backends/hostnet"
-	"weir/backends/iptables"
-	"weir/backends/ipvs"
 	"weir/backends/nftables"
-	"weir/backends/userspace"
+	"weir/backends/xtables"
+	"weir/spec/config"
+	"weir/spec/nodeconfig"
 )
 
 func newDoctor() *cobra.Command {
 	var (
-		node      nodeFlags
-		output    outputFlag
-		scheduler string
+		node   nodeFlags
+		output outputFlag
+		cidrs  []string
 	)
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what this node has of what each mode needs, and what mends the rest",
-		Long: `Look for what each mode needs on this node: programs, the kernel's modules, privileges, kernel parameters, and whether
-others program Services as well. What is missing is named together with the command that mends it. Nothing is changed.
+		Long: `Check what each mode needs on this node: programs, kernel modules, privileges and kernel parameters, and whether another
+program handles Services too, and whether the node has a route to ClusterIPs. For each thing that is missing, print the
+command that adds it. Nothing is changed.
 
-"ok" is as it should be, "advice" works and could be better, "missing" keeps the mode from running.
+"ok" means as it should be, "advice" that it works and could be better, "missing" that the mode cannot run.
 
-Exit codes: 0 the mode that weir would use, or that --mode asks for, can run; 1 it cannot; 2 the command line makes no
-sense.`,
+Exit codes: 0 the mode that weir would use, or the mode of --mode, can run; 1 it cannot; 2 the command line is
+wrong.`,
 		Example: `  weir doctor
   weir doctor --mode ipvs --scheduler wrr
   weir doctor -o json`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := errors.Join(node.check(), output.check()); err != nil {
+			given, err := overridesOf(config.WeirFields{ServiceCIDRs: cidrs})
+			if err != nil {
+				err = usageError{err}
+			}
+			if err := errors.Join(node.check(), output.check(), err); err != nil {
 				return err
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
-			report := examine(ctx, node, scheduler)
+			report := examine(ctx, newPlatform(hclog.NewNullLogger(), node, false), given.ServiceCIDRs)
 			if err := writeReport(cmd, report, output.format); err != nil {
 				return err
 			}
@@ -57,35 +66,68 @@ sense.`,
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&node.mode, "mode", "", "the mode that has to be able to run: iptables, ipvs, nftables or userspace (default: the one weir would use)")
+	fs.StringVar(&node.mode, "mode", "", "the mode to check: "+orList(knownModes().names())+" (default: the one weir would use)")
 	fs.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
-		if name == "proxy-mode" { // as it is called everywhere else
+		if name == "proxy-mode" { // its name everywhere else
 			name = "mode"
 		}
 		return pflag.NormalizedName(name)
 	})
-	fs.StringVar(&scheduler, "scheduler", "rr", "the scheduler that ipvs mode is to use")
+	node.addScheduler(fs)
 	node.addVariant(fs)
+	fs.StringSliceVar(&cidrs, "service-cidrs", nil, "ranges of the ClusterIPs (default: those from which weir allocates)")
 	output.add(cmd, "what was found")
 	return cmd
 }
 
-// examine asks every backend.
-func examine(ctx context.Context, node nodeFlags, scheduler string) doctor.Report {
+// examine asks every mode. ranges are those of the ClusterIPs, nil for the default ones.
+func examine(ctx context.Context, p *platform, ranges []netip.Prefix) doctor.Report {
 	fams := families()
-	forwarding := hostnet.Forwarding{IPv4: slices.Contains(fams, backends.IPv4), IPv6: slices.Contains(fams, backends.IPv6)}
-	common := append([]doctor.Check{doctor.Kernel(), conntrack.Doctor(hostnet.Sysctl{})}, forwarding.Doctor(hostnet.Sysctl{})...)
-	kernel, _ := kernelVersion()
-	variant := iptables.Mode(node.variant)
-	if node.variant == "auto" {
-		variant = ""
+	forwarding := hostnet.Forwarding{IPv4: slices.Contains(fams, dataplane.IPv4), IPv6: slices.Contains(fams, dataplane.IPv6)}
+	common := append([]doctor.Check{doctor.Kernel(), conntrack.Doctor(hostnet.Sysctl{}), firewall.Doctor(ctx)}, forwarding.Doctor(hostnet.Sysctl{}, func() (bool, error) { return p.guardsLoopback(ctx) })...)
+	common = append(common, networkChecks(ranges)...)
+	var sections []doctor.Section
+	for _, m := range p.modes {
+		sections = append(sections, doctor.Section{Name: m.name, Checks: m.checks(ctx), NeedsOneOf: m.needsOneOf})
 	}
-	return doctor.NewReport(common, []doctor.Section{
-		{Name: modeIPTables, Checks: iptables.Doctor(ctx, fams, variant)},
-		{Name: modeNFTables, Checks: nftables.Doctor(ctx)},
-		{Name: modeIPVS, Checks: ipvs.Doctor(scheduler, kernel), NeedsOneOf: []string{modeIPTables}},
-		{Name: modeUserspace, Checks: userspace.Doctor(), NeedsOneOf: []string{modeIPTables, modeNFTables}},
-	}, node.mode, modeIPTables, modeNFTables)
+	return doctor.NewReport(common, sections, p.flags.mode, defaultModes...)
+}
+
+// guardsLoopback reports whether the kernel holds a rule of weir, in any mode, that keeps neighbours from the loopback
+// addresses.
+func (p *platform) guardsLoopback(ctx context.Context) (bool, error) {
+	if !privileged() {
+		return false, errUnprivileged
+	}
+	cfg := dataplane.Config{Families: families(), MasqueradeMark: nodeconfig.DefaultMasqueradeMark, LocalhostNodePorts: true}
+	var failed error
+	for _, s := range p.dataPathsOf(ctx, "", cfg) {
+		plan, err := s.engine.PlanCleanup(ctx)
+		if slices.ContainsFunc(plan.Changes, func(c backends.Change) bool {
+			return c.Old != nil && (xtables.GuardsLoopback(c.Old) || nftables.GuardsLoopback(c.Old))
+		}) {
+			return true, nil
+		}
+		failed = errors.Join(failed, err)
+	}
+	return false, failed
+}
+
+// networkChecks examines whether ClusterIPs and the networks of the node fit.
+func networkChecks(ranges []netip.Prefix) []doctor.Check {
+	found, err := hostnet.Networks()
+	if err != nil {
+		return []doctor.Check{{Name: "ClusterIPs", State: doctor.Advice, Detail: "the networks of this node cannot be read: " + err.Error()}}
+	}
+	var checks []doctor.Check
+	for _, e := range nodeconfig.ExamineRanges(ranges, networksOf(found), hostnet.Reaches) {
+		c := doctor.Check{Name: "ClusterIPs " + e.Range.String(), State: doctor.OK, Detail: e.Detail, Mend: e.Remedy}
+		if e.Fault {
+			c.State = doctor.Advice
+		}
+		checks = append(checks, c)
+	}
+	return checks
 }
 
 func writeReport(cmd *cobra.Command, report doctor.Report, format string) error {

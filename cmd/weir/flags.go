@@ -1,34 +1,40 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"sigs.k8s.io/yaml"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"weir/spec"
 	"weir/spec/config"
 	"weir/spec/filesource"
-)
-
-// The proxy modes, in the order in which they are offered.
-const (
-	modeIPTables  = "iptables"
-	modeIPVS      = "ipvs"
-	modeNFTables  = "nftables"
-	modeUserspace = "userspace"
+	"weir/spec/lastgood"
 )
 
 // inputFlags say what to read.
 type inputFlags struct {
-	files  []string
-	config string
+	files     []string
+	kustomize []string
+	lock      string
+	config    string
+	// outsideLinks is no field of a WeirConfiguration, because the author of the link may write that too.
+	reread       <-chan os.Signal // has the files read again
+	outsideLinks bool
+	strictTree   bool
+	// usable, if set, returns why a kept state must not be served.
+	usable func(context.Context, *spec.Snapshot) error
+	chosen spec.Choice
 
 	set *pflag.FlagSet
 
@@ -43,63 +49,89 @@ func (f *inputFlags) add(cmd *cobra.Command) {
 	d := spec.DefaultWeirConfiguration()
 	fs := cmd.Flags()
 	f.set = fs
-	fs.StringArrayVarP(&f.files, "filename", "f", nil, "directory, file, or - for standard input, to read manifests from; may be repeated")
+	fs.StringArrayVarP(&f.files, "filename", "f", nil, "directory, file, glob in quotes, or - for standard input, to read manifests from; may be repeated")
+	fs.StringArrayVarP(&f.kustomize, "kustomize", "k", nil, "directory with a kustomization, to read the objects that kustomize build would print; may be repeated")
 	fs.StringVar(&f.config, "config", "", "file with the KubeProxyConfiguration (default: the one among the manifests, if any)")
-	fs.StringSliceVar(&f.serviceCIDRs, "service-cidrs", prefixStrings(d.ServiceCIDRs), "ranges from which to give ClusterIPs to Services that set none, at most one per family")
-	fs.StringVar(&f.nodePortRange, "node-port-range", fmt.Sprintf("%d-%d", d.NodePortMin, d.NodePortMax), "range from which to give node ports to Services that set none")
-	fs.DurationVar(&f.settleTime, "settle-time", d.SettleTime, "how long the files must be quiet before a change is read")
-	fs.StringVar(&f.stateDir, "state-dir", d.StateDir, "directory for what must outlive the process")
+	fs.StringVar(&f.lock, "lock", "", "file with the allocated values that Services keep, which weir allocate --write writes; it need not exist (default: any among the manifests)")
+	fs.BoolVar(&f.outsideLinks, "allow-outside-links", false, "follow symlinks that lead out of what -f and --config name")
+	fs.StringArrayVar(&f.chosen.Include, "include", nil, "read only files that match this pattern, as in .gitignore; may be repeated")
+	fs.StringArrayVar(&f.chosen.Exclude, "exclude", nil, "leave out files and directories that match this pattern, as in .gitignore; may be repeated")
+	fs.StringVarP(&f.chosen.Namespace, "namespace", "n", "", "use only objects of this namespace, which is also that of objects that name none")
+	fs.StringVarP(&f.chosen.Selector, "selector", "l", "", "use only Services whose labels match, such as app=web,tier!=test")
+	fs.BoolVar(&f.strictTree, "strict-tree", false, "refuse the input for every document that cannot be read, even one that weir has no use for")
+	fs.StringSliceVar(&f.serviceCIDRs, "service-cidrs", prefixStrings(d.ServiceCIDRs), "ranges for the ClusterIPs of Services that set none, at most one per family")
+	fs.StringVar(&f.nodePortRange, "node-port-range", fmt.Sprintf("%d-%d", d.NodePortMin, d.NodePortMax), "range for the node ports of Services that set none")
+	fs.DurationVar(&f.settleTime, "settle-time", d.SettleTime, "how long the files must stay unchanged before a change is read")
+	fs.StringVar(&f.stateDir, "state-dir", d.StateDir, "directory for state that must survive a restart")
 	fs.BoolVar(&f.allowEmpty, "allow-empty", false, "accept an input without any Service as an instruction to have none")
 }
 
-// source returns the source that the flags name. Mistakes in them are usage errors.
+// source returns the source that the flags name. Invalid flags are usage errors.
 func (f *inputFlags) source(log hclog.Logger) (spec.Source, error) {
-	if len(f.files) == 0 {
-		return nil, usageError{errors.New("nothing to read: give -f DIR, -f FILE, or -f - for standard input")}
+	if f.none() {
+		return nil, usageError{errors.New("nothing to read: give -f DIR, -f FILE, -f - for standard input, or -k DIR for a kustomization")}
 	}
-	weir, err := f.weir()
+	overrides, err := f.overrides()
 	if err != nil {
 		return nil, usageError{err}
 	}
-	return filesource.New(filesource.Options{Paths: f.files, Config: f.config, Weir: weir, Log: log}), nil
+	files := filesource.New(filesource.Options{Paths: f.files, Kustomize: f.kustomize, Config: f.config, Lock: f.lock, Overrides: overrides, Log: log, AllowOutsideLinks: f.outsideLinks, StrictTree: f.strictTree, Reread: f.reread})
+	return f.keeping(files, overrides, log), nil
 }
 
-// weir returns what the flags that were given do to a WeirConfiguration.
-func (f *inputFlags) weir() (func(*spec.WeirConfiguration), error) {
-	// The flags are checked as the document is that they stand for, so that there is one set of rules.
-	doc := map[string]any{"apiVersion": config.WeirAPIVersion, "kind": config.WeirKind}
-	given := map[string]func(dst, src *spec.WeirConfiguration){}
-	add := func(flag, field string, value any, set func(dst, src *spec.WeirConfiguration)) {
+// keeping returns a Source of the files that begins with their last good state if they cannot be used.
+func (f *inputFlags) keeping(files spec.Source, overrides spec.Overrides, log hclog.Logger) spec.Source {
+	return lastgood.New(lastgood.Options{
+		Source: files, Input: "the input in files", Overrides: overrides, Usable: f.usable, Log: log,
+		Cluster:  func() string { return "files" },
+		Interval: time.Second, // files change rarely
+		File: func(settings *spec.Snapshot) string {
+			weir := overrides.Apply(spec.DefaultWeirConfiguration())
+			if settings != nil {
+				weir = settings.Weir
+			}
+			return filepath.Join(weir.StateDir, "files-snapshot")
+		},
+	})
+}
+
+// none reports whether no files are named but that of --config.
+func (f *inputFlags) none() bool { return len(f.files)+len(f.kustomize) == 0 }
+
+// names returns what the flags name, for a plan.
+func (f *inputFlags) names() string { return strings.Join(slices.Concat(f.files, f.kustomize), ", ") }
+
+// overrides returns the settings of a WeirConfiguration that were given as flags. They are validated like its fields.
+func (f *inputFlags) overrides() (spec.Overrides, error) {
+	var in config.WeirFields
+	for flag, take := range map[string]func(){
+		"service-cidrs":   func() { in.ServiceCIDRs = f.serviceCIDRs },
+		"node-port-range": func() { in.NodePortRange = f.nodePortRange },
+		"settle-time":     func() { in.SettleTime = &metav1.Duration{Duration: f.settleTime} },
+		"state-dir":       func() { in.StateDir = f.stateDir },
+		"allow-empty":     func() { in.AllowEmpty = &f.allowEmpty },
+		"include":         func() { in.Include = f.chosen.Include },
+		"exclude":         func() { in.Exclude = f.chosen.Exclude },
+		"namespace":       func() { in.Namespace = f.chosen.Namespace },
+		"selector":        func() { in.Selector = f.chosen.Selector },
+	} {
 		if f.set.Changed(flag) {
-			doc[field], given[flag] = value, set
+			take()
 		}
 	}
-	add("service-cidrs", "serviceCIDRs", f.serviceCIDRs, func(d, s *spec.WeirConfiguration) { d.ServiceCIDRs, d.ServiceCIDRsGiven = s.ServiceCIDRs, true })
-	add("node-port-range", "nodePortRange", f.nodePortRange, func(d, s *spec.WeirConfiguration) { d.NodePortMin, d.NodePortMax = s.NodePortMin, s.NodePortMax })
-	add("settle-time", "settleTime", f.settleTime.String(), func(d, s *spec.WeirConfiguration) { d.SettleTime = s.SettleTime })
-	add("state-dir", "stateDir", f.stateDir, func(d, s *spec.WeirConfiguration) { d.StateDir = s.StateDir })
-	add("allow-empty", "allowEmpty", f.allowEmpty, func(d, s *spec.WeirConfiguration) { d.AllowEmpty = s.AllowEmpty })
-
-	text, err := yaml.Marshal(doc)
-	if err != nil {
-		return nil, err
-	}
-	parsed, problems := config.DecodeWeir(config.Doc{File: "flags", Line: 1, Bytes: text})
-	var errs []error
-	for _, p := range problems {
-		errs = append(errs, fmt.Errorf("%s: %s", flagOf(p.Field), p.Detail))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, err
-	}
-	return func(c *spec.WeirConfiguration) {
-		for _, set := range given {
-			set(c, &parsed)
-		}
-	}, nil
+	return overridesOf(in)
 }
 
-// flagOf returns the flag that stands for a field of the WeirConfiguration.
+// overridesOf returns the Overrides of fields that were given as flags.
+func overridesOf(in config.WeirFields) (spec.Overrides, error) {
+	var errs []error
+	o := in.Overrides(func(field, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %s", flagOf(field), fmt.Sprintf(format, args...)))
+	})
+	return o, errors.Join(errs...)
+}
+
+// flagOf returns the flag for a field of the WeirConfiguration.
 func flagOf(field string) string {
 	name, _, _ := strings.Cut(field, "[")
 	switch name {
@@ -111,6 +143,8 @@ func flagOf(field string) string {
 		return "--settle-time"
 	case "stateDir":
 		return "--state-dir"
+	case "include", "exclude", "namespace", "selector":
+		return "--" + name
 	}
 	return field
 }
@@ -127,7 +161,7 @@ func prefixStrings(prefixes []netip.Prefix) []string {
 type nodeFlags struct {
 	hostname string
 	mode     string
-	variant  string
+	variantFlag
 	ipvsFlags
 	userspaceFlags
 }
@@ -135,39 +169,26 @@ type nodeFlags struct {
 func (f *nodeFlags) add(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.StringVar(&f.hostname, "hostname-override", "", "name of this node, as endpoints give it in nodeName (default: the configuration's hostnameOverride, else the host name)")
-	fs.StringVar(&f.mode, "proxy-mode", "", "iptables, ipvs, nftables or userspace (default: the configuration's mode, else iptables if the node has it)")
+	fs.StringVar(&f.mode, "proxy-mode", "", orList(knownModes().names())+" (default: the configuration's mode, else "+defaultModes[0]+" if the node has it)")
 	f.ipvsFlags.add(fs)
 	f.userspaceFlags.add(fs)
 	f.addVariant(fs)
 }
 
-func (f *nodeFlags) addVariant(fs *pflag.FlagSet) {
-	fs.StringVar(&f.variant, "iptables-variant", "auto", "which iptables to use: auto, nft or legacy")
-}
-
 func (f *nodeFlags) check() error {
-	if err := oneOf("--iptables-variant", f.variant, "auto", "nft", "legacy"); err != nil {
+	if err := f.checkVariant(); err != nil {
 		return err
 	}
 	if err := f.userspaceFlags.check(&f.mode); err != nil || f.mode == "" {
 		return err
 	}
-	if err := checkMode(f.mode); err != nil {
+	if _, err := knownModes().mode(f.mode); err != nil {
 		return usageError{fmt.Errorf("--proxy-mode: %w", err)}
 	}
 	return nil
 }
 
-// checkMode says what there is if the mode is not.
-func checkMode(mode string) error {
-	switch mode {
-	case "", modeIPTables, modeIPVS, modeNFTables, modeUserspace:
-		return nil
-	}
-	return fmt.Errorf("mode %q is not known; use %s, %s, %s or %s", mode, modeIPTables, modeIPVS, modeNFTables, modeUserspace)
-}
-
-// logFlags say what to log and how.
+// logFlags say what to log and in which format.
 type logFlags struct {
 	format, level string
 	verbosity     int
@@ -175,7 +196,7 @@ type logFlags struct {
 	set *pflag.FlagSet
 }
 
-// add takes the level that the command has by default: a daemon tells what it does, a command that prints it does not.
+// add sets the command's default level: a daemon logs what it does, a command that prints it does not.
 func (f *logFlags) add(cmd *cobra.Command, level string) {
 	fs := cmd.Flags()
 	f.set = fs

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"os"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,46 +12,56 @@ import (
 	"github.com/hashicorp/go-hclog"
 	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
 
-	"weir/backends"
 	"weir/backends/conntrack"
+	"weir/backends/firewall"
 	"weir/backends/hostnet"
 )
 
-// host sets what a KubeProxyConfiguration says about the node besides its Services, and notices when the node changes.
+// host applies the settings of a KubeProxyConfiguration that do not concern Services, and notices changes of the node.
 type host struct {
 	log      hclog.Logger
 	sysctl   hostnet.Sysctl
 	oomScore *int32
+	firewall string // the mode for which the firewalls of others were last looked at
 	limits   conntrack.Limits
-	told     map[string]struct{} // the warnings given
+	told     map[string]struct{} // warnings already logged
 }
 
 func newHost(log hclog.Logger) *host { return &host{log: log, told: map[string]struct{}{}} }
 
-// apply sets the kernel parameters that the target needs. None of it is a reason not to program Services: what cannot be
-// set, as in a container, is warned of, once.
-func (h *host) apply(t *target) {
-	if t.Rootless {
+// apply checks the kernel parameters that weir does not set itself, and grows the table of flows. What is wrong does not
+// prevent Services from being programmed, and is logged once.
+func (h *host) apply(ctx context.Context, n *nodeConfig) {
+	if n.mode.leavesKernel {
 		return
 	}
-	cfg := t.BackendConfig
-	changed, err := hostnet.Forwarding{
-		IPv4:      slices.Contains(cfg.Families, backends.IPv4),
-		IPv6:      slices.Contains(cfg.Families, backends.IPv6),
-		Localhost: cfg.LocalhostNodePorts,
-	}.Ensure(h.sysctl)
-	if len(changed) > 0 {
-		h.log.Info("kernel parameters set to 1", "sysctls", strings.Join(changed, " "))
-	}
-	errs := []error{err}
-	if limits := limitsOf(t.Config); limits != h.limits {
-		errs = append(errs, conntrack.ApplyLimits(h.sysctl, conntrack.HashTable{}, runtime.NumCPU(), limits))
+	errs := []error{forwardingOf(n.DataPlane).Check(h.sysctl)}
+	if limits := limitsOf(n.Config); limits != h.limits {
+		errs = append(errs, limits.GrowTable(conntrack.HashTable{}, runtime.NumCPU()))
 		h.limits = limits
 	}
 	h.warn(errors.Join(errs...))
+	if h.firewall != n.Mode {
+		h.firewall = n.Mode
+		h.warnFirewall(ctx, n)
+	}
 }
 
-// warn tells each thing that is not yet known.
+// warnFirewall says where another program drops what is forwarded. A proxy's connections come from the node itself.
+func (h *host) warnFirewall(ctx context.Context, n *nodeConfig) {
+	if n.Traits.CarriesTraffic {
+		return
+	}
+	found, err := firewall.Dropping(ctx)
+	if err != nil {
+		h.log.Debug("the firewalls of others cannot be read", "error", err)
+	}
+	for _, c := range found {
+		h.log.Warn("a firewall may drop the traffic of Services: "+c.Effect(n.variant), "remedy", firewall.Remedy)
+	}
+}
+
+// warn logs each error once.
 func (h *host) warn(err error) {
 	if err == nil {
 		return
@@ -66,7 +75,7 @@ func (h *host) warn(err error) {
 	}
 }
 
-// protect tells the kernel how soon to kill this process when memory runs out.
+// protect sets the OOM score of this process.
 func (h *host) protect(c *kubeproxyconfig.KubeProxyConfiguration) {
 	if c.OOMScoreAdj == nil || h.oomScore != nil && *h.oomScore == *c.OOMScoreAdj {
 		return
@@ -77,20 +86,20 @@ func (h *host) protect(c *kubeproxyconfig.KubeProxyConfiguration) {
 	}
 }
 
-// addressSettle gathers the changes that come together when an interface is set up.
+// addressSettle collects the changes that come together when an interface is set up.
 const addressSettle = 200 * time.Millisecond
 
-// watch tells of changes of the node's addresses until ctx is done, once for those that come together.
+// watch signals changes of the node's addresses until ctx is done, once for changes that come together.
 func (h *host) watch(ctx context.Context, changes chan<- struct{}) {
 	tell := func() {
 		select {
 		case changes <- struct{}{}:
-		default: // one is waiting to be heard
+		default: // a signal is pending
 		}
 	}
 	timer := time.AfterFunc(addressSettle, tell)
 	defer timer.Stop()
-	// It ends with ctx only.
+	// Watch ends only with ctx.
 	_ = hostnet.Watch(ctx, func() { timer.Reset(addressSettle) })
 }
 

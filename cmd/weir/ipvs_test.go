@@ -101,7 +101,7 @@ func TestFallbackWithoutIPVS(t *testing.T) {
 	}
 	d.write(map[string]string{"config.yaml": ipvsConfig + "enableProfiling: true\n"}) // the mode is chosen again
 	d.expectHTTP("http://127.0.0.1:10249/debug/pprof/cmdline", 200, "weir")
-	if log := d.logs(); strings.Count(log, "IPVS CANNOT BE USED") != 1 || !strings.Contains(log, remedy) {
+	if log := d.logs(); strings.Count(log, "ipvs mode cannot be used") != 1 || !strings.Contains(log, remedy) {
 		t.Errorf("the log should say once that IPVS cannot be used, and what to do:\n%s", log)
 	}
 	d.terminate()
@@ -194,7 +194,7 @@ func TestIPVSComesWhereItWasMissing(t *testing.T) {
 	d.write(map[string]string{"config.yaml": painConfig + "mode: ipvs\n"})
 	restore := hideIPVS(t)
 	d.start()
-	d.awaitLog("IPVS CANNOT BE USED")
+	d.awaitLog("ipvs mode cannot be used")
 	d.awaitAnswer("pod1")
 	inForce := func(want string) {
 		t.Helper()
@@ -204,7 +204,7 @@ func TestIPVSComesWhereItWasMissing(t *testing.T) {
 	}
 	inForce("iptables")
 	restore()
-	d.awaitLog("IPVS can be used now")
+	d.awaitLog("ipvs mode can be used now")
 	d.awaitSync()
 	d.awaitAnswer("pod1")
 	inForce("ipvs")
@@ -244,7 +244,7 @@ func TestIPVSOverLegacy(t *testing.T) {
 }
 
 // TestIPVSCleanupOfBothVariants: rules of both variants of iptables match the same sets, and one cleanup removes it all, but
-// for what somebody else uses: that it names.
+// for what another program uses: that it names.
 func TestIPVSCleanupOfBothVariants(t *testing.T) {
 	needIPVS(t)
 	d := painDaemon(t, ipvsMode)
@@ -284,7 +284,7 @@ func TestIPVSCleanupOfBothVariants(t *testing.T) {
 }
 
 // TestIPVSSurvivesKills kills weir at random moments of one change after the other. What the kernel then holds serves, what
-// is somebody else's is untouched, and the next start finds its own and leaves nothing behind.
+// belongs to other programs is untouched, and the next start finds its own and leaves nothing behind.
 func TestIPVSSurvivesKills(t *testing.T) {
 	needIPVS(t)
 	d := painDaemon(t, ipvsMode)
@@ -317,7 +317,7 @@ func TestIPVSSurvivesKills(t *testing.T) {
 }
 
 // TestIPVSIsRepaired breaks what a running weir has programmed, as an administrator with the tools of IPVS can, and all of it is
-// repaired. What somebody else has in the place of a Service stays, and the Service is served when it is gone.
+// repaired. What another program has in the place of a Service stays, and the Service is served when it is gone.
 func TestIPVSIsRepaired(t *testing.T) {
 	needIPVS(t)
 	d := painDaemon(t, ipvsMode)
@@ -351,7 +351,7 @@ func TestIPVSIsRepaired(t *testing.T) {
 	d.nodeExec("ipvsadm", "-A", "-t", taken, "-s", "sed")
 	second := strings.NewReplacer("name: web", "name: second", "web-1", "second-1", "10.96.0.10", "10.96.0.20")
 	d.write(map[string]string{"second.yaml": second.Replace(painService), "second-slice.yaml": second.Replace(painSlice(2))})
-	d.awaitLog("vs tcp " + taken + ".*somebody else made this virtual server")
+	d.awaitLog("vs tcp " + taken + ".*another program made this virtual server")
 	if out := d.nodeExec("ipvsadm", "-S", "-n"); !strings.Contains(out, "-A -t "+taken+" -s sed") || strings.Contains(out, taken+" -r") {
 		t.Errorf("what somebody else made is not as it was:\n%s", out)
 	}
@@ -429,6 +429,7 @@ func hideIPVS(t *testing.T) (restore func()) {
 			unload(t, name)
 		}
 	}
+	unload(t, "xt_ipvs")
 	unload(t, "ip_vs")
 	release, err := exec.Command("uname", "-r").Output()
 	if err != nil {
@@ -451,9 +452,17 @@ func hideIPVS(t *testing.T) (restore func()) {
 	return restore
 }
 
+// unload removes a module from the kernel, where a network namespace that goes may still use it for a moment.
 func unload(t *testing.T, module string) {
 	t.Helper()
-	if err := unix.DeleteModule(module, unix.O_NONBLOCK); err != nil && !errors.Is(err, unix.ENOENT) {
-		t.Fatalf("unload %s: %v", module, err)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		err := unix.DeleteModule(module, unix.O_NONBLOCK)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return
+		}
+		if !errors.Is(err, unix.EAGAIN) || time.Now().After(deadline) {
+			loaded, _ := os.ReadFile("/proc/modules")
+			t.Fatalf("unload %s: %v\n%s", module, err, loaded)
+		}
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/tools/txtar"
 
+	"weir/backends/hostnet"
 	"weir/backends/ipvs"
 	"weir/backends/netlab"
 	"weir/spec/filesource"
@@ -43,7 +44,7 @@ type liar struct {
 // afterwards all is put back, and a real run made. Both ways lead to the same kernel.
 func TestPlansNeverLie(t *testing.T) {
 	netlab.Require(t)
-	t.Parallel() // with the scenarios, which have namespaces of their own
+	keepParameters(t)
 	for _, m := range []struct {
 		mode, variant string
 		programs      []string
@@ -52,7 +53,7 @@ func TestPlansNeverLie(t *testing.T) {
 		{modeIPTables, "nft", []string{"iptables-nft-save", "ip6tables-nft-save"}, 1},
 		{modeIPTables, "legacy", []string{"iptables-legacy-save", "ip6tables-legacy-save"}, 4},
 		{modeNFTables, "auto", []string{"nft -s list ruleset"}, 1},
-		{modeIPVS, "nft", []string{"iptables-nft-save", "ip6tables-nft-save", "ipvsadm -S -n", "ipset save", "ip -o address"}, 4},
+		{modeIPVS, "nft", []string{"iptables-nft-save", "ip6tables-nft-save", "ipvsadm -S -n", "ipset save", "ip -o address"}, 8},
 	} {
 		t.Run(m.mode+"-"+m.variant, func(t *testing.T) {
 			if m.mode == modeIPVS {
@@ -80,9 +81,28 @@ func TestPlansNeverLie(t *testing.T) {
 						return
 					}
 				}
-				if out, errOut, code := run("cleanup"); code != exitOK {
+				if out, errOut, code := run("cleanup", "--state-dir", l.state); code != exitOK {
 					t.Fatalf("cleanup: %s%s", out, errOut)
 				}
+			}
+		})
+	}
+}
+
+// keepParameters puts the kernel parameters back at the end that weir sets, because other tests use the namespace too.
+func keepParameters(t *testing.T) {
+	var parameters hostnet.Sysctl
+	for _, name := range []string{
+		"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.conf.all.route_localnet",
+		"net.netfilter.nf_conntrack_tcp_timeout_close_wait", "net.netfilter.nf_conntrack_tcp_timeout_established",
+	} {
+		value, err := parameters.Get(name)
+		if err != nil {
+			continue // this kernel does not have it
+		}
+		t.Cleanup(func() {
+			if _, err := parameters.Ensure(name, value); err != nil {
+				t.Error(err)
 			}
 		})
 	}
@@ -226,17 +246,17 @@ func (l *liar) step(name string) {
 // items returns what the backend that the directory asks for finds in the kernel.
 func (l *liar) items() map[string]string {
 	l.t.Helper()
-	w := &wiring{log: hclog.NewNullLogger(), flags: nodeFlags{hostname: "node", mode: l.mode, variant: l.variant}}
+	m := newModeManager(hclog.NewNullLogger(), nodeFlags{hostname: "node", mode: l.mode, variantFlag: variantFlag{l.variant}}, false)
 	snap, err := filesource.New(filesource.Options{Paths: []string{l.dir}}).Load(l.t.Context())
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	target, err := w.target(l.t.Context(), snap)
+	n, err := m.resolve(l.t.Context(), snap)
 	if err != nil {
 		l.t.Fatal(err)
 	}
 	all := map[string]string{}
-	for item, err := range target.Backend.Observe(l.t.Context()) {
+	for item, err := range n.Backend.Observe(l.t.Context()) {
 		if err != nil {
 			l.t.Fatal(err)
 		}

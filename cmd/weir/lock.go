@@ -1,60 +1,263 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
+
+	"weir/backends/doctor"
+	"weir/spec/stall"
 )
 
-// lockName is an abstract socket. Such a name belongs to its network namespace, as the rules do, and goes with its process:
-// neither a crash nor another namespace with the same state directory leaves a lock behind or gets in the way.
+// lockName is an abstract socket. Such a name belongs to its network namespace, as the rules do, and goes with its process.
+// It finds a weir whose runtime directory is another one, as in a container.
 const lockName = "@weir/lock"
+
+// lockPatience is how long to wait for a weir that is ending, as when one is killed and started again.
+const lockPatience = 2 * time.Second
+
+// lockInterval is how often a lock that is held is tried again meanwhile.
+const lockInterval = 50 * time.Millisecond
+
+// errNoRuntimeDir is the error of runtimeDir where there is no place for a lock.
+var errNoRuntimeDir = errors.New("there is no runtime directory")
 
 // lockNode makes sure that one weir at a time writes to this network namespace.
 //
-// Any user may bind the name. One who could not write the rules anyhow (not root, nor the user of this process) is no second
-// weir, and is not allowed to keep this one from working.
+// The lock is a file that only root or this process's user can open. Any user may bind the name of the socket, so a
+// holder of the socket counts only if the kernel says that it is root or this process's user.
 func lockNode(log hclog.Logger) (release func(), err error) {
-	ln, err := listenLock()
-	if err == nil {
-		return func() { ln.Close() }, nil
+	deadline := time.Now().Add(lockPatience)
+	file, err := stall.Do(context.Background(), lockPatience+stall.Limit, "taking the lock in the runtime directory", func() (io.Closer, error) {
+		return takeFile(deadline)
+	})
+	switch {
+	case errors.Is(err, errNoRuntimeDir):
+		log.Warn("no lock file can be made, so only the socket tells of another weir; give this one a RUNTIME_DIRECTORY that it can write to", "error", err)
+		file = io.NopCloser(nil)
+	case err != nil:
+		return nil, err
 	}
-	if !errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("cannot take the lock of this network namespace: %w", err)
+	socket, err := takeSocket(deadline, log)
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
 	}
-	holder, credErr := lockHolder()
-	if credErr == nil && holder.Uid != 0 && int(holder.Uid) != os.Geteuid() {
-		log.Warn("an unprivileged process holds the lock of this network namespace; going on without it", "pid", holder.Pid, "uid", holder.Uid)
-		return func() {}, nil
-	}
-	who := "another weir"
-	if credErr == nil && holder.Pid != 0 {
-		who += fmt.Sprintf(" (process %d)", holder.Pid)
-	}
-	return nil, fmt.Errorf("%s is running in this network namespace, and two would undo each other's work: stop it first", who)
+	return func() {
+		socket.Close()
+		file.Close()
+	}, nil
 }
 
-// lockPatience is how long a weir that is about to be gone is waited for, as when one is killed and started again.
-const lockPatience = 2 * time.Second
+func errLocked(pid int) error {
+	who := "another weir"
+	if pid != 0 {
+		who += fmt.Sprintf(" (process %d)", pid)
+	}
+	return fmt.Errorf("%s is running in this network namespace, and two would undo each other's work: stop it first", who)
+}
 
-func listenLock() (*net.UnixListener, error) {
-	deadline := time.Now().Add(lockPatience)
+// takeFile takes the lock of this network namespace in the runtime directory. The file stays when the lock is released:
+// one that is removed could be locked by two processes, each by another file of the same name.
+func takeFile(deadline time.Time) (io.Closer, error) {
+	base, err := lockBase()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := openRuntimeDir()
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	name := filepath.Join(dir.Name(), base)
+	fd, err := unix.Openat(int(dir.Fd()), filepath.Base(name), unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the lock %s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	// A process that can open it, if only to read, can hold it.
+	if err := checkOwned(f, 0o077); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	for {
+		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			// For the message of one that finds it held.
+			_, err := f.WriteAt(fmt.Appendf(nil, "%-20d\n", os.Getpid()), 0)
+			return f, err
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return nil, errors.Join(fmt.Errorf("cannot take the lock %s: %w", name, err), f.Close())
+		case time.Now().After(deadline):
+			return nil, errors.Join(errLocked(lockedBy(f)), f.Close())
+		}
+		time.Sleep(lockInterval)
+	}
+}
+
+// lockBase returns the name of the lock of this network namespace.
+func lockBase() (string, error) {
+	var ns unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/net", &ns); err != nil {
+		return "", fmt.Errorf("cannot tell which network namespace this is: %w", err)
+	}
+	return fmt.Sprintf("net-%d.lock", ns.Ino), nil
+}
+
+// lockedBy returns the process that holds a lock file, or 0 if it has not written its number yet.
+func lockedBy(f io.Reader) int {
+	text, _ := io.ReadAll(io.LimitReader(f, 20))
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+	return pid
+}
+
+// running reports whether a weir holds the lock of this network namespace, and its process, which is 0 if it is not known.
+// The error is why that cannot be told. Nothing is taken or written.
+func running() (held bool, pid int, err error) {
+	if holder, err := lockHolder(); err == nil && ours(int(holder.Uid)) {
+		return true, int(holder.Pid), nil
+	}
+	base, err := lockBase()
+	if err != nil {
+		return false, 0, err
+	}
+	dir, err := runtimeDir()
+	if errors.Is(err, errNoRuntimeDir) { // such a weir has the socket only
+		return false, 0, nil
+	} else if err != nil {
+		return false, 0, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, base), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, 0, nil
+	} else if err != nil {
+		return false, 0, fmt.Errorf("cannot open the lock: %w", err)
+	}
+	defer f.Close()
+	if err := checkOwned(f, 0o077); err != nil {
+		return false, 0, err
+	}
+	// A shared lock that ends with the descriptor keeps a weir that starts meanwhile waiting for less than its patience.
+	switch err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return true, lockedBy(f), nil
+	case err != nil:
+		return false, 0, fmt.Errorf("cannot look at the lock %s: %w", f.Name(), err)
+	}
+	return false, 0, nil
+}
+
+// runtimeDir returns the directory for files that must not outlive their processes.
+func runtimeDir() (string, error) {
+	if dirs := os.Getenv("RUNTIME_DIRECTORY"); dirs != "" { // a service manager's
+		first, _, _ := strings.Cut(dirs, ":")
+		return first, nil
+	}
+	if os.Geteuid() == 0 && doctor.InFirstUserNamespace() {
+		return "/run/weir", nil
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		return filepath.Join(dir, "weir"), nil
+	}
+	return "", fmt.Errorf("%w: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set", errNoRuntimeDir)
+}
+
+// openRuntimeDir opens the runtime directory, and creates it if necessary.
+func openRuntimeDir() (*os.File, error) {
+	dir, err := runtimeDir()
+	if err != nil {
+		return nil, err
+	}
+	err = os.Mkdir(dir, 0o700)
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("%w: %w", errNoRuntimeDir, err)
+	}
+	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the directory of the lock: %w", err)
+	}
+	if err := checkOwned(f, 0o022); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// checkOwned fails unless the file is root's or this process's user's, and gives others none of the permissions.
+func checkOwned(f *os.File, permissions os.FileMode) error {
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	uid := int(fi.Sys().(*syscall.Stat_t).Uid)
+	switch {
+	case !fi.IsDir() && !fi.Mode().IsRegular():
+		return fmt.Errorf("%s is not a regular file: remove it", f.Name())
+	case !ours(uid):
+		return fmt.Errorf("%s belongs to user %d, who could keep weir from running: remove it, or set RUNTIME_DIRECTORY to another directory", f.Name(), uid)
+	case fi.Mode().Perm()&permissions != 0:
+		return fmt.Errorf("%s has mode %04o, by which others could keep weir from running: remove it, or chmod go= it", f.Name(), fi.Mode().Perm())
+	}
+	return nil
+}
+
+// ours reports whether a user could write this process's rules anyhow.
+func ours(uid int) bool { return uid == 0 || uid == os.Geteuid() }
+
+// takeSocket binds the socket. It goes on without it if its holder cannot be a weir.
+func takeSocket(deadline time.Time, log hclog.Logger) (io.Closer, error) {
 	for {
 		ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: lockName, Net: "unix"})
-		if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(deadline) {
-			return ln, err
+		if err == nil {
+			go answer(ln)
+			return ln, nil
 		}
-		time.Sleep(50 * time.Millisecond)
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return nil, fmt.Errorf("cannot take the lock of this network namespace: %w", err)
+		}
+		holder, err := lockHolder()
+		counts := err == nil && ours(int(holder.Uid))
+		switch {
+		case !time.Now().After(deadline):
+			// The one that bound it may not listen yet, or be about to end.
+			time.Sleep(lockInterval)
+		case counts:
+			return nil, errLocked(int(holder.Pid))
+		case err != nil:
+			log.Warn("a process that cannot be identified holds the socket of the lock; going on without it", "error", err)
+			return io.NopCloser(nil), nil
+		default:
+			log.Warn("an unprivileged process holds the socket of the lock; going on without it", "pid", holder.Pid, "uid", holder.Uid)
+			return io.NopCloser(nil), nil
+		}
 	}
 }
 
-// lockHolder returns who bound the name; the kernel remembers it from the moment of listening.
+// answer accepts every connection to the socket, so that no process can fill its queue and hide its holder.
+func answer(ln net.Listener) {
+	for {
+		c, err := ln.Accept()
+		switch {
+		case err == nil:
+			c.Close()
+		case errors.Is(err, net.ErrClosed):
+			return
+		default:
+			time.Sleep(lockInterval)
+		}
+	}
+}
+
+// lockHolder returns the process that bound the name; the kernel records it when the process listens.
 func lockHolder() (*unix.Ucred, error) {
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: lockName, Net: "unix"})
 	if err != nil {

@@ -1,18 +1,23 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"os"
+	"slices"
 	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/mattn/go-isatty"
 	logsapi "k8s.io/component-base/logs/api/v1"
 
+	"weir/reconcile"
+	"weir/reconcile/tell/changes"
+	"weir/reconcile/tell/notices"
 	"weir/spec"
 )
 
-// logger returns the logger that the flags ask for. It writes to w, coloured if w is a terminal.
+// logger returns the logger that the flags describe. It writes to w, coloured if w is a terminal.
 func (f *logFlags) logger(w io.Writer) hclog.Logger { return hclog.New(f.options(w)) }
 
 func (f *logFlags) options(w io.Writer) *hclog.LoggerOptions {
@@ -34,14 +39,15 @@ func (f *logFlags) options(w io.Writer) *hclog.LoggerOptions {
 	return &hclog.LoggerOptions{Name: "weir", Level: level, Output: w, JSONFormat: f.format == "json", Color: color, TimeFormat: "2006-01-02T15:04:05.000Z07:00"}
 }
 
-// liveLogger is a logger whose level and format follow the configuration, where no flag was given for them. Those named
-// after it follow as well.
+// liveLogger is a logger whose level and format follow the configuration, unless a flag sets them. Named loggers made
+// from it follow too.
 type liveLogger struct {
 	hclog.InterceptLogger // writes text
 	flags, inForce        logFlags
 	out                   io.Writer
 	text                  *gate
 	json                  hclog.SinkAdapter // nil while the format is text
+	opts                  atomic.Pointer[hclog.LoggerOptions]
 }
 
 func (f *logFlags) liveLogger(w io.Writer) *liveLogger {
@@ -53,7 +59,7 @@ func (f *logFlags) liveLogger(w io.Writer) *liveLogger {
 	return l
 }
 
-// follow takes the configuration's word for what no flag was given for.
+// follow applies the configuration where no flag was given.
 func (l *liveLogger) follow(c *logsapi.LoggingConfiguration) {
 	f := l.flags
 	if !f.set.Changed("log-format") {
@@ -70,6 +76,7 @@ func (l *liveLogger) follow(c *logsapi.LoggingConfiguration) {
 func (l *liveLogger) use(f logFlags) {
 	l.inForce = f
 	opts, before := f.options(l.out), l.json
+	l.opts.Store(opts)
 	l.SetLevel(opts.Level)
 	l.text.shut.Store(opts.JSONFormat)
 	l.json = nil
@@ -82,7 +89,16 @@ func (l *liveLogger) use(f logFlags) {
 	}
 }
 
-// gate passes on what is written to it while it is not shut.
+// lossLine returns the line that tells of lines that were lost, in the format of the others.
+func (l *liveLogger) lossLine(lost int64) []byte {
+	var line bytes.Buffer
+	opts := *l.opts.Load()
+	opts.Output = &line
+	hclog.New(&opts).Warn("lines of the log were lost, for nobody read them", "lines", lost)
+	return line.Bytes()
+}
+
+// gate is a writer that drops everything while it is shut.
 type gate struct {
 	w    io.Writer
 	shut atomic.Bool
@@ -95,25 +111,45 @@ func (g *gate) Write(b []byte) (int, error) {
 	return g.w.Write(b)
 }
 
-// changeLog tells of each thing once: while a condition lasts, it is not repeated.
+// changeLog logs each condition once while it lasts.
 type changeLog struct {
-	log     hclog.Logger
-	notices map[string]struct{}
-	input   string // the error of the input that was last told
+	reconcile.NopObserver
+	log   hclog.Logger
+	book  *notices.Book
+	count func(map[spec.NoticeID]int) // takes the number of notices by kind; may be nil
+	input string                      // the last logged error of the input
+
+	// look returns the notices about the networks that the node has now; it may be nil. node and snap are in force.
+	look func(*spec.Snapshot, *nodeConfig) []spec.Notice
+	node *nodeConfig
+	snap *spec.Snapshot
 }
 
 func newChangeLog(log hclog.Logger) *changeLog {
-	return &changeLog{log: log, notices: map[string]struct{}{}}
+	return &changeLog{log: log, book: notices.NewBook()}
 }
 
-// update tells what is wrong with the input, and when it has healed.
-func (c *changeLog) update(u spec.Update) {
+// Configured implements reconcile.Observer. It logs what the configuration does not find on this node.
+func (c *changeLog) Configured(snap *spec.Snapshot, s reconcile.Settings) {
+	if t, ok := s.From.(*nodeConfig); ok {
+		c.node, c.snap = t, snap
+		c.tellNode(t.Network)
+	}
+}
+
+// tellNode logs what is new of the notices about this node. The argument are those about its networks.
+func (c *changeLog) tellNode(network []spec.Notice) {
+	c.tell(c.book.Node(c.snap, c.node.Node.Name, slices.Concat(c.node.Notices, network)))
+}
+
+// Updated implements reconcile.Observer. It logs errors of the input, and the end of an error.
+func (c *changeLog) Updated(u spec.Update) {
 	if u.Err == nil {
 		if c.input != "" {
 			c.log.Info("the input is valid again", "revision", u.Revision.String())
 		}
-		c.input = ""
-		c.noticeAll(u)
+		c.input, c.snap = "", u.Snapshot
+		c.tell(c.book.Update(u))
 		return
 	}
 	if text := u.Err.Error(); text != c.input {
@@ -125,36 +161,38 @@ func (c *changeLog) update(u spec.Update) {
 	}
 }
 
-// noticeAll tells the notices of what changed that were not told before.
-func (c *changeLog) noticeAll(u spec.Update) {
-	tell := func(problems []spec.Problem) {
-		for _, p := range problems {
-			if p.Code == spec.CodeUnpinned || p.Code == spec.CodeStaleLock {
-				continue // that is for whoever writes the input: weir validate tells
+// Applied implements reconcile.Observer. It logs the notices that the round found. A full round looks at the node's
+// networks again, because nothing notifies of routes.
+func (c *changeLog) Applied(r reconcile.Report) {
+	c.tell(c.book.Report(r))
+	if r.Full && c.look != nil && c.node != nil {
+		c.tellNode(c.look(c.snap, c.node))
+	}
+}
+
+// tell logs new notices, those of one kind on one line.
+func (c *changeLog) tell(fresh []spec.Notice) {
+	if c.count != nil {
+		c.count(c.book.Counts())
+	}
+	fresh = slices.DeleteFunc(fresh, func(n spec.Notice) bool {
+		return n.Severity() == spec.SeverityInfo // weir validate reports it to the author
+	})
+	for _, g := range changes.GroupNotices(fresh, false) {
+		c.log.Warn(g.String(), "id", g.ID.Short())
+		for _, n := range g.Notices {
+			if len(g.Notices) > 1 {
+				c.log.Debug(n.Error(), "id", n.ID().Short())
 			}
-			if _, told := c.notices[p.Error()]; !told {
-				c.log.Warn(p.Error())
-				c.notices[p.Error()] = struct{}{}
-			}
-		}
-	}
-	if u.Delta.All || u.Delta.Config || len(u.Delta.Services) == 0 {
-		tell(u.Snapshot.Notices)
-	}
-	if u.Delta.All {
-		for svc := range u.Snapshot.Services() {
-			tell(svc.Notices)
-		}
-	}
-	for _, name := range u.Delta.Services {
-		if svc := u.Snapshot.Service(name); svc != nil {
-			tell(svc.Notices)
 		}
 	}
 }
 
-// coloured says whether w is a terminal whose user has not asked for plain text (https://no-color.org).
+// coloured reports whether w is a terminal whose user has not asked for plain text (https://no-color.org).
 func coloured(w io.Writer) bool {
+	if l, ok := w.(*logWriter); ok {
+		w = l.w
+	}
 	f, ok := w.(*os.File)
 	return ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && isatty.IsTerminal(f.Fd())
 }

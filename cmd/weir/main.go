@@ -8,19 +8,21 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
-	"weir/reconcile/status"
+	"weir/reconcile/tell/status"
+	"weir/spec"
 )
 
 // Exit codes.
 const (
 	exitOK      = 0
-	exitFailure = 1 // the input is not valid, or the kernel could not be brought to what was asked
-	exitUsage   = 2 // the command line makes no sense
-	exitAbsent  = 3 // no weir is running
-	exitChanges = 2 // with --exit-code: there is something to do
+	exitFailure = 1 // the input is invalid, or the kernel does not hold what was asked for
+	exitUsage   = 2 // the command line is invalid
+	exitAbsent  = 3 // no weir run answers
+	exitChanges = 2 // with --exit-code: there are changes
 )
 
 // usageError is a mistake on the command line.
@@ -28,10 +30,10 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-// errChanges is returned by a command that was asked to say by its exit code that there is something to do.
+// errChanges is returned by a command whose exit code was asked to report changes.
 var errChanges = errors.New("there are changes")
 
-// errReported is returned by a command that has already printed what is wrong.
+// errReported is returned by a command that has already printed the error.
 var errReported = errors.New("reported")
 
 func main() {
@@ -45,7 +47,10 @@ func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(context.Background())
+	err := checkCommand(root, args)
+	if err == nil {
+		err = root.ExecuteContext(context.Background())
+	}
 	switch {
 	case err == nil:
 		return exitOK
@@ -54,11 +59,11 @@ func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case errors.Is(err, errChanges):
 		return exitChanges
 	}
-	fmt.Fprintf(stderr, "%s %v\n", paint(stderr, red, "error:"), err)
+	fmt.Fprintf(stderr, "%s %s\n", paint(stderr, red, "error:"), strings.Join(errorLines(err), "\n"))
 	if errors.As(err, new(usageError)) {
 		fmt.Fprintln(stderr, `Run "weir --help", or "weir COMMAND --help", for what there is.`)
 		if slices.Contains(args, "--exit-code") {
-			return exitFailure // 2 would be taken for "there are changes"
+			return exitFailure // 2 would mean "there are changes"
 		}
 		return exitUsage
 	}
@@ -68,7 +73,46 @@ func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return exitFailure
 }
 
+// errorLines returns the lines of an error. Only errors that were joined are on several, so that the text of one, such as a
+// file name in it, cannot make a line.
+func errorLines(err error) []string {
+	text := err.Error()
+	var parts []error
+	switch e := err.(type) {
+	case spec.Problems:
+		for _, p := range e {
+			parts = append(parts, p)
+		}
+	case interface{ Unwrap() []error }:
+		parts = e.Unwrap()
+	case interface{ Unwrap() error }:
+		inner := e.Unwrap()
+		if inner == nil {
+			break
+		}
+		if before, ok := strings.CutSuffix(text, inner.Error()); ok {
+			lines := errorLines(inner)
+			lines[0] = oneLine(before) + lines[0]
+			return lines
+		}
+	}
+	var lines, texts []string
+	for _, p := range parts {
+		lines, texts = append(lines, errorLines(p)...), append(texts, p.Error())
+	}
+	if len(lines) == 0 || strings.Join(texts, "\n") != text {
+		return []string{oneLine(text)}
+	}
+	return lines
+}
+
+// oneLine returns text on one line, and clean.
+func oneLine(text string) string {
+	return spec.Clean(strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "; "))
+}
+
 func newRoot() *cobra.Command {
+	version := false
 	root := &cobra.Command{
 		Use:   "weir",
 		Short: "Kubernetes Services on a Linux node, from a directory of YAML",
@@ -76,31 +120,60 @@ func newRoot() *cobra.Command {
 say) with a KubeProxyConfiguration and Service, EndpointSlice and Endpoints manifests, works out what this node's data
 path should be, reads what the kernel holds, and applies the difference.
 
-Exit codes: 0 success; 1 the input is not valid, or the kernel could not be brought to what was asked; 2 the command
-line makes no sense.`,
+Exit codes: 0 success; 1 the input is not valid, or the kernel could not be programmed; 2 the command
+line is wrong.`,
 		Example: `  # Is this directory valid? What would it change on this node?
   weir validate -f ./cluster
-  weir reconcile -f ./cluster --dry-run
+  weir plan -f ./cluster
 
   # Make it so once; make it so and keep it so
   weir reconcile -f ./cluster
   weir run -f ./cluster`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args: func(_ *cobra.Command, args []string) error {
+		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q", args[0])}
+				return unknownCommand(cmd, args[0])
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if version {
+				return printVersion(cmd.OutOrStdout())
+			}
+			return cmd.Help()
+		},
+		SuggestionsMinimumDistance: 2,
 	}
+	root.Flags().BoolVar(&version, "version", false, "print the version of weir")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newRun(), newReconcile(), newValidate(), newAllocate(), newStatus(), newSnapshot(), newCleanup(), newDoctor(), newVersion(), newWarningsHelp())
+	root.AddCommand(newRun(), newReconcile(), newPlan(), newValidate(), newAllocate(), newStatus(), newSnapshot(), newCleanup(), newDoctor(), newDNS(), newVersion(), newWarningsHelp())
 	return root
 }
 
-// noArgs refuses arguments that are not flags, and says where a path belongs.
+// checkCommand returns an error if the first argument should be a command and is none. Cobra would report the flags first.
+func checkCommand(root *cobra.Command, args []string) error {
+	if len(args) == 0 || strings.HasPrefix(args[0], "-") || strings.HasPrefix(args[0], "__") { // cobra's own begin with __
+		return nil
+	}
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	if cmd, _, err := root.Find(args); err == nil && cmd == root {
+		return unknownCommand(root, args[0])
+	}
+	return nil
+}
+
+// unknownCommand returns the error for a command that does not exist, with the ones that may have been meant.
+func unknownCommand(root *cobra.Command, name string) error {
+	text := fmt.Sprintf("unknown command %q", name)
+	if near := root.SuggestionsFor(name); len(near) > 0 {
+		text += "; did you mean weir " + strings.Join(near, ", or weir ") + "?"
+	}
+	return usageError{errors.New(text)}
+}
+
+// noArgs refuses arguments that are not flags, and explains how to give a path.
 func noArgs(_ *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return usageError{fmt.Errorf("unexpected argument %q; paths are given with -f", args[0])}

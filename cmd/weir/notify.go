@@ -2,22 +2,69 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"reflect"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/hashicorp/go-hclog"
+	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
+
+	"weir/reconcile"
+	"weir/spec"
 )
 
-// notifier tells the service manager (systemd, with Type=notify or notify-reload) how the daemon is doing. Without one
-// it does nothing.
+// notifier reports the state of the daemon to the service manager (systemd, with Type=notify or notify-reload). Without
+// one it does nothing.
 type notifier struct {
+	reconcile.NopObserver
+	config     *kubeproxyconfig.KubeProxyConfiguration // in force
+	syncPeriod time.Duration
+
 	log   hclog.Logger
 	ready bool
-	// limit is how long a round may be overdue before the watchdog is left to bite, in nanoseconds; 0 before the first.
+	// earlier reports whether an earlier run left something in force, and applied whether this one has put something in
+	// force. The service is not ready before one of them is true. started is the same for other goroutines.
+	earlier, applied bool
+	started          atomic.Bool
+	// limit is how long a round may be overdue before the watchdog is no longer served, in nanoseconds; 0 before the
+	// first.
 	limit atomic.Int64
 	last  atomic.Int64 // when the last round ended, in Unix nanoseconds
+}
+
+// Configured implements reconcile.Observer. A round follows each change, and its end is the verdict.
+func (n *notifier) Configured(_ *spec.Snapshot, s reconcile.Settings) {
+	config := s.From.(*nodeConfig).Config
+	if n.config != nil && !reflect.DeepEqual(config, n.config) {
+		n.reloading()
+	}
+	n.config, n.syncPeriod = config, s.SyncPeriod
+}
+
+// Updated implements reconcile.Observer.
+func (n *notifier) Updated(u spec.Update) {
+	if u.Err != nil {
+		switch {
+		case n.applied:
+			n.verdict("The input cannot be used; the last good state stands: " + firstLine(u.Err))
+		case n.earlier:
+			n.verdict("The input cannot be used; what an earlier run programmed stands: " + firstLine(u.Err))
+		default:
+			n.send("STATUS=Nothing is in force, because the input cannot be used: " + firstLine(u.Err))
+		}
+	}
+}
+
+// Applied implements reconcile.Observer.
+func (n *notifier) Applied(r reconcile.Report) {
+	n.round(n.syncPeriod)
+	if r.Err == nil {
+		n.applied = true
+		n.verdict(fmt.Sprintf("%s, revision %s, %s", r.Mode, r.Revision, plural(r.Services, "Service")))
+	}
 }
 
 func (n *notifier) send(state ...string) {
@@ -26,18 +73,19 @@ func (n *notifier) send(state ...string) {
 	}
 }
 
-// verdict says that an input was dealt with: put in force, or refused. The first one makes the service ready, so that what
-// is started after weir finds its Services.
+// verdict reports that an input was put in force or refused. The first verdict makes the service ready, so that
+// services started after weir find their Services.
 func (n *notifier) verdict(status string) {
 	if n.ready {
 		n.send("STATUS=" + status)
 		return
 	}
 	n.ready = true
+	n.started.Store(true)
 	n.send(systemd.SdNotifyReady, "STATUS="+status)
 }
 
-// reloading says that a new configuration is about to be put in force; the next verdict ends it.
+// reloading reports that a new configuration is about to be put in force; the next verdict ends it.
 func (n *notifier) reloading() {
 	if n.ready {
 		n.ready = false
@@ -45,16 +93,38 @@ func (n *notifier) reloading() {
 	}
 }
 
+// A start that has nothing to put in force is not given up: every extendEvery it asks for another extendBy. Otherwise the
+// service manager would kill it, and so start it again and again.
+const (
+	extendEvery = 10 * time.Second
+	extendBy    = time.Minute
+)
+
+// extend asks the service manager for more time until the service is ready or ctx is done.
+func (n *notifier) extend(ctx context.Context) {
+	tick := time.NewTicker(extendEvery)
+	defer tick.Stop()
+	for !n.started.Load() {
+		n.send(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", extendBy.Microseconds()))
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 func (n *notifier) stopping() { n.send(systemd.SdNotifyStopping) }
 
-// round notes that the Loop lives. It makes a round at least every syncPeriod; a long round and a backoff are allowed for.
+// round records that the Loop is alive. It makes a round at least every syncPeriod; the limit allows for a long round
+// and a backoff.
 func (n *notifier) round(syncPeriod time.Duration) {
 	n.last.Store(time.Now().UnixNano())
 	n.limit.Store(int64(3*syncPeriod + 10*time.Minute))
 }
 
-// watchdog pets the service manager's watchdog until ctx is done, as long as the Loop lives. Having nothing to do yet, as
-// when no input was valid so far, is not a reason for a restart.
+// watchdog serves the service manager's watchdog until ctx is done, as long as the Loop is alive. A Loop that waits for
+// its first valid input counts as alive.
 func (n *notifier) watchdog(ctx context.Context) {
 	every, err := systemd.SdWatchdogEnabled(false)
 	if err != nil || every <= 0 {

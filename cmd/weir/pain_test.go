@@ -74,7 +74,7 @@ func painDaemon(t *testing.T, m mode, flags ...string) *daemon {
 	return d
 }
 
-// answers says whether exactly this pod answers on the ClusterIP.
+// answers returns an error unless exactly this pod answers on the ClusterIP.
 func (d *daemon) answers(pod string) error {
 	to := netip.MustParseAddrPort("10.96.0.10:80")
 	if r := d.lab.Host(netlab.Client).Probe(netlab.TCP, to, time.Second); r.Server != pod {
@@ -291,7 +291,7 @@ func TestPain24_WhatIsProgrammedAndWhy(t *testing.T) {
 	}
 	expectStatus(`mode +iptables`, `default/web +\S+web\.yaml:1`, `TCP 10\.96\.0\.10:80`, `10\.244\.1\.1:80`, `drift +0 repaired`)
 	d.nodeExec("iptables-nft", "-t", "nat", "-D", "PREROUTING", "-j", "WEIR-SERVICES")
-	expectStatus(`drift +1 repaired`, `last sync .*changed by somebody else`)
+	expectStatus(`drift +1 repaired`, `last sync .*another process changed`)
 	d.write(map[string]string{"slice.yaml": painSlice(2)})
 	expectStatus(`last sync .*Service default/web changed.* 1 updated`, `10\.244\.1\.2:80`)
 	// The rules themselves name the Service.
@@ -301,7 +301,7 @@ func TestPain24_WhatIsProgrammedAndWhy(t *testing.T) {
 }
 
 // TestPain25_ReloadsDropNoRequest changes everything that can be changed while a client asks without pause, and then starts
-// on a kernel that somebody else has changed in the meantime.
+// on a kernel that another program has changed in the meantime.
 func TestPain25_ReloadsDropNoRequest(t *testing.T) {
 	d := painDaemon(t, mode{name: "from config", saves: iptablesMode("nft").saves})
 	d.write(map[string]string{"config.yaml": painConfig + "mode: iptables\n"})

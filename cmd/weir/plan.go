@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,15 +18,18 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/hostnet"
 	"weir/reconcile"
-	"weir/reconcile/review"
-	"weir/reconcile/status"
+	"weir/reconcile/tell/changes"
+	"weir/reconcile/tell/status"
 	"weir/spec"
 	"weir/spec/filesource"
 	"weir/spec/gitsource"
+	"weir/spec/stall"
 )
 
-// planFlags say what a dry run compares with, and how it prints what it finds.
+// planFlags say what a dry run compares with, and how it prints the result.
 type planFlags struct {
 	against  string
 	nodes    []string
@@ -33,7 +37,11 @@ type planFlags struct {
 	format   string
 	exitCode bool
 	failOn   string
+	verbose  bool
 }
+
+// anyNode is the name of the node of a plan for which none is known.
+const anyNode = "any node"
 
 const (
 	detailServices = "services"
@@ -41,28 +49,27 @@ const (
 	detailKernel   = "kernel"
 )
 
-func (f *planFlags) add(cmd *cobra.Command) {
+func (f *planFlags) add(cmd *cobra.Command, when string) {
 	fs := cmd.Flags()
-	fs.StringVar(&f.against, "against", "kernel", "with --dry-run, what to compare with: kernel, empty, a directory or file of manifests, git:REVISION of what -f names, or a file written by weir snapshot")
+	fs.StringVar(&f.against, "against", "kernel", when+"what to compare with: kernel, empty, a directory or file of manifests, git:REVISION of what -f names, or a file written by weir snapshot")
 	fs.StringArrayVar(&f.nodes, "node", nil, "with --against, a file with the Node manifests of the nodes to plan for; may be repeated (default: the Nodes among the manifests)")
 	fs.StringVar(&f.detail, "detail", detailServices, "with --dry-run: services; rules, to add every change of a kernel object and the input of the programs that make them; or kernel, for the changes alone")
-	fs.BoolVar(&f.exitCode, "exit-code", false, "with --dry-run, exit with 2 if there are changes")
-	fs.StringVar(&f.failOn, "fail-on", "", "with --dry-run, exit with 1 if there are any: warning")
+	fs.BoolVar(&f.exitCode, "exit-code", false, when+"exit with 2 if there are changes")
+	fs.BoolVar(&f.verbose, "verbose", false, when+"print each warning on a line of its own")
+	fs.StringVar(&f.failOn, "fail-on", "", when+"exit with 1 if there are any warnings of these severities or IDs, such as warning or W005,W009")
 }
 
 func (f *planFlags) check(cmd *cobra.Command, dryRun bool) error {
 	if !dryRun {
-		for _, name := range []string{"against", "node", "detail", "exit-code", "fail-on"} {
+		for _, name := range []string{"against", "node", "detail", "exit-code", "fail-on", "verbose"} {
 			if cmd.Flags().Changed(name) {
 				return usageError{fmt.Errorf("--%s is for --dry-run", name)}
 			}
 		}
 		return oneOf("--output", f.format, "text", "json")
 	}
-	if f.failOn != "" {
-		if err := oneOf("--fail-on", f.failOn, "warning"); err != nil {
-			return err
-		}
+	if err := checkFailOn(f.failOn); err != nil {
+		return err
 	}
 	if f.kernel() && len(f.nodes) > 0 {
 		return usageError{errors.New("--node is for --against: the kernel is that of this node")}
@@ -75,8 +82,9 @@ func (f *planFlags) check(cmd *cobra.Command, dryRun bool) error {
 
 func (f *planFlags) kernel() bool { return f.against == "kernel" || f.against == "" }
 
-// planKernel prints what a round of the Engine would do on this node.
-func (f *planFlags) planKernel(ctx context.Context, cmd *cobra.Command, engine *reconcile.Engine, t *target, to review.Input, snap *spec.Snapshot) error {
+// planKernel prints what a round of the Engine would do on this node. holds reports whether the kernel holds objects of
+// weir for a mode.
+func (f *planFlags) planKernel(ctx context.Context, cmd *cobra.Command, engine *reconcile.Engine, t *nodeConfig, to changes.Input, snap *spec.Snapshot, holds func(mode string) bool) error {
 	c, err := engine.Compare(ctx, "weir reconcile --dry-run")
 	if err != nil {
 		return readError(err)
@@ -84,26 +92,46 @@ func (f *planFlags) planKernel(ctx context.Context, cmd *cobra.Command, engine *
 	if f.detail == detailKernel {
 		return writePlan(cmd.OutOrStdout(), c.Plan, f.format)
 	}
-	var applied *review.State
-	if rec, err := status.LoadRecord(snap.Weir.StateDir); err == nil {
-		applied = &rec.State
-	}
-	group := review.AgainstKernel(t.Node.Name, c, applied, f.detail == detailRules)
-	var warnings []review.Warning
+	applied := appliedBefore(ctx, snap.Weir.StateDir, c, holds)
+	var before changes.State
 	if applied != nil {
-		warnings = review.Warn(*applied, review.State{Mode: t.Mode, Entries: c.Entries})
-	} else {
-		warnings = review.Warn(review.State{}, review.State{Mode: t.Mode, Entries: c.Entries})
+		applied.Traits = traitsOf(applied.Mode)
+		before = *applied
 	}
-	warnings = append(warnings, review.InputWarnings(nil, snap)...)
-	plan := review.New(review.Input{Kind: "kernel"}, to, len(serviceNames(c.Entries)), []review.Group{group}, review.Silence(warnings, review.SilenceIn(snap)))
+	group := changes.FromKernel(t.Node.Name, c, applied, f.detail == detailRules)
+	found := changes.Warn(before, changes.State{Mode: t.Mode, Traits: t.Traits, ServicePorts: c.ServicePorts})
+	warnings := changes.Warnings(group.Nodes, [][]spec.Notice{unsilenced(found, snap)}, changes.NewNotices(nil, snap, &t.Node))
+	plan := changes.New(changes.Input{Kind: "kernel"}, to, len(serviceNames(c.ServicePorts)), changes.NotProxied(snap), []changes.Group{group}, warnings)
 	return f.print(cmd, plan)
 }
 
-// serviceNames returns the names of the Services that are programmed: a headless one, for instance, is not.
-func serviceNames(entries []*backends.Entry) map[backends.ServiceName]bool {
-	names := map[backends.ServiceName]bool{}
-	for _, e := range entries {
+// unsilenced returns the notices that no author silenced.
+func unsilenced(notices []spec.Notice, snaps ...*spec.Snapshot) []spec.Notice {
+	return slices.DeleteFunc(notices, func(n spec.Notice) bool { return changes.Silenced(n, snaps...) })
+}
+
+// appliedBefore returns the state that weir last applied to this node, from its record. It returns nil without a
+// record, or if the kernel contradicts it: after a reboot, after a cleanup, or in another network namespace that state
+// is gone.
+func appliedBefore(ctx context.Context, stateDir string, c *reconcile.Comparison, holds func(mode string) bool) *changes.State {
+	rec, err := status.LoadRecord(ctx, stateDir)
+	if err != nil {
+		return nil
+	}
+	inForce := slices.ContainsFunc(c.Observed, func(i backends.Item) bool { return !hostnet.IsParameter(i) })
+	if rec.Mode != c.Plan.Backend {
+		inForce = holds(rec.Mode)
+	}
+	if !inForce {
+		return nil
+	}
+	return &rec.State
+}
+
+// serviceNames returns the names of the Services that are programmed. A headless Service, for example, is not.
+func serviceNames(servicePorts []*dataplane.ServicePort) map[dataplane.ServiceName]bool {
+	names := map[dataplane.ServiceName]bool{}
+	for _, e := range servicePorts {
 		names[e.Key.Service] = true
 	}
 	return names
@@ -112,12 +140,13 @@ func serviceNames(entries []*backends.Entry) map[backends.ServiceName]bool {
 // planInputs prints what changes from one input to another, without looking at this node.
 func (f *planFlags) planInputs(ctx context.Context, cmd *cobra.Command, input *inputFlags, api *apiFlags, node *nodeFlags, source spec.Source) error {
 	var before *spec.Snapshot
-	var record *review.Record
-	var from review.Input
+	var record *changes.Record
+	var from changes.Input
 	var after *spec.Snapshot
 	g, gctx := errgroup.WithContext(ctx)
+	var broken spec.Problems // of the input to compare with
 	g.Go(func() (err error) {
-		from, before, record, err = f.base(gctx, input)
+		from, before, record, err = f.base(gctx, input, &broken)
 		return err
 	})
 	g.Go(func() (err error) {
@@ -131,68 +160,86 @@ func (f *planFlags) planInputs(ctx context.Context, cmd *cobra.Command, input *i
 		}
 		return err
 	}
+	for _, p := range broken {
+		errOut := cmd.ErrOrStderr()
+		fmt.Fprintf(errOut, "%s %s\n", paint(errOut, yellow, "left out:"), spec.Clean(p.Error()))
+	}
+	from.LeftOut = len(broken)
 	nodes, err := f.nodesOf(ctx, node, after, record)
 	if err != nil {
 		return err
 	}
-	var groups []review.Group
+	var groups []changes.Group
 	var names []string
-	each := make([][]review.Warning, len(nodes))
-	programmed := map[backends.ServiceName]bool{}
+	each := make([][]spec.Notice, len(nodes))
+	programmed := map[dataplane.ServiceName]bool{}
 	for i, n := range nodes {
-		old := review.State{}
+		old := changes.State{}
 		switch {
 		case record != nil:
 			old = record.State
+			old.Traits = traitsOf(old.Mode)
 		case before != nil:
-			old = review.StateOf(before, &n, offlineMode(node, before))
+			old = stateOf(before, &n, node)
 		}
-		now := review.StateOf(after, &n, offlineMode(node, after))
-		groups, names = append(groups, review.Compare(n.Name, old, now)), append(names, n.Name)
-		each[i] = review.Warn(old, now)
-		maps.Copy(programmed, serviceNames(now.Entries))
+		now := stateOf(after, &n, node)
+		groups, names = append(groups, changes.Between(n.Name, old, now)), append(names, n.Name)
+		each[i] = unsilenced(changes.Warn(old, now), after, before)
+		maps.Copy(programmed, serviceNames(now.ServicePorts))
 	}
-	warnings := append(review.MergeWarnings(names, each), review.InputWarnings(before, after)...)
-	plan := review.New(from, api.described(input, after), len(programmed), groups, review.Silence(warnings, review.SilenceIn(after, before)))
+	warnings := changes.Warnings(names, each, changes.NewNotices(before, after, f.named(nodes, after)))
+	plan := changes.New(from, api.described(input, after), len(programmed), changes.NotProxied(after), groups, warnings)
 	return f.print(cmd, plan)
 }
 
-func offlineMode(flags *nodeFlags, snap *spec.Snapshot) string {
-	switch {
-	case flags.mode != "":
-		return flags.mode
-	case snap.Config.Mode != "":
-		return string(snap.Config.Mode)
+// named returns the node of a plan for the one node that was named, or nil.
+func (f *planFlags) named(nodes []reconcile.Node, snap *spec.Snapshot) *reconcile.Node {
+	if len(nodes) != 1 || nodes[0].Name == anyNode {
+		return nil
 	}
-	return modeIPTables
+	n := nodes[0]
+	n.External = reconcile.ExternalPolicyOf(&snap.Weir, nil)
+	return &n
 }
 
-// base reads what is compared with.
-func (f *planFlags) base(ctx context.Context, input *inputFlags) (review.Input, *spec.Snapshot, *review.Record, error) {
-	weir, err := input.weir()
+// stateOf returns the state that a Snapshot asks of a node, in the mode that the flags or the Snapshot name.
+func stateOf(snap *spec.Snapshot, node *reconcile.Node, flags *nodeFlags) changes.State {
+	mode := offlineMode(flags, snap)
+	return changes.StateOf(snap, node, mode, traitsOf(mode))
+}
+
+// offlineMode returns the mode to plan for without looking at a node.
+func offlineMode(flags *nodeFlags, snap *spec.Snapshot) string {
+	return cmp.Or(flags.mode, string(snap.Config.Mode), defaultModes[0])
+}
+
+// base reads the input to compare with. Every problem of it names the input; broken gets those of files that were left out.
+func (f *planFlags) base(ctx context.Context, input *inputFlags, broken *spec.Problems) (changes.Input, *spec.Snapshot, *changes.Record, error) {
+	overrides, err := input.overrides()
 	if err != nil {
-		return review.Input{}, nil, nil, usageError{err}
+		return changes.Input{}, nil, nil, usageError{err}
 	}
-	lenient := func(c *spec.WeirConfiguration) {
-		weir(c)
-		c.AllowEmpty = true // that there was nothing before is no mistake
-	}
-	in := review.Input{Kind: "files", Name: f.against}
+	overrides = overrides.AllowingEmpty() // an empty input is no mistake here
+	in := changes.Input{Kind: "files", Name: f.against}
 	var snap *spec.Snapshot
 	switch rev, isGit := strings.CutPrefix(f.against, "git:"); {
 	case f.against == "empty":
-		return review.Input{Kind: "empty"}, nil, nil, nil
+		return changes.Input{Kind: "empty"}, nil, nil, nil
 	case isGit:
-		in = review.Input{Kind: "git", Name: rev}
-		snap, err = gitsource.Load(ctx, gitsource.Options{Rev: rev, Paths: input.files, Config: input.config, Weir: lenient})
+		in = changes.Input{Kind: "git", Name: rev}
+		snap, err = gitsource.Load(ctx, gitsource.Options{Rev: rev, Paths: input.files, Kustomize: input.kustomize, Config: input.config, Lock: input.lock, Overrides: overrides, StrictTree: input.strictTree,
+			Broken: func(p spec.Problems) { *broken = append(*broken, f.ofBase(p)...) }})
 	default:
-		if rec, recErr := snapshotFile(f.against); recErr == nil {
-			return review.Input{Kind: "snapshot", Name: f.against, Revision: rec.Revision}, nil, rec, nil
+		if rec, recErr := snapshotFile(ctx, f.against); recErr == nil {
+			return changes.Input{Kind: "snapshot", Name: f.against, Revision: rec.Revision}, nil, rec, nil
 		} else if strings.HasSuffix(f.against, ".json") && !errors.Is(recErr, os.ErrNotExist) {
 			err = recErr
 			break
 		}
-		snap, err = filesource.New(filesource.Options{Paths: []string{f.against}, Weir: lenient, Log: hclog.NewNullLogger()}).Load(ctx)
+		snap, err = filesource.New(filesource.Options{Paths: []string{f.against}, Overrides: overrides, Log: hclog.NewNullLogger()}).Load(ctx)
+	}
+	if problems := (spec.Problems)(nil); errors.As(err, &problems) {
+		return in, nil, nil, f.ofBase(problems)
 	}
 	if err != nil {
 		return in, nil, nil, fmt.Errorf("--against %s: %w", f.against, err)
@@ -201,21 +248,32 @@ func (f *planFlags) base(ctx context.Context, input *inputFlags) (review.Input, 
 	return in, snap, nil, nil
 }
 
-// snapshotFile reads a file that weir snapshot wrote; a directory is none.
-func snapshotFile(name string) (*review.Record, error) {
-	if fi, err := os.Stat(name); err != nil || fi.IsDir() {
-		return nil, errors.Join(err, os.ErrNotExist)
+// ofBase returns problems whose places name the input to compare with: "git:main:web.yaml:3".
+func (f *planFlags) ofBase(problems spec.Problems) spec.Problems {
+	named := slices.Clone(problems)
+	for i := range named {
+		if o := &named[i].Origin; o.File == "" || strings.HasPrefix(f.against, "git:") {
+			o.File = strings.TrimSuffix(f.against+":"+o.File, ":")
+		}
 	}
-	return status.ReadRecordFile(name)
+	return named
 }
 
-// nodesOf returns the nodes to plan for: those that --node names, or the one of the snapshot, or the one that
-// --hostname-override names, or all that the input declares, or else one that no endpoint is on.
-func (f *planFlags) nodesOf(ctx context.Context, flags *nodeFlags, snap *spec.Snapshot, record *review.Record) ([]reconcile.Node, error) {
+// snapshotFile reads a file that weir snapshot wrote. A directory is no such file.
+func snapshotFile(ctx context.Context, name string) (*changes.Record, error) {
+	fi, err := stall.Do(ctx, stall.Limit, "looking at "+name, func() (os.FileInfo, error) { return os.Stat(name) })
+	if err != nil || fi.IsDir() {
+		return nil, errors.Join(err, os.ErrNotExist)
+	}
+	return status.ReadRecordFile(ctx, name)
+}
+
+// nodesOf returns the nodes to plan for. The first of these that exists is used: the nodes of --node, the node of the
+// snapshot, the one of --hostname-override, all nodes of the input, and a node without endpoints.
+func (f *planFlags) nodesOf(ctx context.Context, flags *nodeFlags, snap *spec.Snapshot, record *changes.Record) ([]reconcile.Node, error) {
 	objects := snap.Nodes
 	if len(f.nodes) > 0 {
-		empty := func(c *spec.WeirConfiguration) { c.AllowEmpty = true }
-		given, err := filesource.New(filesource.Options{Paths: f.nodes, Weir: empty, Log: hclog.NewNullLogger()}).Load(ctx)
+		given, err := filesource.New(filesource.Options{Paths: f.nodes, Overrides: spec.Overrides{}.AllowingEmpty(), Log: hclog.NewNullLogger()}).Load(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("--node: %w", err)
 		}
@@ -231,23 +289,28 @@ func (f *planFlags) nodesOf(ctx context.Context, flags *nodeFlags, snap *spec.Sn
 	case record != nil:
 		return []reconcile.Node{{Name: record.Node, Zone: record.Zone, Families: record.Families}}, nil
 	case len(f.nodes) == 0 && name != "":
-		return []reconcile.Node{review.NodeOf(name, objects[name])}, nil
+		return []reconcile.Node{changes.NodeOf(name, objects[name])}, nil
 	case len(objects) == 0:
-		return []reconcile.Node{review.NodeOf("any node", (*corev1.Node)(nil))}, nil
+		return []reconcile.Node{changes.NodeOf(anyNode, (*corev1.Node)(nil))}, nil
 	}
 	var nodes []reconcile.Node
 	for _, name := range slices.Sorted(maps.Keys(objects)) {
-		nodes = append(nodes, review.NodeOf(name, objects[name]))
+		nodes = append(nodes, changes.NodeOf(name, objects[name]))
 	}
 	return nodes, nil
 }
 
-// print prints the plan as asked, and says by its error what the exit code is to be.
-func (f *planFlags) print(cmd *cobra.Command, plan *review.Plan) error {
-	if err := writeReview(cmd.OutOrStdout(), plan, f.format); err != nil {
+// print prints the plan in the chosen format. Its error determines the exit code.
+func (f *planFlags) print(cmd *cobra.Command, plan *changes.Diff) error {
+	if err := writeReview(cmd.OutOrStdout(), plan, f.format, f.verbose); err != nil {
 		return err
 	}
-	if plan.Summary.Isolated > 0 || f.failOn != "" && plan.Worst() == review.SeverityWarning {
+	if n := plan.Selected(f.failOn); n > 0 {
+		errOut := cmd.ErrOrStderr()
+		fmt.Fprintf(errOut, "%s %s of what --fail-on %s names\n", paint(errOut, red, "failed:"), plural(n, "notice"), f.failOn)
+		return errReported
+	}
+	if plan.Summary.HeldBack > 0 {
 		return errReported
 	}
 	if f.exitCode && !plan.Empty() {
@@ -256,7 +319,7 @@ func (f *planFlags) print(cmd *cobra.Command, plan *review.Plan) error {
 	return nil
 }
 
-func writeReview(w io.Writer, plan *review.Plan, format string) error {
+func writeReview(w io.Writer, plan *changes.Diff, format string, verbose bool) error {
 	switch format {
 	case "json":
 		return writeJSON(w, plan)
@@ -269,7 +332,7 @@ func writeReview(w io.Writer, plan *review.Plan, format string) error {
 	case "markdown":
 		return plan.WriteMarkdown(w)
 	}
-	style := review.Style{}
+	style := changes.Style{Verbose: verbose}
 	if coloured(w) {
 		colours := map[string]string{"+": green, "-": red, "~": yellow, "!": yellow}
 		style.Paint = func(sign, text string) string { return paint(w, colours[sign], text) }

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,9 +18,11 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"weir/backends"
+	"weir/backends/dataplane"
 	"weir/backends/iptables"
+	"weir/backends/xtables"
 	"weir/reconcile"
-	"weir/reconcile/review"
+	"weir/reconcile/tell/changes"
 	"weir/spec"
 	"weir/spec/manifest"
 )
@@ -150,26 +153,26 @@ func TestPlanNeverLies(t *testing.T) {
 	for seed := range uint64(60) {
 		rnd := rand.New(rand.NewPCG(seed, 7))
 		a, b := load(t, randomManifests(rnd)), load(t, randomManifests(rnd))
-		kernel := iptables.NewFake()
-		backend := iptables.New(backends.Config{Families: []backends.Family{backends.IPv4}, MasqueradeMark: 1 << 14,
-			LocalDetector: backends.LocalDetector{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}}}, kernel)
-		node := reconcile.Node{Name: "node", Families: []backends.Family{backends.IPv4}}
+		kernel := xtables.NewFake()
+		backend := iptables.New(dataplane.Config{Families: []dataplane.Family{dataplane.IPv4}, MasqueradeMark: 1 << 14,
+			LocalDetector: dataplane.LocalDetector{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}}}, kernel)
+		node := reconcile.Node{Name: "node", Families: []dataplane.Family{dataplane.IPv4}}
 		engine := func(snap *spec.Snapshot) *reconcile.Engine {
-			e := reconcile.NewEngine(reconcile.Options{Mode: "iptables", Backend: backend, Node: node})
+			e := reconcile.NewEngine(reconcile.Options{DataPath: reconcile.DataPath{Mode: "iptables", Backend: backend}, Node: node})
 			e.SetSnapshot(snap, spec.Delta{All: true})
 			return e
 		}
-		if r := engine(a).Round(ctx, reconcile.Request{Full: true}); r.Err != nil || len(r.Isolated) > 0 {
-			t.Fatalf("seed %d: %v %v", seed, r.Err, r.Isolated)
+		if r := engine(a).Round(ctx, reconcile.Request{Full: true}); r.Err != nil || len(r.HeldBack) > 0 {
+			t.Fatalf("seed %d: %v %v", seed, r.Err, r.HeldBack)
 		}
-		before, after := review.StateOf(a, &node, "iptables"), review.StateOf(b, &node, "iptables")
-		offline := review.Compare("node", before, after)
-		for _, applied := range []*review.State{nil, &before} {
+		before, after := changes.StateOf(a, &node, "iptables", traitsOf("iptables")), changes.StateOf(b, &node, "iptables", traitsOf("iptables"))
+		offline := changes.Between("node", before, after)
+		for _, applied := range []*changes.State{nil, &before} {
 			c, err := engine(b).Compare(ctx, "test")
 			if err != nil {
 				t.Fatal(err)
 			}
-			checkAccounts(t, seed, c, review.AgainstKernel("node", c, applied, true), offline, applied != nil)
+			checkAccounts(t, seed, c, changes.FromKernel("node", c, applied, true), offline, applied != nil)
 		}
 		plan := mustPlan(t, ctx, engine(b))
 		if again := mustPlan(t, ctx, engine(b)); again.String() != plan.String() {
@@ -198,7 +201,7 @@ func mustPlan(t *testing.T, ctx context.Context, e *reconcile.Engine) backends.P
 
 func load(t *testing.T, text []byte) *spec.Snapshot {
 	t.Helper()
-	snap, _, err := manifest.NewSet(manifest.Options{Weir: func(c *spec.WeirConfiguration) { c.AllowEmpty = true }}).
+	snap, _, err := manifest.NewSet(manifest.Options{Overrides: spec.Overrides{}.AllowingEmpty()}).
 		Update(t.Context(), spec.Revision{ID: "test"}, []manifest.File{{Path: "all.yaml", Data: text}})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, text)
@@ -206,7 +209,7 @@ func load(t *testing.T, text []byte) *spec.Snapshot {
 	return snap
 }
 
-func checkAccounts(t *testing.T, seed uint64, c *reconcile.Comparison, g review.Group, offline review.Group, recorded bool) {
+func checkAccounts(t *testing.T, seed uint64, c *reconcile.Comparison, g changes.Group, offline changes.Group, recorded bool) {
 	t.Helper()
 	if len(g.Kernel.Rules) != len(c.Plan.Changes) {
 		t.Errorf("seed %d: %d rules for %d changes", seed, len(g.Kernel.Rules), len(c.Plan.Changes))
@@ -221,7 +224,7 @@ func checkAccounts(t *testing.T, seed uint64, c *reconcile.Comparison, g review.
 	if own != 0 {
 		t.Errorf("seed %d: scaffolding changes: %v", seed, g.Kernel.Scaffolding)
 	}
-	shown := map[string]review.Op{}
+	shown := map[string]changes.Action{}
 	for _, s := range g.Services {
 		shown[s.ServiceName().String()] = s.Op
 		if s.Drift || s.Kernel == nil {
@@ -253,9 +256,9 @@ func TestPlanDrift(t *testing.T) {
 		t.Fatal(err)
 	}
 	snap := load(t, text)
-	backend := iptables.New(backends.Config{Families: bothFamilies, MasqueradeMark: 1 << 14}, iptables.NewFake())
+	backend := iptables.New(dataplane.Config{Families: bothFamilies, MasqueradeMark: 1 << 14}, xtables.NewFake())
 	node := reconcile.Node{Name: "edge-1", Families: bothFamilies}
-	engine := reconcile.NewEngine(reconcile.Options{Mode: "iptables", Backend: backend, Node: node})
+	engine := reconcile.NewEngine(reconcile.Options{DataPath: reconcile.DataPath{Mode: "iptables", Backend: backend}, Node: node})
 	engine.SetSnapshot(snap, spec.Delta{All: true})
 	if r := engine.Round(ctx, reconcile.Request{Full: true}); r.Err != nil {
 		t.Fatal(r.Err)
@@ -273,9 +276,67 @@ func TestPlanDrift(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	state := review.StateOf(snap, &node, "iptables")
-	g := review.AgainstKernel("edge-1", c, &state, false)
-	if len(g.Services) != 1 || g.Services[0].Name != "web" || !g.Services[0].Drift || g.Services[0].Op != review.Modify {
+	state := changes.StateOf(snap, &node, "iptables", traitsOf("iptables"))
+	g := changes.FromKernel("edge-1", c, &state, false)
+	if len(g.Services) != 1 || g.Services[0].Name != "web" || !g.Services[0].Drift || g.Services[0].Op != changes.Modify {
 		t.Errorf("%+v", g.Services)
+	}
+}
+
+// TestPlanAgainstBrokenRevision compares with a commit of which a file is broken: every problem names the commit, the other
+// files count, and the plan says that it is not all. It warns of a port that changes, tells of a targetPort that is not the
+// endpoints' port, and counts what is not proxied.
+func TestPlanAgainstBrokenRevision(t *testing.T) {
+	dir := t.TempDir()
+	git := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command("git", append([]string{"-C", dir, "-c", "user.name=t", "-c", "user.email=t@example.com"}, args...)...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	const others = `apiVersion: v1
+kind: Service
+metadata: {name: out}
+spec: {type: ExternalName, externalName: example.org}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: pods}
+spec: {clusterIP: None, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: theirs, labels: {service.kubernetes.io/service-proxy-name: other}}
+spec: {clusterIP: 10.96.0.11, ports: [{port: 80}]}
+`
+	web := "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  clusterIP: 10.96.0.10\n  ports: [{port: 80, targetPort: 9090}]\n---\n" +
+		"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web, labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nports: [{port: 9090}]\nendpoints: [{addresses: [10.244.1.1]}]\n"
+	broken := "apiVersion: v1\nkind: Service\nmetadata: {name: bad}\nspec: {ports: [{port: 0}, {prot: 1}]}\n"
+	writeFiles(t, filepath.Join(dir, "c"), map[string]string{"web.yaml": web, "others.yaml": others, "bad.yaml": broken})
+	git("init", "-q")
+	git("add", "-A")
+	git("commit", "-q", "-m", "broken")
+	writeFiles(t, filepath.Join(dir, "c"), map[string]string{"web.yaml": strings.Replace(web, "port: 80, targetPort: 9090", "port: 81, targetPort: 8080", 1), "bad.yaml": "# mended\n"})
+	out, errOut, code := inDirectory(t, dir, "plan", "-f", "c", "--against", "git:HEAD")
+	if code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+	for line := range strings.Lines(errOut) {
+		if !strings.HasPrefix(line, "left out: git:HEAD:c/bad.yaml:4: Service default/bad: spec.ports") {
+			t.Errorf("a problem does not name the revision: %s", line)
+		}
+	}
+	for _, want := range []string{
+		"without the files that have problems", "~         port                   80 → 81\n",
+		"! W025-service-port-changed: c/web.yaml:1: Service default/web: TCP/IPv4: the port was 80 and is 81",
+		"! W026-target-port-differs: c/web.yaml:1: Service default/web: spec.ports[0].targetPort: is 8080, and the endpoints have port 9090",
+		"1 Service: 0 to add, 1 to change, 0 to remove; 3 not proxied (1 headless, 1 ExternalName, 1 left to another proxy); ",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the plan has not %q:\n%s%s", want, out, errOut)
+		}
+	}
+	if out, errOut, code := inDirectory(t, dir, "plan", "-f", "c", "--against", "git:HEAD", "--fail-on", "W025"); code != exitFailure || strings.Contains(out+errOut, "ok") {
+		t.Errorf("--fail-on W025: exit code %d: %s%s", code, out, errOut)
 	}
 }

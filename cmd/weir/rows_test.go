@@ -38,7 +38,7 @@ func (r row) check(lab *netlab.Lab, flows map[string]*netlab.Flow) error {
 	return nil
 }
 
-// transient says that what the row expects may come a moment after the rules are in place. Where connections are drained, an
+// transient reports that what the row expects may come a moment after the rules are in place. Where connections are drained, an
 // address stays for as long.
 func (r row) transient() bool {
 	return r.Flow != "" || r.HTTP != 0 || r.inTurn && r.Result == netlab.Unreachable
@@ -134,7 +134,7 @@ func (p probe) nameIn(r netlab.Reply) string {
 // turns is how often each endpoint must have its turn.
 const turns = 3
 
-// checkSpread connects often enough to meet everybody, and compares the shares.
+// checkSpread connects often enough to meet every endpoint, and compares the shares.
 func (p probe) checkSpread() error {
 	weights := p.weights()
 	n := p.Connections
@@ -235,11 +235,15 @@ func (p probe) checkHTTP() error {
 	return nil
 }
 
-// proxied returns the rows as they are where a proxy of the node's connects to the endpoints.
+// proxied returns the rows as they are where a proxy of the node's connects to the endpoints. Nothing is between a client
+// and a pod that it asks directly.
 func proxied(rows []row) []row {
 	rows = slices.Clone(rows)
 	for i := range rows {
-		if rows[i].Source != "" && rows[i].Source != "any" {
+		direct := slices.ContainsFunc(rows[i].To, func(to string) bool {
+			return netlab.PodCIDR4.Contains(netip.MustParseAddrPort(to).Addr())
+		})
+		if rows[i].Source != "" && rows[i].Source != "any" && !direct {
 			rows[i].Source = netlab.Node
 		}
 	}

@@ -6,171 +6,212 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"reflect"
-	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"weir/backends/userspace"
+	"weir/backends/hostnet"
 	"weir/reconcile"
-	"weir/reconcile/health"
-	"weir/reconcile/status"
+	"weir/reconcile/tell/health"
+	"weir/reconcile/tell/status"
 	"weir/spec"
+	"weir/spec/stall"
 )
 
-// cleanupTimeout bounds what --cleanup-on-exit may take; service managers kill after 90 s.
+// cleanupTimeout limits the time of --cleanup-on-exit; service managers kill after 90 s.
 const cleanupTimeout = 60 * time.Second
 
-// manyServices is from how many on a round that resolves them all, or reads what the kernel holds of them all, leaves
-// enough garbage behind to give it back to the system at once.
-const manyServices = 500
+// runFlags are those of weir run.
+type runFlags struct {
+	input         inputFlags
+	api           apiFlags
+	node          nodeFlags
+	logs          logFlags
+	names         dnsFlags
+	cleanupOnExit bool
+}
 
 func newRun() *cobra.Command {
-	var (
-		input         inputFlags
-		api           apiFlags
-		node          nodeFlags
-		logs          logFlags
-		cleanupOnExit bool
-	)
+	var f runFlags
 	cmd := &cobra.Command{
 		Use:   "run -f DIR|FILE|-",
 		Short: "Program this node, and keep it as the input says",
-		Long: `Read the input, program this node, and do it again whenever a file changes, whenever somebody else changed what weir
-programmed, and every syncPeriod. An input that is not valid changes nothing: the last good state stands until it heals.
-The KubeProxyConfiguration is read live too: a change to any field takes effect without a restart, the mode and logging
-included. Flags win over it.
+		Long: `Read the input and program this node. Repeat this when a file changes, when another process changed what weir programmed,
+and every syncPeriod. An invalid input changes nothing: the last good state stands until the input is valid again. A
+change to the KubeProxyConfiguration takes effect without a restart, for every field, including mode and logging. Flags
+have precedence over it.
 
-SIGTERM and SIGINT end it and leave the kernel forwarding, unless --cleanup-on-exit is given. Only one weir can run in a
-network namespace.
+SIGTERM and SIGINT end weir. The kernel keeps forwarding, unless --cleanup-on-exit is given or the mode is userspace, in
+which only a running weir serves. On SIGHUP weir reads the files again. Only one weir can run in a network namespace.
 
-Served, on healthzBindAddress: /healthz, /livez. On metricsBindAddress: /metrics, /proxyMode, /configz, /healthz,
-and /debug/pprof/ if enableProfiling is set. A service manager is notified (systemd: Type=notify or notify-reload).
+With --dns, weir answers for the names of Services at --dns-listen, over UDP and TCP, as the Kubernetes DNS specification
+says, for this node and its pods. A name leads to an address once the kernel serves it. weir asks --dns-upstream for all
+other names.
 
-Exit codes: 0 ended by a signal; 1 could not start; 2 the command line makes no sense.`,
+weir serves, on healthzBindAddress: /healthz, /livez. On metricsBindAddress: /metrics, /proxyMode, /configz, /healthz,
+and /debug/pprof/ if enableProfiling is set. weir notifies the service manager (systemd: Type=notify or notify-reload).
+
+Exit codes: 0 a signal ended weir; 1 weir could not start; 2 the command line is wrong.`,
 		Example: `  weir run -f /etc/weir
   weir run -f /srv/git/cluster/current --hostname-override edge-7
+  weir run -f /etc/weir --dns --dns-listen 127.0.0.1:53 --dns-listen 10.244.0.1:53
   weir run -f /etc/weir/services --config /etc/weir/kube-proxy.yaml --log-format json
   weir run --config /var/lib/kube-proxy/config.conf --hostname-override edge-7   # as kube-proxy: from the Kubernetes API`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := errors.Join(node.check(), logs.check()); err != nil {
-				return err
-			}
-			log := logs.liveLogger(cmd.ErrOrStderr())
-			d := newDaemon(log, node)
-			source, err := api.source(&input, &node, log, d.health.Registry())
-			if err != nil {
-				return err
-			}
-			release, err := lockNode(log)
-			if err != nil {
-				return err
-			}
-			defer release()
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
-			defer stop()
-			return d.run(ctx, source, cleanupOnExit)
-		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
-	input.add(cmd)
-	api.add(cmd)
-	node.add(cmd)
-	logs.add(cmd, "info")
-	cmd.Flags().BoolVar(&cleanupOnExit, "cleanup-on-exit", false, "at the end, remove everything that weir programmed")
+	f.input.add(cmd)
+	f.api.add(cmd)
+	f.node.add(cmd)
+	f.logs.add(cmd, "info")
+	f.names.add(cmd.Flags())
+	cmd.Flags().BoolVar(&f.cleanupOnExit, "cleanup-on-exit", false, "at exit, remove everything that weir programmed")
 	return cmd
 }
 
-// daemon ties the Loop to everything that listens to it. After newDaemon all its methods but run are called from the
-// Loop's goroutine.
+func (f *runFlags) run(cmd *cobra.Command) error {
+	if err := errors.Join(f.node.check(), f.logs.check(), f.names.check()); err != nil {
+		return err
+	}
+	out := newLogWriter(cmd.ErrOrStderr())
+	defer out.close()
+	log := f.logs.liveLogger(out)
+	out.told = log.lossLine
+	f.input.reread = outliveTerminal()
+	d := newDaemon(log, f.node)
+	if f.names.serve && (f.api.asked() || f.input.none()) {
+		return usageError{errors.New("--dns answers for Services from files only: of an API, weir does not read the endpoints of headless Services; leave out --dns, or the API")}
+	}
+	if f.names.serve {
+		d.names = newNameServer(log, f.names)
+	}
+	f.input.usable = func(ctx context.Context, kept *spec.Snapshot) error {
+		return fitsKernel(ctx, log.Named("kept"), f.node, kept)
+	}
+	source, err := f.api.source(&f.input, &f.node, log, d.health.Registry())
+	if err != nil {
+		return err
+	}
+	release, err := lockNode(log)
+	if err != nil {
+		return err
+	}
+	defer release()
+	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	overrides, err := f.input.overrides()
+	if err != nil {
+		return usageError{err}
+	}
+	return d.run(ctx, source, overrides, f.cleanupOnExit)
+}
+
+// daemon connects the Loop with its observers.
 type daemon struct {
 	log    *liveLogger
-	wiring *wiring
+	modes  *modeManager
 	host   *host
 	health *health.Health
 	notify *notifier
-	told   *changeLog
 	engine *reconcile.Engine
 	board  *status.Board
 	socket *status.Server
+	status *statusObserver
+	early  *earlyAnswers
+	record *recorder
+	node   *nodeObserver
+	names  *nameServer // nil without --dns
 
-	ctx        context.Context
-	fail       context.CancelCauseFunc
-	configured bool
-	swept      bool
-	current    *target
-	snapshot   *spec.Snapshot
-	// unsaved says that something was applied that the record does not have.
-	unsaved bool
-	record  recordFile
-	// garbage says that a large round may have left some that could not be given back when it ended: the record of it was
-	// being written, for one.
-	garbage bool
+	ctx  context.Context
+	fail context.CancelCauseFunc
 }
 
 func newDaemon(log *liveLogger, flags nodeFlags) *daemon {
 	b := thisBuild()
-	w := &wiring{log: log, flags: flags}
-	w.proxy.listeners = userspace.NewListeners(userspace.Limits{})
+	m := newModeManager(log, flags, true)
 	board := status.NewBoard()
 	d := &daemon{
 		board:  board,
 		socket: status.NewServer(board),
 		log:    log,
-		wiring: w,
+		modes:  m,
 		host:   newHost(log),
 		health: health.New(health.NewMetrics(b.Version, b.Commit, b.GoVersion), log.Named("health")),
 		notify: &notifier{log: log},
-		told:   newChangeLog(log),
-		engine: reconcile.NewEngine(reconcile.Options{Flows: &w.flows, Log: log.Named("engine")}),
+		record: &recorder{log: log, board: board},
+		engine: reconcile.NewEngine(reconcile.Options{Log: log.Named("engine")}),
 	}
-	d.health.Registry().MustRegister(w.proxy.listeners)
+	d.health.Registry().MustRegister(m.keeper)
+	for _, mode := range m.platform.modes {
+		if mode.metrics != nil {
+			d.health.Registry().MustRegister(mode.metrics)
+		}
+	}
 	return d
 }
 
-// run works until ctx is done, or until something that cannot be repaired happens at the start.
-func (d *daemon) run(ctx context.Context, source spec.Source, cleanup bool) error {
-	setGarbage(startGarbage)
+// run works until ctx is done, or until the start fails beyond repair.
+func (d *daemon) run(ctx context.Context, source spec.Source, overrides spec.Overrides, cleanup bool) error {
 	b := thisBuild()
 	d.log.Info("starting", "version", b.Version, "commit", b.Commit, "go", b.GoVersion, "pid", os.Getpid())
 	d.ctx, d.fail = context.WithCancelCause(ctx)
 	defer d.fail(nil)
+	observers := d.observers(overrides)
 	defer d.health.Close()
-	defer d.socket.Close()
+	defer d.status.close()
+	d.early.start()
+	defer d.early.stop()
 
-	updates, nodeChanges := make(chan spec.Update), make(chan struct{}, 1)
+	updates, nodeChanges := spec.NewOutbox(), make(chan struct{}, 1)
 	loop := reconcile.NewLoop(reconcile.LoopOptions{
 		Engine: d.engine, Updates: updates, NodeChanges: nodeChanges, Log: d.log.Named("loop"),
-		Configure: d.configure, OnUpdate: d.onUpdate, OnRound: d.onRound, OnReport: d.onReport,
+		Configure: d.configure, Observers: observers,
 	})
 	var wg sync.WaitGroup
-	wg.Go(func() { d.must(source.Watch(d.ctx, updates)) })
+	wg.Go(func() { d.must(source.Watch(d.ctx, updates.Put)) })
 	wg.Go(func() { d.host.watch(d.ctx, nodeChanges) })
-	wg.Go(func() { d.wiring.awaitIPVS(d.ctx, nodeChanges) })
+	// WatchRoutes ends only with ctx.
+	wg.Go(func() { _ = hostnet.WatchRoutes(d.ctx, func() { d.modes.network.moved.Store(true) }) })
+	wg.Go(func() { d.modes.await(d.ctx, nodeChanges) })
 	wg.Go(func() { d.notify.watchdog(d.ctx) })
+	if d.names != nil {
+		wg.Go(func() { d.names.run(d.ctx) })
+	}
+	wg.Go(func() { d.notify.extend(d.ctx) })
 	d.must(loop.Run(d.ctx))
 	d.notify.stopping()
-	wg.Wait()
-	d.record.writing.Wait()
+	d.leave(&wg)
+	d.record.file.wait()
 
 	if ctx.Err() == nil {
 		return context.Cause(d.ctx)
 	}
-	var err error
-	switch {
-	case cleanup:
-		err = d.cleanup(context.WithoutCancel(ctx))
-	case d.wiring.mode != modeUserspace:
-		d.log.Info("stopped; the kernel keeps forwarding")
+	d.modes.drain()
+	// Without this process, a redirection would lead clients to the next process that listens on its ports.
+	if cleanup || d.node.current != nil && d.node.current.Traits.CarriesTraffic {
+		return d.cleanup(context.WithoutCancel(ctx))
 	}
-	d.wiring.drain()
-	return err
+	d.log.Info("stopped; the kernel keeps forwarding")
+	return nil
 }
 
-// must ends the daemon if a part of it that should run until ctx is done ends before.
+// endPatience is how long the end waits for everything that reads. Nothing can end a read from a hung mount.
+const endPatience = 2 * stall.Limit
+
+// leave waits for the daemon's goroutines to end, but not for ever.
+func (d *daemon) leave(wg *sync.WaitGroup) {
+	_, err := stall.Do(context.Background(), endPatience, "the end of a source", func() (struct{}, error) {
+		wg.Wait()
+		return struct{}{}, nil
+	})
+	if err != nil {
+		d.log.Warn("ending without a part that does not end", "error", err)
+	}
+}
+
+// must ends the daemon if a part of it ends before ctx is done.
 func (d *daemon) must(err error) {
 	if d.ctx.Err() == nil {
 		d.fail(fmt.Errorf("stopped unexpectedly: %w", err))
@@ -180,7 +221,7 @@ func (d *daemon) must(err error) {
 func (d *daemon) cleanup(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
 	defer cancel()
-	if d.wiring.backend == nil {
+	if d.node.current == nil {
 		return nil
 	}
 	r := d.engine.Cleanup(ctx)
@@ -191,136 +232,50 @@ func (d *daemon) cleanup(ctx context.Context) error {
 	return nil
 }
 
-// configure is the Loop's hook: it turns a snapshot into Settings and puts in force what is not a matter of Services.
+// configure turns a snapshot into Settings. It changes nothing on the node, because the Loop may still refuse the
+// snapshot.
 func (d *daemon) configure(snap *spec.Snapshot) (reconcile.Settings, error) {
-	t, err := d.wiring.target(d.ctx, snap)
+	t, err := d.modes.resolve(d.ctx, snap)
 	if err != nil {
 		return reconcile.Settings{}, err
 	}
-	cfg := health.Config{
-		HealthzBindAddress:  t.Config.HealthzBindAddress,
-		MetricsBindAddress:  t.Config.MetricsBindAddress,
-		BindAddressHardFail: t.Config.BindAddressHardFail,
-		EnableProfiling:     t.Config.EnableProfiling,
-		Mode:                t.Mode,
-		Fallback:            t.Fallback,
-		InForce:             t.Config,
-	}
-	node := health.Node{Name: t.Node.Name, Object: t.Object, NodePortAddresses: t.BackendConfig.NodePortAddresses}
-	if err := d.health.Configure(cfg, node, t.SyncPeriod); err != nil {
-		if !d.configured {
-			// As in kube-proxy: bindAddressHardFail asks to find this out at the start.
-			d.fail(err)
-		}
-		return reconcile.Settings{}, err
-	}
-	d.log.follow(&t.Config.Logging)
-	d.host.apply(t)
-	d.host.protect(t.Config)
-	switch {
-	case d.configured && !reflect.DeepEqual(t.Config, d.current.Config):
-		// A round follows, and with it the verdict.
-		d.notify.reloading()
-	case !d.configured:
-		d.log.Info("configured", "node", t.Node.Name, "zone", t.Node.Zone, "mode", t.Mode, "config", originOr(snap.ConfigOrigin, "defaults"),
-			"sync_period", t.SyncPeriod.String(), "min_sync_period", t.MinSyncPeriod.String())
-	}
-	d.board.Configured(t.Node, modeReason(d.wiring.flags.mode, snap, t.Fallback))
-	d.board.Metered(t.Backend)
-	if err := d.socket.Listen(snap.Weir.StateDir); err != nil {
-		d.log.Warn("weir status will not work", "error", err)
-	}
-	d.configured, d.current, d.snapshot = true, t, snap
 	return t.Settings, nil
 }
 
-func (d *daemon) onUpdate(u spec.Update) {
-	d.told.update(u)
-	d.health.OnUpdate(u)
-	d.board.Update(u, time.Now())
-	if u.Err != nil {
-		d.notify.verdict("The input cannot be used; the last good state stands: " + firstLine(u.Err))
+// observers returns the observers of the Loop, in the order of their calls.
+func (d *daemon) observers(overrides spec.Overrides) []reconcile.Observer {
+	d.early = &earlyAnswers{open: d.answerEarly, overrides: overrides}
+	d.status = &statusObserver{ctx: d.ctx, log: d.log, board: d.board, socket: d.socket, mode: d.modes.flags.mode}
+	d.record.ctx = d.ctx
+	d.node = &nodeObserver{ctx: d.ctx, log: d.log, host: d.host}
+	earlier := &earlierRun{ctx: d.ctx, modes: d.modes, stateDir: overrides.Apply(spec.DefaultWeirConfiguration()).StateDir, tell: func(what string) {
+		d.health.SetEarlier(what)
+		d.board.Earlier(what)
+		d.notify.earlier = what != ""
+	}}
+	told := newChangeLog(d.log)
+	told.count, told.look = d.health.SetNotices, d.modes.networkNoticesNow
+	d.board.Noticed(told.book.All)
+	all := []reconcile.Observer{
+		d.early,
+		earlier,
+		&healthObserver{Health: d.health, fail: d.fail}, // first, because it may end the start before anything is changed
+		&modeObserver{ctx: d.ctx, modes: d.modes},
+		d.node,
+		told,
+		d.notify,
+		d.status,
+		d.record,
+		&sweeper{ctx: d.ctx, log: d.log, modes: d.modes},
+		newMemory(),
 	}
+	if d.names != nil {
+		all = append(all, d.names)
+	}
+	return all
 }
 
-// onRound lets garbage pile up while a round may have to write everything again.
-func (d *daemon) onRound(r reconcile.Request) {
-	if d.swept && r.Full {
-		setGarbage(repairGarbage)
-	}
-}
-
-func (d *daemon) onReport(r reconcile.Report) {
-	if d.swept {
-		d.settleGarbage()
-	}
-	d.health.OnReport(r)
-	d.board.Report(r)
-	d.unsaved = d.unsaved || len(r.Changed)+len(r.Gone) > 0
-	d.notify.round(d.current.SyncPeriod)
-	if r.Err != nil {
-		return
-	}
-	d.notify.verdict(fmt.Sprintf("%s, revision %s, %s", r.Mode, r.Revision, plural(r.Services, "Service")))
-	if d.unsaved && r.Full {
-		// With each full sync, and not with each change: it costs what there is, and only gives names to things.
-		d.unsaved = !d.record.save(d.log, d.snapshot.Weir.StateDir, d.board.Record)
-	}
-	if !d.swept {
-		d.swept = true
-		d.sweep(r.Mode)
-	}
-	large := r.Resolved >= manyServices || r.Observed && !r.Touched && r.Services >= manyServices
-	if large || d.garbage && r.Full {
-		debug.FreeOSMemory()
-		d.garbage = large
-	}
-	d.settleGarbage()
-}
-
-// sweep takes down what an earlier run in another mode left behind, once this mode is in force.
-func (d *daemon) sweep(mode string) {
-	if d.current.Rootless {
-		return
-	}
-	cleanup(d.ctx, d.wiring.others(d.ctx, mode), func(name string, deleted int, err error) {
-		switch {
-		case err != nil:
-			d.log.Warn("cannot tell or remove what an earlier run in another mode left", "from", name, "error", err)
-		case deleted > 0:
-			d.log.Info("removed what an earlier run in another mode left", "from", name, "deleted", deleted)
-		}
-	})
-}
-
-// How much garbage may come on top of what is in use before the collector runs, in percent. Go's default of 100 would have
-// the heap double, and a node's memory belongs to its pods: GOGC wins. While everything is read and worked out, less than
-// startGarbage would cost more time than it saves memory; afterwards there is little garbage. To write everything again takes
-// no more memory than the start did. But userspace mode carries traffic, and collecting its small heap for every few
-// kilobytes costs it half of its UDP packets.
-const (
-	startGarbage     = 25
-	laterGarbage     = 10
-	repairGarbage    = 50
-	userspaceGarbage = 100
-)
-
-// settleGarbage sets the limit for as long as there is nothing much to do.
-func (d *daemon) settleGarbage() {
-	if d.wiring.mode == modeUserspace {
-		setGarbage(userspaceGarbage)
-	} else {
-		setGarbage(laterGarbage)
-	}
-}
-
-func setGarbage(percent int) {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(percent)
-	}
-}
-
-// modeReason says why this mode is in force.
+// modeReason returns why this mode is in force.
 func modeReason(flag string, snap *spec.Snapshot, fallback string) string {
 	switch {
 	case fallback != "":

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -95,6 +96,49 @@ func TestRunServesHealthAndMetrics(t *testing.T) {
 	d.expectHTTP("http://127.0.0.1:11249/metrics", 200, "weir_invalid_documents 0")
 }
 
+// TestRefusedConfigurationChangesNothing has weir read a configuration that is valid, and that this node cannot follow. No
+// socket, kernel parameter or log line follows it before one that the node can follow says the same.
+func TestRefusedConfigurationChangesNothing(t *testing.T) {
+	t.Parallel()
+	netlab.RequireProgram(t, "nft")
+	d := newRunDaemon(t)
+	d.alone = true // without iptables
+	before := strings.Replace(kubeProxyConfig, "mode: iptables", "mode: nftables", 1)
+	d.write(map[string]string{"config.yaml": before})
+	d.start()
+	d.expectHTTP("http://127.0.0.1:10249/proxyMode", 200, "nftables")
+	timeout := func() string { return d.nodeExec("cat", "/proc/sys/net/netfilter/nf_conntrack_udp_timeout") }
+	timeoutBefore := timeout()
+	after := strings.NewReplacer(":10249", ":11249", ":10256", ":11256").Replace(before) +
+		"conntrack: {udpTimeout: 77s}\nlogging: {format: json, verbosity: 4}\n"
+
+	d.write(map[string]string{"config.yaml": strings.Replace(after, "mode: nftables", "mode: iptables", 1)})
+	d.expectHTTP("http://127.0.0.1:10256/healthz", 200, "iptables cannot be used")
+	d.expectHTTP("http://127.0.0.1:10249/metrics", 200, "weir_config_last_reload_successful 0")
+	for _, port := range []string{"11249", "11256"} {
+		if _, _, err := httpGet(d, "http://127.0.0.1:"+port+"/healthz"); err == nil {
+			t.Errorf("port %s of a refused configuration answers", port)
+		}
+	}
+	if got := timeout(); got != timeoutBefore {
+		t.Errorf("a refused configuration changed a kernel parameter from %s to %s", timeoutBefore, got)
+	}
+	if strings.Contains(d.logs(), `{"@`) {
+		t.Error("the log follows a refused configuration")
+	}
+
+	d.write(map[string]string{"config.yaml": after})
+	d.expectHTTP("http://127.0.0.1:11256/healthz", 200, `"revision"`)
+	d.expectHTTP("http://127.0.0.1:11249/proxyMode", 200, "nftables")
+	d.awaitLog(`(?m)^\{"@level":"debug"`)
+	d.await("the kernel parameter", func() error {
+		if got := timeout(); got != "77\n" {
+			return fmt.Errorf("it is %q", got)
+		}
+		return nil
+	})
+}
+
 func TestRunServesHealthCheckNodePorts(t *testing.T) {
 	t.Parallel()
 	d := newRunDaemon(t)
@@ -164,7 +208,7 @@ func TestReconcileOnce(t *testing.T) {
 	plan, err := d.run("reconcile", "--dry-run", "--detail", "kernel", "-o", "json")
 	var p struct {
 		Backend string
-		Changes []any
+		Changes []struct{ ID string }
 	}
 	if err != nil || json.Unmarshal([]byte(plan), &p) != nil || p.Backend != "iptables" || len(p.Changes) == 0 {
 		t.Fatalf("%v: %s", err, plan)
@@ -181,10 +225,19 @@ func TestReconcileOnce(t *testing.T) {
 	}
 	node := d.lab.Node()
 	binary := os.Getenv(binaryEnv)
-	if out, err := node.Exec(t.Context(), binary, "cleanup", "--dry-run"); err != nil || !strings.Contains(out, fmt.Sprintf("%d to delete", len(p.Changes))) {
-		t.Errorf("cleanup --dry-run: %v: %s", err, out)
+	parameters := 0
+	for _, c := range p.Changes {
+		if strings.HasPrefix(c.ID, "sysctl ") {
+			parameters++
+		}
 	}
-	if out, err := node.Exec(t.Context(), binary, "cleanup"); err != nil {
+	out, err = node.Exec(t.Context(), binary, "cleanup", "--dry-run", "--state-dir", d.state)
+	for _, n := range []int{parameters, len(p.Changes) - parameters} {
+		if want := fmt.Sprintf(": 0 to create, 0 to update, %d to delete", n); err != nil || n == 0 || !strings.Contains(out, want) {
+			t.Errorf("cleanup --dry-run: %v: want %s in %s", err, want, out)
+		}
+	}
+	if out, err := node.Exec(t.Context(), binary, "cleanup", "--state-dir", d.state); err != nil {
 		t.Errorf("cleanup: %v: %s", err, out)
 	}
 	if rules := d.ownRules(); rules != "" {
@@ -195,15 +248,17 @@ func TestReconcileOnce(t *testing.T) {
 	}
 }
 
-// TestNotify stands in for the service manager.
-func TestNotify(t *testing.T) {
-	d := newRunDaemon(t)
+// managed has the daemon notify a socket as a service manager's. expect waits for a message with a part, and seen returns
+// what came so far, without what serves the watchdog.
+func (d *daemon) managed() (expect func(part string), seen func() []string) {
+	t := d.t
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "notify")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(func() { conn.Close() })
 	got := make(chan string, 1000)
 	go func() {
 		buf := make([]byte, 4096)
@@ -215,27 +270,45 @@ func TestNotify(t *testing.T) {
 			got <- string(buf[:n])
 		}
 	}()
-	var seen []string
-	expect := func(part string) {
+	var all []string
+	next := func() (m string, ok bool) {
+		select {
+		case m = <-got:
+			if m != "WATCHDOG=1" {
+				all = append(all, m)
+			}
+			return m, true
+		default:
+			return "", false
+		}
+	}
+	expect = func(part string) {
 		t.Helper()
 		d.await(part, func() error {
 			for {
-				select {
-				case m := <-got:
-					if m != "WATCHDOG=1" {
-						seen = append(seen, m)
-					}
-					if strings.Contains(m, part) {
-						return nil
-					}
-				default:
-					return fmt.Errorf("got %q so far", seen)
+				m, ok := next()
+				if !ok {
+					return fmt.Errorf("got %q so far", all)
+				}
+				if strings.Contains(m, part) {
+					return nil
 				}
 			}
 		})
 	}
 	t.Setenv("NOTIFY_SOCKET", socket)
 	t.Setenv("WATCHDOG_USEC", "300000")
+	return expect, func() []string {
+		for _, ok := next(); ok; _, ok = next() {
+		}
+		return all
+	}
+}
+
+// TestNotify stands in for the service manager.
+func TestNotify(t *testing.T) {
+	d := newRunDaemon(t)
+	expect, seen := d.managed()
 	d.start()
 	expect("READY=1")
 	expect("WATCHDOG=1")
@@ -249,16 +322,177 @@ func TestNotify(t *testing.T) {
 	}
 	<-d.done
 	d.cmd = nil
-	for {
-		select {
-		case m := <-got:
-			seen = append(seen, m)
-			continue
-		default:
+	if all := seen(); !strings.Contains(strings.Join(all, " "), "STOPPING=1") {
+		t.Errorf("STOPPING was not sent: %q", all)
+	}
+}
+
+// TestNotReadyBeforeAnythingIsInForce starts weir as a service whose input cannot be used: standard input that does not end,
+// beside a directory with a mistake. It is not ready, says what is wrong with both, asks for more time, and is ready when
+// something is in force.
+func TestNotReadyBeforeAnythingIsInForce(t *testing.T) {
+	d := newRunDaemon(t)
+	expect, seen := d.managed()
+	d.write(map[string]string{"broken.yaml": brokenService})
+	d.flags = append(d.flags, "-f", "-")
+	line := d.line(d.args("run")...)
+	cmd := d.lab.Node().Command(context.Background(), line[0], line[1:]...)
+	in, out, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	defer out.Close()
+	cmd.Stdin = in
+	d.launch(cmd)
+	expect("EXTEND_TIMEOUT_USEC=")
+	expect("STATUS=Nothing is in force, because the input cannot be used: ")
+	d.awaitLog(`\[ERROR\].* -: standard input has not ended`)
+	d.awaitLog(`\[ERROR\].*broken\.yaml:4: `)
+	d.awaitStatus("in force  nothing\n", "broken.yaml:4: Service default/broken")
+	d.write(map[string]string{"broken.yaml": ""})
+	d.await("the log to tell of standard input alone", func() error {
+		if s, err := d.weir("status"); strings.Contains(s, "broken.yaml") || err != nil && !strings.Contains(s, "standard input") {
+			return fmt.Errorf("%v: %s", err, s)
 		}
-		break
+		return nil
+	})
+	if all := seen(); strings.Contains(strings.Join(all, " "), "READY=1") {
+		t.Errorf("it is ready while nothing is in force: %q", all)
 	}
-	if !strings.Contains(strings.Join(seen, " "), "STOPPING=1") {
-		t.Errorf("STOPPING was not sent: %q", seen)
+	if _, err := out.WriteString(strings.NewReplacer("web", "more", "10.96.0.10", "10.96.0.11").Replace(webService)); err != nil {
+		t.Fatal(err)
 	}
+	out.Close()
+	expect("READY=1")
+	if out := d.ownRules(); !strings.Contains(out, "10.96.0.10") {
+		t.Errorf("ready, and the rules are %s", out)
+	}
+}
+
+// TestRunHalfRequests: more half requests than weir may have descriptors keep neither a manifest from being applied nor a
+// probe from its answer.
+func TestRunHalfRequests(t *testing.T) {
+	t.Parallel()
+	d := newRunDaemon(t)
+	line := d.line(d.args("run")...)
+	d.launch(d.lab.Node().Command(context.Background(), "sh", append([]string{"-c", `ulimit -n 1024; exec "$@"`, "sh"}, line...)...))
+	d.awaitSync()
+	for range 1200 {
+		c, err := d.lab.Node().DialContext(t.Context(), "tcp", "127.0.0.1:10256")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		// One that weir has closed already says so.
+		if _, err := c.Write([]byte("GET /healthz HTTP/1.1\r\n")); err != nil && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatal(err)
+		}
+	}
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid))
+	if err != nil || len(fds) > 512 {
+		t.Errorf("weir has %d descriptors open: %v", len(fds), err)
+	}
+	d.write(map[string]string{"web.yaml": strings.ReplaceAll(webService, "10.96.0.10", "10.96.0.77")})
+	d.expectHTTP("http://127.0.0.1:10256/healthz", 200, "")
+	d.awaitSync()
+}
+
+// TestRunTableOwned has another process own a table that weir needs, from before weir starts and later, when weir's rules
+// are in it. Then /healthz says that not all is in force, the log and doctor name the owner, and weir heals when it ends.
+func TestRunTableOwned(t *testing.T) {
+	netlab.RequireProgram(t, "nft")
+	for _, tc := range []struct {
+		name, table string
+		flags       []string
+		alone       bool // without programs of iptables, so that nftables redirects
+		doctor      string
+	}{
+		{"nftables", "ip weir", []string{"--proxy-mode", "nftables"}, false, "nftables"},
+		{"iptables-nft", "ip nat", []string{"--proxy-mode", "iptables", "--iptables-variant", "nft"}, false, "iptables"},
+		{"userspace over nftables", "ip weir-userspace", []string{"--proxy-mode", "userspace"}, true, "nftables"},
+		{"userspace over iptables", "ip filter", []string{"--proxy-mode", "userspace", "--iptables-variant", "nft"}, false, "iptables"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			d := newRunDaemon(t)
+			d.mode.flags, d.alone = tc.flags, tc.alone
+			d.write(map[string]string{"config.yaml": strings.Replace(kubeProxyConfig, "{minSyncPeriod: 10ms}", "&often {syncPeriod: 1s, minSyncPeriod: 10ms}\nnftables: *often", 1)})
+			for _, when := range []string{"before", "later"} {
+				named, end := d.ownTable(tc.table)
+				if when == "before" {
+					d.start()
+				}
+				d.expectHTTP("http://127.0.0.1:10256/healthz", 503, "")
+				d.await("the log to name the owner", func() error {
+					if !strings.Contains(d.logs(), named) {
+						return fmt.Errorf("nothing of %q", named)
+					}
+					return nil
+				})
+				out, err := d.lab.Node().Exec(t.Context(), os.Getenv(binaryEnv), "doctor", "--mode", tc.doctor, "--iptables-variant", "nft")
+				if text := fmt.Sprint(out, err); !strings.Contains(text, named) {
+					t.Errorf("doctor does not print %q: %s", named, text)
+				}
+				end()
+				d.expectHTTP("http://127.0.0.1:10256/healthz", 200, "")
+				d.awaitSync()
+			}
+		})
+	}
+}
+
+// ownTable makes another process replace a table by one of its own. It returns how that is told, and what ends the process,
+// by which the table goes.
+func (d *daemon) ownTable(table string) (named string, end func()) {
+	d.t.Helper()
+	owner := d.lab.Node().Command(context.Background(), "nft", "-i")
+	in, err := owner.StdinPipe()
+	if err == nil {
+		err = d.lab.Node().Start(owner)
+	}
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	end = sync.OnceFunc(func() {
+		in.Close()
+		_ = owner.Wait()
+	})
+	d.t.Cleanup(end)
+	d.await("the table of the other process", func() error {
+		// One line is one transaction. weir may make its table again before the line is executed.
+		if _, err := fmt.Fprintf(in, "add table %[1]s; delete table %[1]s; add table %[1]s { flags owner; }\n", table); err != nil {
+			return err
+		}
+		out, err := d.lab.Node().Exec(d.t.Context(), "nft", append([]string{"list", "table"}, strings.Fields(table)...)...)
+		if err == nil && !strings.Contains(out, "flags owner") {
+			err = fmt.Errorf("nobody owns it")
+		}
+		return err
+	})
+	return fmt.Sprintf("table %s belongs to process %d (nft)", table, owner.Process.Pid), end
+}
+
+// TestRunLogReaderGone: weir goes on when nobody reads its log any more, and when its terminal hangs up.
+func TestRunLogReaderGone(t *testing.T) {
+	t.Parallel()
+	d := newRunDaemon(t)
+	line := d.line(d.args("run", "--log-level", "trace")...)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := d.log
+	d.log = w
+	d.launch(d.lab.Node().Command(context.Background(), line[0], line[1:]...))
+	d.log = log
+	w.Close()
+	r.Close()
+	d.awaitSync()
+	if err := d.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	d.write(map[string]string{"web.yaml": strings.ReplaceAll(webService, "10.96.0.10", "10.96.0.77")})
+	d.awaitSync()
+	d.terminate()
 }

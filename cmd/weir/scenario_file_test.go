@@ -38,6 +38,8 @@ type options struct {
 	Serve []uint16 `json:"serve"`
 	// ServeNode lists the ports that the node itself answers on, as a pod in the host's network does.
 	ServeNode []uint16 `json:"serveNode"`
+	// Run holds what others do on a host before weir starts, as lines for a shell.
+	Run map[string][]string `json:"run"`
 	// Flags are added to every weir command line.
 	Flags []string `json:"flags"`
 }
@@ -56,18 +58,18 @@ type row struct {
 	To       list `json:"to"`
 	Protocol list `json:"protocol"`
 
-	// Answers lists who answers, as "pod1" or "pod1:8080": all of them, and nobody else. Their shares are equal.
+	// Answers lists the pods that answer, as "pod1" or "pod1:8080": all of them, and no others. Their shares are equal.
 	Answers []string `json:"answers"`
 	// Share replaces Answers where shares differ.
 	Share map[string]int `json:"share"`
 	// Source is what servers see: "self" (the one who asked), "node" (any of the node's addresses), or an address.
 	Source string `json:"source"`
-	// Result is the outcome where nobody answers: refused, dropped, unreachable, or unserved.
+	// Result is the outcome where no pod answers: refused, dropped, unreachable, or unserved.
 	Result netlab.Outcome `json:"result"`
 	// Connections is how many connections are made; chosen to suit the number of answers if it is 0.
 	Connections int `json:"connections"`
 
-	// Sticky says that all connections meet the same one of Answers.
+	// Sticky reports that all connections meet the same one of Answers.
 	Sticky bool `json:"sticky"`
 	// ForgetsAfter is a pause after which a sticky client may meet another one.
 	ForgetsAfter duration `json:"forgetsAfter"`
@@ -76,7 +78,7 @@ type row struct {
 	// HTTP is the status that a GET of /healthz returns.
 	HTTP int `json:"http"`
 
-	// inTurn says that the mode takes endpoints in turn rather than by chance.
+	// inTurn reports that the mode takes endpoints in turn rather than by chance.
 	inTurn bool
 }
 

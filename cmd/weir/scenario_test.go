@@ -73,6 +73,11 @@ func (s scenario) newLab(t *testing.T) *netlab.Lab {
 	for _, port := range s.opts.ServeNode {
 		serve(netlab.Node, port)
 	}
+	for host, lines := range s.opts.Run {
+		if _, err := lab.Host(host).Exec(t.Context(), "sh", "-ec", strings.Join(lines, "\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return lab
 }
 
@@ -82,7 +87,7 @@ func runScenario(t *testing.T, s scenario, m mode) {
 	random := seed.Rand(t)
 	d := newDaemon(t, s.newLab(t), m, s.opts.Flags...)
 	d.addForeign()
-	before := d.foreignRules()
+	before, parameters := d.foreignRules(), d.kernelParameters()
 	if m.rootless {
 		s.giveAddresses(t, d.lab)
 	}
@@ -130,6 +135,9 @@ func runScenario(t *testing.T, s scenario, m mode) {
 	}
 	d.awaitRunning()
 	d.checkLeavesNothing(before)
+	if diff := cmp.Diff(parameters, d.kernelParameters()); diff != "" {
+		t.Errorf("cleanup left other kernel parameters than there were (-before +after):\n%s", diff)
+	}
 }
 
 // giveAddresses gives the node the addresses of Services that are asked for.
@@ -254,7 +262,7 @@ func checkGolden(t *testing.T, d *daemon, name string) {
 	}
 	want, err := os.ReadFile(file)
 	if err != nil {
-		t.Errorf("no golden plan; write it with: go test ./cmd/weir -run TestScenario -update: %v", err)
+		t.Errorf("no golden plan; write it with: go test ./cmd/weir -run TestScenario -update, or, from a machine that keeps nothing, as printed here: %v\nBEGIN\n%sEND", err, plan)
 		return
 	}
 	if diff := cmp.Diff(string(want), plan); diff != "" {

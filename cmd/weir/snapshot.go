@@ -1,45 +1,90 @@
 package main
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"weir/reconcile"
-	"weir/reconcile/review"
-	"weir/reconcile/status"
+	"weir/reconcile/tell/changes"
+	"weir/reconcile/tell/status"
 	"weir/spec"
+	"weir/spec/stall"
 )
 
-// recordOf is what the Engine has brought this node to.
-func recordOf(engine *reconcile.Engine, t *target, revision spec.Revision) *review.Record {
-	return &review.Record{
+// recordOf returns the state that the Engine has brought this node to.
+func recordOf(engine *reconcile.Engine, t *nodeConfig, revision spec.Revision) *changes.Record {
+	return &changes.Record{
 		Node: t.Node.Name, Zone: t.Node.Zone, Families: t.Node.Families, Revision: revision.String(),
-		State: review.State{Mode: t.Mode, Entries: engine.Wanted()},
+		State: changes.State{Mode: t.Mode, ServicePorts: engine.Wanted()},
 	}
 }
 
-// saveRecord notes what was applied, so that a later plan can name what it finds. That this fails harms nothing else.
-func saveRecord(log hclog.Logger, stateDir string, r *review.Record) {
-	if err := status.SaveRecord(stateDir, r); err != nil {
-		log.Warn("cannot note what was applied; plans will name removed Services by their addresses", "error", err)
+// saveRecord writes what was applied, so that a later plan can name kernel objects. A failure has no other effect.
+func saveRecord(ctx context.Context, gate *stall.Gate, limit time.Duration, stateDir string, take func() *changes.Record) error {
+	return gate.Do(ctx, limit, "writing to "+stateDir, func() error { return status.SaveRecord(stateDir, take()) })
+}
+
+// warnUnrecorded logs why the record was not written.
+func warnUnrecorded(log hclog.Logger, err error) {
+	log.Warn("the record of the applied state cannot be written; plans will name removed Services by their addresses", "error", err)
+}
+
+// recorder is an Observer that writes the record after each full sync, not after each change. Writing costs time for
+// every Service, and the record only supplies names.
+type recorder struct {
+	reconcile.NopObserver
+	ctx      context.Context
+	log      hclog.Logger
+	board    *status.Board
+	file     recordFile
+	stateDir string
+	stale    bool // the record is older than what was applied
+}
+
+// Configured implements reconcile.Observer.
+func (o *recorder) Configured(snap *spec.Snapshot, _ reconcile.Settings) {
+	o.stateDir = snap.Weir.StateDir
+}
+
+// Applied implements reconcile.Observer.
+func (o *recorder) Applied(r reconcile.Report) {
+	o.stale = o.stale || len(r.Changed)+len(r.Gone) > 0 || o.file.failed.Load()
+	if o.stale && r.Full && r.Err == nil {
+		o.stale = !o.file.save(o.ctx, o.log, o.stateDir, o.board.Record)
 	}
 }
 
-// recordFile has the record of what was applied written, one at a time. The first is there when save returns; no change
-// waits for the later ones.
+// laterLimit is how long a record may take that nothing waits for: a large one on a slow disk is no hung mount.
+const laterLimit = time.Minute
+
+// recordFile writes records, one at a time. save waits for the first one only, so that no change waits for a later one.
 type recordFile struct {
 	saved   bool
 	busy    atomic.Bool
+	failed  atomic.Bool // the last write failed
+	told    string      // the last logged reason, of the writer
+	gate    stall.Gate
 	writing sync.WaitGroup
 }
 
-// save says whether the record that take returns is being written; it is not while another one is.
-func (f *recordFile) save(log hclog.Logger, stateDir string, take func() *review.Record) bool {
+// wait waits for the record that is being written, but not long for a file system that does not answer.
+func (f *recordFile) wait() {
+	// The record only supplies names, so nothing depends on it.
+	_, _ = stall.Do(context.Background(), stall.Limit, "the last record", func() (struct{}, error) {
+		f.writing.Wait()
+		return struct{}{}, nil
+	})
+}
+
+// save reports whether it writes the record that take returns. It does not while another one is being written.
+func (f *recordFile) save(ctx context.Context, log hclog.Logger, stateDir string, take func() *changes.Record) bool {
 	if !f.saved {
 		f.saved = true
-		saveRecord(log, stateDir, take())
+		f.tell(log, saveRecord(ctx, &f.gate, stall.Limit, stateDir, take))
 		return true
 	}
 	if !f.busy.CompareAndSwap(false, true) {
@@ -47,7 +92,24 @@ func (f *recordFile) save(log hclog.Logger, stateDir string, take func() *review
 	}
 	f.writing.Go(func() {
 		defer f.busy.Store(false)
-		saveRecord(log, stateDir, take())
+		f.tell(log, saveRecord(context.WithoutCancel(ctx), &f.gate, laterLimit, stateDir, take))
 	})
 	return true
+}
+
+// tell logs once why no record can be written, and once that it can be again.
+func (f *recordFile) tell(log hclog.Logger, err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	switch {
+	case text == f.told:
+	case err != nil:
+		warnUnrecorded(log, err)
+	default:
+		log.Info("the record of the applied state is written again")
+	}
+	f.told = text
+	f.failed.Store(err != nil)
 }

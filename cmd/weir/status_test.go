@@ -23,8 +23,13 @@ import (
 func TestStatusOfDaemon(t *testing.T) {
 	t.Parallel()
 	d := newRunDaemon(t)
-	ask := func(args ...string) (string, error) {
-		out, err := exec.CommandContext(context.Background(), os.Getenv(binaryEnv), append(args, "--state-dir", d.state)...).Output()
+	ask := func(args ...string) (string, error) { // on the node, since other tests have a weir in the test's own namespace
+		cmd := d.lab.Node().Command(context.Background(), os.Getenv(binaryEnv), append(args, "--state-dir", d.state)...)
+		var out []byte
+		err := d.lab.Node().Do(func() (err error) {
+			out, err = cmd.Output()
+			return err
+		})
 		return string(out), err
 	}
 	if _, err := ask("status"); err == nil || err.(*exec.ExitError).ExitCode() != 3 {
@@ -192,4 +197,43 @@ func onTerminal(cmd *exec.Cmd) ([]byte, error) {
 	}()
 	err = errors.Join(cmd.Wait(), slave.Close())
 	return <-text, err
+}
+
+// TestStatusSocketRemoved: a weir whose state directory was removed is not said to be absent, and makes its socket again.
+func TestStatusSocketRemoved(t *testing.T) {
+	t.Parallel()
+	d := newRunDaemon(t)
+	ask := func() (string, error) {
+		cmd := d.lab.Node().Command(context.Background(), os.Getenv(binaryEnv), "status", "--state-dir", d.state)
+		var out strings.Builder
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := d.lab.Node().Start(cmd); err != nil {
+			return "", err
+		}
+		err := cmd.Wait()
+		return out.String(), err
+	}
+	if out, err := ask(); err == nil || !strings.Contains(out, "no weir run is listening") || strings.Contains(out, "runs as weir") {
+		t.Errorf("before the start: %v: %s", err, out)
+	}
+	d.start()
+	d.awaitSync()
+	if out, err := ask(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := os.RemoveAll(d.state); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("process %d runs as weir in this network namespace but cannot be reached", d.cmd.Process.Pid)
+	if out, err := ask(); err == nil || !strings.Contains(out, want) {
+		t.Errorf("without its directory: %v: %s", err, out)
+	}
+	d.write(map[string]string{"web.yaml": strings.ReplaceAll(webService, "10.96.0.10", "10.96.0.77")})
+	d.await("the socket", func() error {
+		out, err := ask()
+		if err == nil && !strings.Contains(out, "10.96.0.77:80") {
+			err = errors.New(out)
+		}
+		return err
+	})
 }

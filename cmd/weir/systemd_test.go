@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 	"weir/backends/doctor"
 	"weir/backends/ipvs"
 	"weir/backends/netlab"
+	"weir/spec/apisource/apitest"
 )
 
 const systemdExamples = "../../examples/systemd"
@@ -31,13 +33,17 @@ func TestSystemdUnits(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	var units []string
-	for _, name := range []string{"weir.service", "weir-pull.service", "weir-pull.timer"} {
+	for _, name := range []string{"weir.service", "weir-pull.service", "weir-pull-render.service", "weir-pull.timer"} {
 		text, err := os.ReadFile(filepath.Join(systemdExamples, name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		// The program is not installed here.
-		text = []byte(strings.Replace(string(text), "/usr/local/bin/weir ", os.Getenv(binaryEnv)+" ", 1))
+		// The programs are not installed here.
+		render, err := filepath.Abs(filepath.Join(systemdExamples, "weir-render"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = []byte(strings.NewReplacer("/usr/local/bin/weir ", os.Getenv(binaryEnv)+" ", "/usr/local/bin/weir-render", render).Replace(string(text)))
 		unit := filepath.Join(dir, name)
 		if err := os.WriteFile(unit, text, 0o644); err != nil {
 			t.Fatal(err)
@@ -107,44 +113,121 @@ func TestSystemdModules(t *testing.T) {
 	}
 }
 
-// TestSystemdPull has the command of weir-pull.service bring a change to a node whose clone is where the unit has it.
-func TestSystemdPull(t *testing.T) {
-	t.Parallel()
-	origin, clone := t.TempDir(), filepath.Join(t.TempDir(), "current")
-	git := func(dir string, args ...string) {
-		t.Helper()
-		cmd := exec.Command("git", append([]string{"-C", dir, "-c", "user.name=t", "-c", "user.email=t@example.com"}, args...)...)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("git %v: %v\n%s", args, err, out)
-		}
-	}
-	commit := func(files map[string]string) {
-		t.Helper()
-		for name, text := range files {
-			if err := os.WriteFile(filepath.Join(origin, name), []byte(text), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		git(origin, "add", "-A")
-		git(origin, "commit", "-q", "-m", "x")
-	}
-	git(origin, "init", "-q")
-	commit(map[string]string{"config.yaml": painConfig, "web.yaml": painService, "slice.yaml": painSlice(1)})
-	git(".", "clone", "-q", "--depth", "1", "file://"+origin, clone)
+// origin is a Git repository that a node pulls from.
+type origin struct {
+	t   *testing.T
+	dir string
+}
 
+func newOrigin(t *testing.T) *origin {
+	t.Helper()
+	o := &origin{t, t.TempDir()}
+	o.git("init", "-q")
+	return o
+}
+
+func (o *origin) git(args ...string) {
+	o.t.Helper()
+	cmd := exec.Command("git", append([]string{"-C", o.dir, "-c", "user.name=t", "-c", "user.email=t@example.com"}, args...)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		o.t.Fatalf("git %v: %v\n%s", args, err, out)
+	}
+}
+
+func (o *origin) commit(files map[string]string) {
+	o.t.Helper()
+	for name, text := range files {
+		path := filepath.Join(o.dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+			o.t.Fatal(err)
+		}
+	}
+	o.git("add", "-A")
+	o.git("commit", "-q", "-m", "x")
+}
+
+func (o *origin) clone(dir string) {
+	o.t.Helper()
+	o.git("clone", "-q", "--depth", "1", "file://"+o.dir, dir)
+}
+
+// systemdPods starts a lab with two pods that answer.
+func systemdPods(t *testing.T) *netlab.Lab {
+	t.Helper()
 	lab := netlab.New(t, netlab.Topology{Pods: 2})
 	lab.Host("pod1").Serve(t, netlab.TCP, 80)
 	lab.Host("pod2").Serve(t, netlab.TCP, 80)
-	d := newDaemon(t, lab, modeNamed(t, "nftables"))
+	return lab
+}
+
+// TestSystemdPull has the command of weir-pull.service bring a change to a node whose clone is where the unit has it.
+func TestSystemdPull(t *testing.T) {
+	t.Parallel()
+	o, clone := newOrigin(t), filepath.Join(t.TempDir(), "current")
+	o.commit(map[string]string{"config.yaml": painConfig, "web.yaml": painService, "slice.yaml": painSlice(1)})
+	o.clone(clone)
+	d := newDaemon(t, systemdPods(t), modeNamed(t, "nftables"))
 	d.dir = clone
 	d.start()
 	d.awaitAnswer("pod1")
-	commit(map[string]string{"slice.yaml": painSlice(2)})
+	o.commit(map[string]string{"slice.yaml": painSlice(2)})
 	line := strings.Fields(strings.ReplaceAll(unitSettings(t, "weir-pull.service")["ExecStart"], "/srv/weir/current", clone))
 	if out, err := exec.Command(line[0], line[1:]...).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", line, err, out)
 	}
 	d.awaitAnswer("pod2")
+}
+
+// TestSystemdRender has weir-render bring changes to a node whose repository is rendered by the kustomize program. What
+// cannot be rendered leaves the old directory in place, and nothing else behind.
+func TestSystemdRender(t *testing.T) {
+	t.Parallel()
+	o, srv, bin := newOrigin(t), t.TempDir(), t.TempDir()
+	kustomize := apitest.Binary(t, "kustomizepeer")
+	script, err := os.ReadFile(filepath.Join(systemdExamples, "weir-render"))
+	if err := errors.Join(err, os.Symlink(kustomize, filepath.Join(bin, "kustomize"))); err != nil {
+		t.Fatal(err)
+	}
+	render := func() (string, error) {
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", strings.ReplaceAll(string(script), "/srv/weir", srv))
+		cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	mustRender := func() {
+		t.Helper()
+		if out, err := render(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	o.commit(map[string]string{
+		"base/kustomization.yaml": "resources: [web.yaml]\ngeneratorOptions: {disableNameSuffixHash: true}\nconfigMapGenerator: [{name: kube-proxy, namespace: kube-system, files: [config.conf=config.yaml]}]\n",
+		"base/config.yaml":        painConfig, "base/web.yaml": strings.Replace(painService, "10.96.0.10", "10.96.0.99", 1),
+		"overlays/edge/kustomization.yaml": "resources: [../../base, slice.yaml]\npatches: [{path: patch.yaml}]\n",
+		"overlays/edge/patch.yaml":         "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.96.0.10}\n",
+		"overlays/edge/slice.yaml":         painSlice(1),
+	})
+	o.clone(filepath.Join(srv, "source"))
+	mustRender()
+	d := newDaemon(t, systemdPods(t), modeNamed(t, "nftables"))
+	d.dir = filepath.Join(srv, "current")
+	d.start()
+	d.awaitAnswer("pod1")
+
+	o.commit(map[string]string{"overlays/edge/patch.yaml": "kind: [\n"})
+	before, err := os.Readlink(d.dir)
+	if out, renderErr := render(); renderErr == nil || err != nil {
+		t.Errorf("what cannot be rendered is taken: %v: %s", err, out)
+	}
+	if after, err := os.Readlink(d.dir); after != before || err != nil {
+		t.Errorf("the directory is %s, %v; before it was %s", after, err, before)
+	}
+	o.commit(map[string]string{"overlays/edge/patch.yaml": "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.96.0.10}\n", "overlays/edge/slice.yaml": painSlice(2)})
+	mustRender()
+	d.awaitAnswer("pod2")
+	if left, err := filepath.Glob(srv + "/*"); err != nil || len(left) != 3 { // the clone, the rendered directory, and the link to it
+		t.Errorf("left: %v, %v", left, err)
+	}
 }
 
 // TestSystemdConfinement runs weir with what the unit leaves it: its capabilities, a file system that is read-only but for
@@ -156,7 +239,7 @@ func TestSystemdConfinement(t *testing.T) {
 	lab.Host("pod1").Serve(t, netlab.TCP, 80)
 	d := newDaemon(t, lab, iptablesMode("nft"))
 	d.write(map[string]string{"config.yaml": painConfig, "web.yaml": painService, "slice.yaml": painSlice(1)})
-	c := &container{Root: "/", Args: d.line(d.args("run")...), Env: append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin")}
+	c := &container{Root: "/", Args: d.line(d.args("run")...), Env: append([]string{"RUNTIME_DIRECTORY=/run/" + unit["RuntimeDirectory"]}, append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin")...)}
 	for _, name := range strings.Fields(unit["CapabilityBoundingSet"]) {
 		n, ok := map[string]int{"CAP_NET_ADMIN": unix.CAP_NET_ADMIN, "CAP_NET_RAW": unix.CAP_NET_RAW}[name]
 		if !ok {
@@ -178,9 +261,10 @@ func TestSystemdConfinement(t *testing.T) {
 	if out := d.nodeExec("sysctl", "-n", "net/ipv4/ip_forward"); strings.TrimSpace(out) != "1" {
 		t.Errorf("net.ipv4.ip_forward is %s", out)
 	}
-	if _, err := os.Stat(filepath.Join(d.state, "applied.json")); err != nil {
-		t.Error(err)
-	}
+	d.await("the record of what was applied", func() error {
+		_, err := os.Stat(filepath.Join(d.state, "applied.json"))
+		return err
+	})
 	for line := range strings.Lines(d.logs()) {
 		// Systemd sets oomScoreAdj before it drops the right to; the size of the conntrack table is not a namespace's to set.
 		excused := strings.Contains(line, "oomScoreAdj") || strings.Contains(line, "nf_conntrack_max") ||

@@ -191,6 +191,7 @@ func TestUserspaceModeSwitch(t *testing.T) {
 		l.more(d, 200)
 		config(mode)
 		d.awaitLog("proxy mode changed: .*to=" + mode)
+		d.awaitLog("Using " + mode + " Proxier")
 		d.awaitSync()
 		l.more(d, 200)
 		if after := flow.Ask(answerWait); after.Outcome != netlab.Answered || after.Server != before.Server {
@@ -256,6 +257,36 @@ func TestUserspaceAnswersWhoWasRedirectedBefore(t *testing.T) {
 	}
 }
 
+// TestUserspaceOverNFTablesRepairsAtOnce: what another process takes away from the redirection is put back as soon as the
+// kernel tells of it, as in nftables mode. A node that is only asked every 500 ms would take about that long each time,
+// since every attempt begins right after the last repair; one that is told needs it for none but by accident.
+func TestUserspaceOverNFTablesRepairsAtOnce(t *testing.T) {
+	netlab.RequireProgram(t, "nft")
+	d := painDaemon(t, userspaceMode(t))
+	d.write(map[string]string{"config.yaml": painNoFullSync})
+	d.mode.flags, d.alone = []string{"--proxy-mode", "userspace"}, true
+	d.start()
+	d.awaitSync()
+	d.awaitAnswer("pod1")
+	const attempts, soon = 20, 150 * time.Millisecond
+	client, best := d.lab.Host(netlab.Client), time.Hour
+	for range attempts {
+		start := time.Now()
+		d.nodeExec("nft", "delete element ip weir-userspace endpoints { 10.96.0.10 . tcp . 80 . 0x0 }")
+		d.await("an answer", func() error {
+			if r := client.Probe(netlab.TCP, webFront, 50*time.Millisecond); r.Server != "pod1" {
+				return fmt.Errorf("%v", r)
+			}
+			return nil
+		})
+		best = min(best, time.Since(start))
+	}
+	if best > soon {
+		t.Errorf("the best of %d repairs took %v", attempts, best)
+	}
+	t.Logf("the best of %d repairs took %v", attempts, best)
+}
+
 // TestUserspaceIsNotForOnce: a process that ends cannot serve.
 func TestUserspaceIsNotForOnce(t *testing.T) {
 	d := painDaemon(t, userspaceMode(t))
@@ -302,6 +333,67 @@ func TestUserspaceDrainsOnSIGTERM(t *testing.T) {
 		}
 	case <-time.After(patience):
 		t.Error("it does not end although the last connection has")
+	}
+	if own := d.ownRules(); own != "" {
+		t.Errorf("it leaves redirections to ports on which any user may listen:\n%s", own)
+	}
+}
+
+// TestUserspaceKilledServesNoImpostor kills weir, and lets another process listen on its ports before the next weir runs.
+// Clients get no answer from that process, whether the redirection was there before or their flow was.
+func TestUserspaceKilledServesNoImpostor(t *testing.T) {
+	netlab.RequireProgram(t, "nft")
+	legacy := userspaceMode(t)
+	legacy.flags = []string{"--proxy-mode", "userspace", "--iptables-variant", "legacy"}
+	nftables := userspaceMode(t)
+	nftables.flags = []string{"--proxy-mode", "userspace"}
+	for name, m := range map[string]mode{"iptables-nft": userspaceMode(t), "iptables-legacy": legacy, "nftables": nftables} {
+		t.Run(name, func(t *testing.T) {
+			d := painDaemon(t, m)
+			d.alone = name == "nftables"
+			d.lab.Host("pod1").Serve(t, netlab.UDP, 80)
+			onePort := painConfig + "portRange: 20000-20000\n"
+			d.write(map[string]string{
+				"config.yaml": onePort,
+				"web.yaml":    strings.Replace(painService, "{port: 80}", "{name: tcp, port: 80}, {name: udp, port: 80, protocol: UDP}", 1),
+				"slice.yaml":  strings.Replace(painSlice(1), "{port: 80}", "{name: tcp, port: 80}, {name: udp, port: 80, protocol: UDP}", 1),
+			})
+			d.start()
+			d.awaitSync()
+			client := d.lab.Host(netlab.Client)
+			old, err := client.Open(netlab.UDP, webFront, answerWait)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer old.Close()
+			d.await("an answer by UDP", func() error {
+				if r := old.Ask(answerWait); r.Server != "pod1" {
+					return fmt.Errorf("%v", r)
+				}
+				return nil
+			})
+			d.kill()
+			node := d.lab.Node()
+			node.Serve(t, netlab.TCP, 20000)
+			node.Serve(t, netlab.UDP, 20000)
+			const attempts = 7
+			for range attempts {
+				for _, proto := range []netlab.Protocol{netlab.TCP, netlab.UDP} {
+					if r := client.Probe(proto, webFront, dropWait); r.Outcome == netlab.Answered {
+						t.Fatalf("%s to the Service met %v", proto, r)
+					}
+				}
+			}
+			if r := old.Ask(dropWait); r.Outcome == netlab.Answered {
+				t.Errorf("a flow from before met %v", r)
+			}
+			if r := client.Probe(netlab.TCP, netip.MustParseAddrPort("192.168.77.1:20000"), answerWait); r.Server != "node" {
+				t.Errorf("a client that asks the other process itself met %v", r)
+			}
+			d.write(map[string]string{"config.yaml": painConfig + "portRange: 20000-20001\n"})
+			d.start()
+			d.awaitAnswer("pod1")
+		})
 	}
 }
 

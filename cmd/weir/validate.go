@@ -12,16 +12,17 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
-	"weir/reconcile/findings"
-	"weir/reconcile/review"
+	"weir/reconcile/tell/changes"
+	"weir/reconcile/tell/findings"
 	"weir/spec"
 )
 
 func newValidate() *cobra.Command {
 	var (
-		input  inputFlags
-		format string
-		failOn string
+		input   inputFlags
+		format  string
+		failOn  string
+		verbose bool
 	)
 	cmd := &cobra.Command{
 		Use:   "validate -f DIR|FILE|-",
@@ -30,38 +31,39 @@ func newValidate() *cobra.Command {
 on this node is looked at or changed, so it can run anywhere, for instance on a pull request.
 
 With -o json, junit, sarif or github (workflow commands, which GitHub shows at their lines) all there is to say goes to
-standard output. Notices that have an ID can be silenced by a Service's annotation weir/silence; see weir help warnings.
+standard output. Every notice has an ID by which it can be silenced, and by which --fail-on selects it; see weir help
+warnings. Notices of one kind are told on one line with the first places; --verbose prints each.
 
 Exit codes: 0 the input is valid (notices may have been printed); 1 it is not, or --fail-on found something; 2 the command
-line makes no sense.`,
+line is wrong.`,
 		Example: `  weir validate -f ./cluster
   weir validate -f ./cluster -o sarif > weir.sarif
-  weir validate -f ./cluster --config kube-proxy.yaml --fail-on warning
+  weir validate -f ./cluster --config kube-proxy.yaml --fail-on warning,W009
   kustomize build overlays/edge | weir validate -f -`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := oneOf("--output", format, append([]string{"text"}, findings.Formats...)...); err != nil {
 				return err
 			}
-			if failOn != "" {
-				if err := oneOf("--fail-on", failOn, "warning"); err != nil {
-					return err
-				}
+			if err := checkFailOn(failOn); err != nil {
+				return err
 			}
+			setGCPercent(gcPercentValidate)
 			source, err := input.source(hclog.NewNullLogger())
 			if err != nil {
 				return err
 			}
 			report := validate(cmd.Context(), source)
+			report.FailOn = failOn
 			if err := cmd.Context().Err(); err != nil {
 				return err
 			}
 			if format == "text" {
-				err = printFindings(cmd, report)
+				err = printFindings(cmd, report, verbose)
 			} else {
 				err = report.Write(cmd.OutOrStdout(), format, thisBuild().Version)
 			}
-			if err == nil && (!report.Valid() || failOn != "" && report.Count(findings.SeverityWarning) > 0) {
+			if err == nil && (!report.Valid() || report.Failures() > 0) {
 				err = errReported
 			}
 			return err
@@ -69,7 +71,8 @@ line makes no sense.`,
 	}
 	input.add(cmd)
 	cmd.Flags().StringVarP(&format, "output", "o", "text", "how to print what was found: text, json, junit, sarif or github")
-	cmd.Flags().StringVar(&failOn, "fail-on", "", "exit with 1 for a valid input if there are any: warning")
+	cmd.Flags().StringVar(&failOn, "fail-on", "", "exit with 1 for a valid input if there are any notices of these severities or IDs, such as warning or W005,W009")
+	cmd.Flags().BoolVar(&verbose, "verbose", false, "print each notice on a line of its own")
 	return cmd
 }
 
@@ -81,28 +84,50 @@ func validate(ctx context.Context, source spec.Source) findings.Report {
 	return findings.Accepted(snap, summary(snap))
 }
 
-// printFindings prints for people: what is wrong to standard error, that all is well to standard output.
-func printFindings(cmd *cobra.Command, r findings.Report) error {
+// printFindings prints text: problems and notices to standard error, the success to standard output.
+func printFindings(cmd *cobra.Command, r findings.Report, verbose bool) error {
 	out, errOut := cmd.OutOrStdout(), cmd.ErrOrStderr()
-	for _, f := range r.Findings {
-		switch id := review.ID(f.Rule); {
-		case f.Severity == findings.SeverityError:
-			fmt.Fprintln(errOut, f)
-		case f.Rule == findings.Notice:
-			fmt.Fprintf(errOut, "%s %s\n", paint(errOut, yellow, "notice:"), f)
-		default:
-			fmt.Fprintf(errOut, "%s %s [%s]\n", paint(errOut, yellow, "notice:"), f, id.Short())
+	var notices []spec.Notice
+	for _, n := range r.Notices {
+		if n.Severity() == spec.SeverityError {
+			fmt.Fprintln(errOut, spec.Clean(n.Error()))
+		} else {
+			notices = append(notices, n)
 		}
 	}
-	if !r.Valid() {
-		_, err := fmt.Fprintf(errOut, "%s %s\n", paint(errOut, red, "invalid:"), plural(r.Count(findings.SeverityError), "problem"))
-		return err
+	groups := changes.GroupNotices(notices, verbose)
+	for _, g := range groups {
+		fmt.Fprintf(errOut, "%s %s [%s]\n", paint(errOut, yellow, "notice:"), g, g.ID.Short())
 	}
-	_, err := fmt.Fprintf(out, "%s %s\n", paint(out, green, "ok:"), r.Summary)
+	if changes.Folded(groups) {
+		fmt.Fprintln(errOut, "(--verbose prints each notice; weir help warnings tells how to silence them)")
+	}
+	var err error
+	switch failures := r.Failures(); {
+	case !r.Valid():
+		_, err = fmt.Fprintf(errOut, "%s %s\n", paint(errOut, red, "invalid:"), plural(r.Problems(), "problem"))
+	case failures > 0:
+		_, err = fmt.Fprintf(errOut, "%s %s\n", paint(errOut, red, "failed:"), failedText(failures, r.FailOn, r.Summary))
+	default:
+		_, err = fmt.Fprintf(out, "%s %s\n", paint(out, green, "ok:"), r.Summary)
+	}
 	return err
 }
 
-// printProblems prints each problem of an input that cannot be used on a line of its own, and a count.
+// failedText says why --fail-on makes a command fail although the input is valid.
+func failedText(failures int, failOn, summary string) string {
+	return fmt.Sprintf("%s of what --fail-on %s names, in a valid input: %s", plural(failures, "notice"), failOn, summary)
+}
+
+// checkFailOn checks the value of --fail-on.
+func checkFailOn(list string) error {
+	if err := spec.CheckNoticeList(list); err != nil {
+		return usageError{fmt.Errorf("--fail-on: %w", err)}
+	}
+	return nil
+}
+
+// printProblems prints each problem of a refused input on its own line, and a count.
 func printProblems(w io.Writer, err error) {
 	lines := problemLines(err)
 	for _, line := range lines {
@@ -111,36 +136,82 @@ func printProblems(w io.Writer, err error) {
 	fmt.Fprintf(w, "%s %s\n", paint(w, red, "invalid:"), plural(len(lines), "problem"))
 }
 
+// problemLines returns the lines of an error of a Source: one for each problem.
 func problemLines(err error) []string {
 	var problems spec.Problems
-	if !errors.As(err, &problems) {
-		return []string{err.Error()}
+	if errors.As(err, &problems) {
+		err = problems
 	}
-	lines := make([]string, len(problems))
-	for i, p := range problems {
-		lines[i] = p.Error()
-	}
-	return lines
+	return errorLines(err)
 }
 
-// summary counts what was read: "12 Services, 3 EndpointSlices, 40 documents of other kinds skipped".
+// summary says what is in force, on one line: "12 Services (9 ClusterIP, 3 headless), 3 EndpointSlices; configuration
+// kube-proxy.yaml:1; mode nftables; skipped: 40 documents of other kinds (Deployment)".
 func summary(snap *spec.Snapshot) string {
-	slicesCount, skipped := 0, 0
-	for svc := range snap.Services() {
+	slicesCount := 0
+	for svc := range snap.Services.All() {
 		slicesCount += len(svc.Slices)
 	}
-	for _, n := range snap.Skipped {
-		skipped += n
+	services := plural(snap.Services.Len(), "Service")
+	if types := changes.ServiceTypes(snap); types != "" {
+		services += " (" + types + ")"
 	}
-	parts := []string{plural(snap.Len(), "Service"), plural(slicesCount, "EndpointSlice")}
+	objects := []string{services, plural(slicesCount, "EndpointSlice")}
 	if n := len(snap.Nodes); n > 0 {
-		parts = append(parts, plural(n, "Node"))
+		objects = append(objects, plural(n, "Node"))
 	}
-	if skipped > 0 {
-		kinds := slices.Sorted(maps.Keys(snap.Skipped))
-		parts = append(parts, fmt.Sprintf("%s of other kinds skipped (%s)", plural(skipped, "document"), strings.Join(kinds, ", ")))
+	mode := string(snap.Config.Mode)
+	if mode == "" {
+		mode = "chosen by each node"
 	}
-	return strings.Join(parts, ", ")
+	configuration := "default configuration"
+	if at := snap.ConfigOrigin.String(); at != "" {
+		configuration = "configuration " + at
+	}
+	parts := []string{strings.Join(objects, ", "), configuration, "mode " + mode}
+	if skipped := skippedText(snap); skipped != "" {
+		parts = append(parts, "skipped: "+skipped)
+	}
+	return strings.Join(parts, "; ")
+}
+
+// maxKinds is how many kinds of skipped documents a summary names.
+const maxKinds = 5
+
+// skippedText counts what was found and not read: "13 charts, 11 kustomizations, 78 other files; 93 documents of other kinds
+// (Deployment, Ingress)". It returns "" for nothing.
+func skippedText(snap *spec.Snapshot) string {
+	var files, parts []string
+	for _, c := range []struct {
+		n    int
+		noun string
+	}{{snap.SkippedFiles.Charts, "chart"}, {snap.SkippedFiles.Kustomizations, "kustomization"}, {snap.SkippedFiles.Others, "other file"}} {
+		if c.n > 0 {
+			files = append(files, plural(c.n, c.noun))
+		}
+	}
+	if len(files) > 0 {
+		parts = append(parts, strings.Join(files, ", "))
+	}
+	documents := 0
+	var kinds []string
+	for _, kind := range slices.Sorted(maps.Keys(snap.Skipped)) {
+		switch kind {
+		case spec.SkippedChart, spec.SkippedKustomization, spec.SkippedFile, spec.SkippedSymlink, spec.SkippedUnread: // counted as files
+		case spec.SkippedUnchosen:
+			parts = append(parts, plural(snap.Skipped[kind], "document")+" not chosen")
+		default:
+			documents += snap.Skipped[kind]
+			kinds = append(kinds, kind)
+		}
+	}
+	if more := len(kinds) - maxKinds; more > 0 {
+		kinds = append(kinds[:maxKinds], fmt.Sprintf("and %d more", more))
+	}
+	if documents > 0 {
+		parts = append(parts, fmt.Sprintf("%s of other kinds (%s)", plural(documents, "document"), strings.Join(kinds, ", ")))
+	}
+	return strings.Join(parts, "; ")
 }
 
 func plural(n int, noun string) string {

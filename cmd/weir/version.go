@@ -1,16 +1,17 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"runtime"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
+
+	"weir/spec"
 )
 
-// build is what the binary knows of itself.
+// build holds the facts about the binary itself.
 type build struct {
 	Version   string `json:"version"`
 	Commit    string `json:"commit,omitempty"`
@@ -46,34 +47,36 @@ func newVersion() *cobra.Command {
 	var output outputFlag
 	cmd := &cobra.Command{
 		Use:     "version",
-		Short:   "Print which weir this is",
+		Short:   "Print the version of weir",
 		Example: "  weir version\n  weir version -o json",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := output.check(); err != nil {
 				return err
 			}
-			b := thisBuild()
 			if output.format == "json" {
-				return writeJSON(cmd.OutOrStdout(), b)
+				return writeJSON(cmd.OutOrStdout(), thisBuild())
 			}
-			commit := b.Commit
-			if b.Modified {
-				commit += "-dirty"
-			}
-			if commit != "" {
-				commit = " commit " + commit
-			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "weir %s%s %s %s\n", b.Version, commit, b.GoVersion, b.Platform)
-			return err
+			return printVersion(cmd.OutOrStdout())
 		},
 	}
 	output.add(cmd, "it")
 	return cmd
 }
 
+func printVersion(w io.Writer) error {
+	b := thisBuild()
+	commit := b.Commit
+	if b.Modified {
+		commit += "-dirty"
+	}
+	if commit != "" {
+		commit = " commit " + commit
+	}
+	_, err := fmt.Fprintf(w, "weir %s%s %s %s\n", b.Version, commit, b.GoVersion, b.Platform)
+	return err
+}
+
 func writeJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
+	return spec.WriteJSON(w, v, true)
 }

@@ -1,438 +1,209 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
-	"reflect"
-	"slices"
-	"strings"
-	"time"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
 
-	"weir/backends"
-	"weir/backends/conntrack"
-	"weir/backends/doctor"
+	"weir/backends/dataplane"
 	"weir/backends/hostnet"
-	"weir/backends/iptables"
-	"weir/backends/ipvs"
-	"weir/backends/nftables"
-	"weir/backends/userspace"
+	"weir/backends/xtables"
 	"weir/reconcile"
 	"weir/spec"
-	"weir/spec/config"
+	"weir/spec/nodeconfig"
 )
 
-// defaultMasqueradeMark is masqueradeBit's default, 14.
-const defaultMasqueradeMark = 1 << 14
+// modeManager turns a Snapshot into the Engine's data path and settings. A Snapshot that changes nothing for the data
+// path gets the same one again. One goroutine at a time may use it, except for await.
+type modeManager struct {
+	*platform
 
-var bothFamilies = []backends.Family{backends.IPv4, backends.IPv6}
+	// accepted is the data path that the Loop accepted last, and candidate a later one.
+	accepted, candidate *openMode
 
-// wiring knows the concrete backends. It turns a Snapshot into what the Engine is given, and remembers what it built, so
-// that a Snapshot that changes nothing for the backend is given the same one again. It is used by one goroutine at a time.
-type wiring struct {
-	log   hclog.Logger
-	flags nodeFlags
+	// unavailable is the last logged reason why the mode that was asked for cannot be used, or "".
+	unavailable string
+	// awaited is the mode that was asked for and cannot be used, or nil.
+	awaited atomic.Pointer[mode]
 
-	mode    string
-	config  backends.Config
-	backend backends.Backend
-	flows   liveFlows
-
-	kernel iptables.Kernel // found once; a node does not change its iptables under a running process
-	proxy  proxy
-
-	virtual virtual
+	// found are the ranges of pods that the Node in force had last.
+	found   nodeRanges
+	network networkLook
 }
 
-// target is what a Snapshot comes down to on this node.
-type target struct {
+// networkLook is the last look at the networks of the node.
+type networkLook struct {
+	// moved reports whether a route has changed since then.
+	moved   atomic.Bool
+	notices []spec.Notice
+	mode    *mode
+	// clusterIPs are those of snap.
+	clusterIPs nodeconfig.ClusterIPs
+	snap       *spec.Snapshot
+}
+
+// nodeRanges are the ranges of the pods of a node.
+type nodeRanges struct {
+	node     string
+	podCIDRs []netip.Prefix
+}
+
+func newModeManager(log hclog.Logger, flags nodeFlags, serves bool) *modeManager {
+	return &modeManager{platform: newPlatform(log, flags, serves)}
+}
+
+// nodeConfig is the meaning of a Snapshot on this node.
+type nodeConfig struct {
 	reconcile.Settings
-	// Config has the flags applied, and Mode is never "".
+	// Config includes the flags, and its Mode is the one to use.
 	Config *kubeproxyconfig.KubeProxyConfiguration
 	// Object is this node's Node object, or nil.
 	Object *corev1.Node
-	// Backend's Config.
-	BackendConfig backends.Config
-	// Fallback is why this mode is in force although another one was asked for, or "".
+	// DataPlane is the Backend's Config.
+	DataPlane dataplane.Config
+	// Fallback is why this mode is used instead of the one that was asked for, or "".
 	Fallback string
-	// Rootless says that the kernel is left alone.
-	Rootless bool
+	// Notices are about what the configuration does not find on this node, and Network about where ClusterIPs and the
+	// node's networks do not fit.
+	Notices, Network []spec.Notice
+
+	mode *mode
+	open *openMode
+	// variant is the iptables that the mode writes its rules with, or "".
+	variant xtables.Mode
 }
 
-// target works out what the Snapshot means for this node. It reads from the node and changes nothing on it.
-func (w *wiring) target(ctx context.Context, snap *spec.Snapshot) (*target, error) {
+// resolve works out what the Snapshot means for this node. It only reads from the node, and does not change accepted.
+func (m *modeManager) resolve(ctx context.Context, snap *spec.Snapshot) (*nodeConfig, error) {
 	c := snap.Config.DeepCopy()
-	if w.flags.mode != "" {
-		c.Mode = kubeproxyconfig.ProxyMode(w.flags.mode)
-	}
-	name, err := nodeName(w.flags.hostname, c.HostnameOverride)
+	name, err := nodeName(m.flags.hostname, c.HostnameOverride)
 	if err != nil {
 		return nil, err
 	}
-	mode, fallback, err := w.chooseMode(ctx, string(c.Mode))
+	chosen, fallback, err := m.choose(ctx, cmp.Or(m.flags.mode, string(c.Mode)))
 	if err != nil {
 		return nil, err
 	}
-	c.Mode = kubeproxyconfig.ProxyMode(mode)
-	t := &target{Config: c, Object: snap.Nodes[name], Fallback: fallback, Rootless: w.flags.rootless}
-	if t.BackendConfig, err = backendConfig(c, t.Object); err != nil {
+	c.Mode = kubeproxyconfig.ProxyMode(chosen.name)
+	n := &nodeConfig{Config: c, Object: snap.Nodes[name], Fallback: fallback, mode: chosen}
+	node, err := lookAtNode(n.Object)
+	if err != nil {
 		return nil, err
 	}
-	if mode == modeIPTables || mode == modeIPVS {
-		kernel, err := w.probeIPTables(ctx)
-		if err != nil {
-			return nil, err
-		}
-		t.BackendConfig.Families = kernel.Features().Families
+	if m.found.node == name {
+		node.LastPodCIDRs = m.found.podCIDRs
 	}
-	if mode == modeNFTables && snap.Weir.ServiceCIDRsGiven {
-		t.BackendConfig.ServiceCIDRs = snap.Weir.ServiceCIDRs
-	}
-	if err := w.build(ctx, mode, t.BackendConfig, userspaceSettingsOf(snap), ipvsSettingsOf(c)); err != nil {
+	n.Notices = nodeconfig.DetectionNotices(c, snap.ConfigOrigin, name, n.Object, node.LastPodCIDRs)
+	n.Network = m.networkNotices(snap, chosen)
+	section := chosen.section(c)
+	if n.DataPlane, err = nodeconfig.DataPath(c, section, node); err != nil {
 		return nil, err
 	}
-	t.Settings = reconcile.Settings{
-		Mode:    mode,
-		Backend: w.backend,
-		Node:    reconcile.Node{Name: name, Families: t.BackendConfig.Families},
+	if n.open, err = m.openMode(ctx, chosen, snap, &n.DataPlane); err != nil {
+		return nil, err
 	}
-	if t.Object != nil {
-		t.Node.Zone = t.Object.Labels[corev1.LabelTopologyZone]
+	n.Settings = reconcile.Settings{
+		DataPath:      n.open.path,
+		Node:          m.node(name, snap, &n.DataPlane),
+		MinSyncPeriod: section.MinSyncPeriod,
+		SyncPeriod:    section.SyncPeriod,
+		From:          n,
 	}
-	t.MinSyncPeriod, t.SyncPeriod = syncPeriods(c)
-	return t, nil
+	if chosen.name != modeNFTables {
+		n.variant = m.variant()
+	}
+	if n.Object != nil {
+		n.Node.Zone = n.Object.Labels[corev1.LabelTopologyZone]
+	}
+	return n, nil
 }
 
-// build makes the backend anew if anything it is built from differs.
-func (w *wiring) build(ctx context.Context, mode string, cfg backends.Config, us userspaceSettings, vs ipvs.Settings) error {
-	own := mode == modeUserspace && w.proxy.settings != us || mode == modeIPVS && w.virtual.settings != vs
-	if w.backend != nil && w.mode == mode && reflect.DeepEqual(w.config, cfg) && !own {
+// networkNotices returns the notices about the ClusterIPs of a Snapshot and the networks that the node has now. What
+// cannot be read has none.
+func (m *modeManager) networkNotices(snap *spec.Snapshot, chosen *mode) []spec.Notice {
+	l := &m.network
+	l.moved.Store(false)
+	if l.snap != snap {
+		l.clusterIPs, l.snap = nodeconfig.ClusterIPsOf(snap), snap
+	}
+	l.mode, l.notices = chosen, nil
+	if chosen.leavesKernel { // it serves addresses that the node has
 		return nil
 	}
-	b, err := w.newBackend(ctx, mode, cfg, us, vs)
+	found, err := hostnet.Networks()
 	if err != nil {
-		return err
+		m.log.Debug("the networks of this node cannot be read", "error", err)
+		return nil
 	}
-	w.mode, w.config, w.backend, w.virtual.settings = mode, cfg, b, vs
-	w.flows.Cleaner = conntrack.New(cfg)
-	if mode == modeIPVS {
-		w.flows.Cleaner = conntrack.ForIPVS(cfg)
+	l.notices = l.clusterIPs.OverlapNotices(networksOf(found))
+	if chosen.name != modeIPVS { // in which ClusterIPs are addresses of the node
+		l.notices = append(l.notices, l.clusterIPs.RouteNotices(networksOf(found), hostnet.Reaches)...)
 	}
-	w.flows.proxy, _ = b.(*userspace.Backend)
-	return nil
+	return l.notices
 }
 
-func (w *wiring) newBackend(ctx context.Context, mode string, cfg backends.Config, us userspaceSettings, vs ipvs.Settings) (backends.Backend, error) {
-	switch mode {
-	case modeIPTables:
-		kernel, err := w.probeIPTables(ctx)
-		if err != nil {
-			return nil, err
-		}
-		return iptables.New(cfg, kernel), nil
-	case modeIPVS:
-		return w.newIPVS(ctx, cfg, vs)
-	case modeNFTables:
-		return nftables.New(cfg), nil
-	case modeUserspace:
-		return w.newUserspace(ctx, cfg, us)
+// networkNoticesNow is networkNotices without a look if neither the Snapshot nor a route has changed since the last one.
+func (m *modeManager) networkNoticesNow(snap *spec.Snapshot, n *nodeConfig) []spec.Notice {
+	if l := &m.network; l.snap == snap && l.mode == n.mode && !l.moved.Load() {
+		return l.notices
 	}
-	return nil, checkMode(mode)
+	return m.networkNotices(snap, n.mode)
 }
 
-func (w *wiring) probeIPTables(ctx context.Context) (iptables.Kernel, error) {
-	if w.kernel != nil {
-		return w.kernel, nil
+func networksOf(found []hostnet.Network) []nodeconfig.Network {
+	out := make([]nodeconfig.Network, len(found))
+	for i, n := range found {
+		out[i] = nodeconfig.Network(n)
 	}
-	force := iptables.Mode(w.flags.variant)
-	if w.flags.variant == "auto" {
-		force = ""
-	}
-	kernel, err := iptables.Probe(ctx, w.log.Named("iptables"), families(), force)
-	switch {
-	case err != nil && !privileged():
-		return nil, errUnprivileged
-	case err != nil:
-		return nil, fmt.Errorf("iptables cannot be used: %w", err)
-	}
-	w.kernel = kernel
-	return kernel, nil
+	return out
 }
 
-// errUnprivileged is what whoever tries a dry run as a user sees.
-var errUnprivileged = errors.New("the kernel's rules cannot be read without privileges; run this as root, or with CAP_NET_ADMIN")
-
-// privileged says whether this process may read and write the rules of its network namespace.
-func privileged() bool { return doctor.Capable(unix.CAP_NET_ADMIN) }
-
-// chooseMode returns the mode asked for, or iptables and the reason where the node has no IPVS. If nobody asked for one, it
-// is iptables where the node has it, else nftables, and it does not change while the process lives.
-func (w *wiring) chooseMode(ctx context.Context, asked string) (mode, fallback string, err error) {
-	if err := checkMode(asked); err != nil {
-		return "", "", err
+// node returns what Services are resolved for.
+func (m *modeManager) node(name string, snap *spec.Snapshot, c *dataplane.Config) reconcile.Node {
+	n := reconcile.Node{Name: name, Families: c.Families, NodePortAddresses: c.NodePortAddresses}
+	if n.NodePortAddresses == nil {
+		n.NodePortAddresses = c.NodeAddresses
 	}
-	if asked == modeIPVS {
-		return w.ipvsOrFallback(ctx)
+	own := c.NodeAddresses
+	if m.flags.rootless { // such a node serves the addresses that it has, and no others
+		own = nil
 	}
-	w.virtual.missing.Store(false)
-	w.virtual.told = ""
-	if asked != "" {
-		return asked, "", nil
-	}
-	if w.mode != "" {
-		return w.mode, "", nil
-	}
-	_, errIPTables := w.probeIPTables(ctx)
-	if errIPTables == nil {
-		return modeIPTables, "", nil
-	}
-	if err := w.probeNFTables(ctx, errIPTables); err != nil {
-		return "", "", err
-	}
-	return modeNFTables, "", nil
+	n.External = reconcile.ExternalPolicyOf(&snap.Weir, own)
+	return n
 }
 
-// probeNFTables says whether nftables can stand in for iptables, which cannot be used.
-func (w *wiring) probeNFTables(ctx context.Context, errIPTables error) error {
-	if err := nftables.Probe(ctx); err != nil {
-		return errors.Join(errIPTables, fmt.Errorf("nftables cannot be used: %w", err))
-	}
-	w.log.Warn("using nftables, since iptables cannot be used", "error", errIPTables)
-	return nil
-}
-
-// leftover takes down what weir left in a mechanism that it does not use now.
-type leftover struct {
-	name   string // as a person calls it, such as "iptables-legacy"
-	engine *reconcile.Engine
-}
-
-// others returns each mechanism that this node can run, but for those of the given mode.
-func (w *wiring) others(ctx context.Context, mode string) []leftover {
-	cfg := backends.Config{Families: families(), MasqueradeMark: defaultMasqueradeMark}
-	var all []leftover
-	add := func(mode, name string, b backends.Backend) {
-		node := reconcile.Node{Families: cfg.Families}
-		all = append(all, leftover{name, reconcile.NewEngine(reconcile.Options{Mode: mode, Backend: b, Node: node, Log: w.log})})
-	}
-	vs, _ := ipvs.Open() // where there is no IPVS, there is nothing of it
-	for _, v := range w.variants() {
-		kernel, err := iptables.Probe(ctx, w.log.Named("iptables"), cfg.Families, v)
-		if err != nil {
-			continue // what this node cannot run, it holds nothing of
-		}
-		if mode != modeIPTables {
-			add(modeIPTables, "iptables-"+string(v), iptables.New(cfg, kernel))
-		}
-		if mode != modeIPVS && vs != nil {
-			if b, err := ipvsBackend(cfg, ipvs.Settings{}, kernel, vs); err == nil {
-				add(modeIPVS, "ipvs with iptables-"+string(v), b)
-			}
-		}
-		if mode != modeUserspace {
-			add(modeUserspace, "userspace over iptables-"+string(v), iptables.NewLayer(cfg, kernel))
-		}
-	}
-	if nftables.Probe(ctx) == nil {
-		if mode != modeNFTables {
-			add(modeNFTables, modeNFTables, nftables.New(cfg))
-		}
-		if mode != modeUserspace || w.proxy.overIPTables {
-			add(modeUserspace, "userspace over nftables", nftables.NewLayer(cfg))
-		}
-	}
-	return all
-}
-
-// cleanup takes down all that the leftovers are of, and tells done how each went. Those of ipvs mode share its sets, which go
-// only when the rules of every variant of iptables have gone that match them: so what failed is tried again after the rest.
-func cleanup(ctx context.Context, all []leftover, done func(name string, deleted int, err error)) {
-	deleted := map[string]int{}
-	var again []leftover
-	for _, l := range all {
-		r := l.engine.Cleanup(ctx)
-		if deleted[l.name] = r.Deleted; unclean(r) != nil {
-			again = append(again, l)
-		} else {
-			done(l.name, r.Deleted, nil)
-		}
-	}
-	for _, l := range again {
-		r := l.engine.Cleanup(ctx)
-		done(l.name, deleted[l.name]+r.Deleted, unclean(r))
-	}
-}
-
-// unclean says why a cleanup left something.
-func unclean(r reconcile.Report) error {
-	err := r.Err
-	for _, i := range r.Isolated {
-		err = errors.Join(err, i.Err)
-	}
-	return err
-}
-
-// variants returns the variants of iptables that may hold anything of weir's. Legacy is left out unless its tables are
-// there: to ask iptables-legacy for them would make them.
-func (w *wiring) variants() []iptables.Mode {
-	if w.flags.variant != "auto" {
-		return []iptables.Mode{iptables.Mode(w.flags.variant)}
-	}
-	variants := []iptables.Mode{iptables.NFT}
-	for _, file := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
-		if names, err := os.ReadFile(file); err == nil && len(names) > 0 {
-			return append(variants, iptables.Legacy)
-		}
-	}
-	return variants
-}
-
-// nodeName is the name by which endpoints know this node: kube-proxy's rule.
-func nodeName(flag, fromConfig string) (string, error) {
-	name := flag
-	if name == "" {
-		name = fromConfig
-	}
-	if name == "" {
-		var err error
-		if name, err = os.Hostname(); err != nil {
-			return "", fmt.Errorf("cannot tell the name of this node, so give --hostname-override: %w", err)
-		}
-	}
-	if name = strings.ToLower(strings.TrimSpace(name)); name == "" {
-		return "", errors.New("the name of this node is empty; give --hostname-override")
+// nodeName returns the name of this node in endpoints.
+func nodeName(flag, override string) (string, error) {
+	hostname, unknown := os.Hostname()
+	name, err := nodeconfig.Name(flag, override, hostname)
+	if err != nil {
+		return "", errors.Join(err, unknown)
 	}
 	return name, nil
 }
 
-func syncPeriods(c *kubeproxyconfig.KubeProxyConfiguration) (least, full time.Duration) {
-	switch c.Mode {
-	case modeIPVS:
-		return c.IPVS.MinSyncPeriod.Duration, c.IPVS.SyncPeriod.Duration
-	case modeNFTables:
-		return c.NFTables.MinSyncPeriod.Duration, c.NFTables.SyncPeriod.Duration
-	}
-	return c.IPTables.MinSyncPeriod.Duration, c.IPTables.SyncPeriod.Duration
-}
-
-// backendConfig brings the KubeProxyConfiguration and this node's addresses together.
-func backendConfig(c *kubeproxyconfig.KubeProxyConfiguration, node *corev1.Node) (backends.Config, error) {
-	cfg := backends.Config{Families: families(), TCPBeLiberal: c.Conntrack.TCPBeLiberal}
+// lookAtNode returns the facts about the node. The object is its Node object, or nil.
+func lookAtNode(object *corev1.Node) (nodeconfig.Node, error) {
 	addrs, err := hostnet.Addresses()
 	if err != nil {
-		return cfg, err
+		return nodeconfig.Node{}, err
 	}
-	ports, err := hostnet.ResolveNodePorts(config.NodePortAddresses(c), primary(c, node, addrs), addrs)
-	if err != nil {
-		return cfg, err
-	}
-	cfg.NodeAddresses, cfg.NodePortAddresses = hostnet.Outward(addrs), ports.Addrs
-
-	bit := c.IPTables.MasqueradeBit
-	if c.Mode == modeNFTables {
-		bit, cfg.MasqueradeAll = c.NFTables.MasqueradeBit, c.NFTables.MasqueradeAll
-		cfg.LocalhostNodePorts = ports.Localhost && len(c.NodePortAddresses) > 0
-	} else {
-		cfg.MasqueradeAll = c.IPTables.MasqueradeAll
-		cfg.LocalhostNodePorts = ports.Localhost && (c.IPTables.LocalhostNodePorts == nil || *c.IPTables.LocalhostNodePorts)
-	}
-	cfg.MasqueradeMark = defaultMasqueradeMark
-	if bit != nil {
-		cfg.MasqueradeMark = 1 << uint(*bit)
-	}
-	cfg.LocalDetector, err = localDetector(c, node)
-	return cfg, err
+	return nodeconfig.Node{Families: families(), Addresses: addrs, Routed: hostnet.Primary(addrs), Object: object}, nil
 }
 
-// primary returns the node's primary address of each family: bindAddress, else what its Node object says, as in kube-proxy
-// (detectNodeIPs in cmd/kube-proxy); without either, what the routes say.
-func primary(c *kubeproxyconfig.KubeProxyConfiguration, node *corev1.Node, addrs []hostnet.Address) []netip.Addr {
-	var found []netip.Addr
-	add := func(a netip.Addr) {
-		sameFamily := func(b netip.Addr) bool { return a.Is4() == b.Is4() }
-		if a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() && !slices.ContainsFunc(found, sameFamily) {
-			found = append(found, a)
-		}
-	}
-	bind, _ := netip.ParseAddr(c.BindAddress)
-	add(bind)
-	own := nodeAddresses(node)
-	if len(own) == 0 {
-		own = hostnet.Primary(addrs)
-	}
-	for _, a := range own {
-		add(a)
-	}
-	return found
-}
+var bothFamilies = []dataplane.Family{dataplane.IPv4, dataplane.IPv6}
 
-// nodeAddresses returns what a Node object, which may be nil, says of its addresses, the internal ones first.
-func nodeAddresses(node *corev1.Node) []netip.Addr {
-	if node == nil {
-		return nil
-	}
-	var found []netip.Addr
-	for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
-		for _, na := range node.Status.Addresses {
-			if a, err := netip.ParseAddr(na.Address); err == nil && na.Type == kind {
-				found = append(found, a)
-			}
-		}
-	}
-	return found
-}
-
-// families returns what the kernel can do: IPv6 may have been turned off when it was booted.
-func families() []backends.Family {
+// families returns the families that the kernel supports. IPv6 may have been disabled at boot.
+func families() []dataplane.Family {
 	if _, err := os.Stat("/proc/net/if_inet6"); err != nil {
-		return []backends.Family{backends.IPv4}
+		return []dataplane.Family{dataplane.IPv4}
 	}
 	return bothFamilies
-}
-
-// localDetector is how traffic of this node's pods is told from all other. What it needs and does not find is no error, as
-// in kube-proxy: then nothing is masqueraded for where it comes from.
-func localDetector(c *kubeproxyconfig.KubeProxyConfiguration, node *corev1.Node) (backends.LocalDetector, error) {
-	switch c.DetectLocalMode {
-	case config.LocalModeClusterCIDR, "":
-		return cidrDetector("clusterCIDR", strings.Split(c.ClusterCIDR, ","))
-	case config.LocalModeNodeCIDR:
-		if node == nil {
-			return backends.LocalDetector{}, nil
-		}
-		cidrs := node.Spec.PodCIDRs
-		if len(cidrs) == 0 {
-			cidrs = []string{node.Spec.PodCIDR}
-		}
-		return cidrDetector("Node "+node.Name+": spec.podCIDRs", cidrs)
-	case config.LocalModeBridgeInterface:
-		return backends.LocalDetector{Interface: c.DetectLocal.BridgeInterface}, nil
-	case config.LocalModeInterfaceNamePrefix:
-		return backends.LocalDetector{Interface: c.DetectLocal.InterfaceNamePrefix, Prefix: true}, nil
-	}
-	return backends.LocalDetector{}, fmt.Errorf("detectLocalMode %q is not known", c.DetectLocalMode)
-}
-
-func cidrDetector(what string, cidrs []string) (backends.LocalDetector, error) {
-	var d backends.LocalDetector
-	for _, s := range cidrs {
-		if s = strings.TrimSpace(s); s == "" {
-			continue
-		}
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			return d, fmt.Errorf("%s: %q is not a CIDR", what, s)
-		}
-		if p = p.Masked(); !slices.Contains(d.PodCIDRs, p) {
-			d.PodCIDRs = append(d.PodCIDRs, p)
-		}
-	}
-	return d, nil
 }

@@ -22,9 +22,11 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/client-go/util/connrotation"
 	"k8s.io/client-go/util/flowcontrol"
+
+	"weir/spec/document"
 )
 
-// maxCredentials bounds each file that credentials are read from, in bytes.
+// maxCredentials limits the size of each credentials file, in bytes.
 const maxCredentials = 1 << 20
 
 const (
@@ -32,35 +34,42 @@ const (
 	protobufElseJSON = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 )
 
-// codecs know the two API groups that are used. client-go's own scheme knows all, which costs memory.
+// codecs know only the two API groups that weir uses. client-go's own scheme knows all, which costs memory.
 var codecs = func() serializer.CodecFactory {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme} {
 		if err := add(scheme); err != nil {
-			panic(err) // the types are part of this program
+			panic(err) // cannot fail: the types are part of this program
 		}
 	}
 	return serializer.NewCodecFactory(scheme)
 }()
 
-// credentials say how to reach an API server, as read from files at one moment.
+// credentials say how to reach an API server. They were read from files at one moment.
 type credentials struct {
 	config *rest.Config
-	// cluster tells clusters apart.
+	// cluster identifies the cluster.
 	cluster string
-	// sum is a hash of every file that was read, but for a token's.
+	// sum is a hash of every file that was read, except the token's.
 	sum [sha256.Size]byte
-	// token is a hash of the token's file. client-go reads that anew by itself, each minute.
+	// token is a hash of the token's file. client-go reads that file again by itself every minute.
 	token [sha256.Size]byte
 }
 
+// readCredentials reads the kubeconfig and the files that it names. Each file is hashed before it is used: if it changes
+// in between, the hash is the old one, so that the next look finds the change.
 func readCredentials(o Connection) (*credentials, error) {
+	kubeconfig, err := fingerprint(o.Kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("credentials for the Kubernetes API: %w", err)
+	}
 	cfg, err := restConfig(o)
 	if err != nil {
 		return nil, err
 	}
 	c := &credentials{config: cfg, cluster: clusterOf(cfg)}
-	if c.sum, err = fingerprint(o.Kubeconfig, cfg.CAFile, cfg.CertFile, cfg.KeyFile); err == nil {
+	if c.sum, err = fingerprint(cfg.CAFile, cfg.CertFile, cfg.KeyFile); err == nil {
+		c.sum = sha256.Sum256(append(c.sum[:], kubeconfig[:]...))
 		c.token, err = fingerprint(cfg.BearerTokenFile)
 	}
 	if err == nil {
@@ -79,21 +88,24 @@ type client struct {
 	credentials     *credentials
 }
 
-// close ends all connections, those that a silent peer keeps open too.
+// close ends all connections, including those to a silent peer.
 func (c *client) close() { c.dialer.CloseAll() }
 
-// connect does not talk to the server yet. client-go never forgets the transport that a client is given, so that one is
-// made only when the credentials differ.
+// connect returns a client, without talking to the server yet. client-go never releases the transport of a client, so a
+// new client is made only when the credentials differ.
 func connect(cr *credentials) (*client, error) {
 	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}
 	c := &client{dialer: connrotation.NewDialer(dialer.DialContext), credentials: cr}
 	cfg := rest.CopyConfig(cr.config)
 	cfg.Dial = c.dialer.DialContext
-	cfg.Wrap(func(rt http.RoundTripper) http.RoundTripper { return overseen{rt} })
-	if cfg.QPS > 0 { // else each group would have a limit of its own
+	server, _, err := rest.DefaultServerUrlFor(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("clientConnection: %w", err)
+	}
+	cfg.Wrap(func(rt http.RoundTripper) http.RoundTripper { return overseen{rt, server} })
+	if cfg.QPS > 0 { // otherwise each API group would have its own limit
 		cfg.RateLimiter = flowcontrol.NewTokenBucketRateLimiter(cfg.QPS, max(1, cfg.Burst))
 	}
-	var err error
 	if c.core, err = groupClient(cfg, "/api", corev1.SchemeGroupVersion); err != nil {
 		return nil, fmt.Errorf("clientConnection: %w", err)
 	}
@@ -111,6 +123,9 @@ func restConfig(o Connection) (*rest.Config, error) {
 			return nil, errors.New("no kubeconfig is given, and this is not a pod with a service account: give --kubeconfig, or set clientConnection.kubeconfig")
 		}
 	} else {
+		if err := checkKubeconfig(o.Kubeconfig); err != nil {
+			return nil, err
+		}
 		rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: o.Kubeconfig}
 		overrides := &clientcmd.ConfigOverrides{ClusterInfo: clientcmdapi.Cluster{Server: o.Server}}
 		cfg, err = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides).ClientConfig()
@@ -129,13 +144,25 @@ func restConfig(o Connection) (*rest.Config, error) {
 	return cfg, nil
 }
 
+// checkKubeconfig returns an error, without parts of the file, if a file is no kubeconfig. A configuration may name any file.
+func checkKubeconfig(file string) error {
+	if file == "" {
+		return nil
+	}
+	_, err := clientcmd.LoadFromFile(file)
+	if err == nil || errors.As(err, new(*os.PathError)) {
+		return nil // the loader says what is wrong
+	}
+	return fmt.Errorf("credentials for the Kubernetes API: %s is not a kubeconfig: %s", file, document.WithoutScalars(err.Error()))
+}
+
 func groupClient(cfg *rest.Config, path string, gv schema.GroupVersion) (*rest.RESTClient, error) {
 	c := rest.CopyConfig(cfg)
-	c.APIPath, c.GroupVersion, c.NegotiatedSerializer = path, &gv, codecs.WithoutConversion()
+	c.APIPath, c.GroupVersion, c.NegotiatedSerializer = path, &gv, boundedSerializer{codecs.WithoutConversion()}
 	return rest.RESTClientFor(c)
 }
 
-// clusterOf tells clusters apart by who signs for their servers, since addresses may change; else by the address.
+// clusterOf identifies a cluster by the CA of its servers, because addresses may change; without a CA, by the address.
 func clusterOf(cfg *rest.Config) string {
 	ca := cfg.CAData
 	if len(ca) == 0 && cfg.CAFile != "" {
@@ -148,7 +175,7 @@ func clusterOf(cfg *rest.Config) string {
 	return "ca:" + hex.EncodeToString(sum[:])
 }
 
-// fingerprint returns a hash of files, of which "" is none.
+// fingerprint returns a hash of files. It skips the name "".
 func fingerprint(files ...string) (sum [sha256.Size]byte, err error) {
 	h := sha256.New()
 	for _, file := range files {
@@ -166,8 +193,7 @@ func fingerprint(files ...string) (sum [sha256.Size]byte, err error) {
 	return sum, nil
 }
 
-// checkCertificate says whether there is a client certificate that cannot be used at all: halfway through a rotation its
-// key is another's.
+// checkCertificate returns an error if the client certificate does not match its key, as halfway through a rotation.
 func checkCertificate(cfg *rest.Config) error {
 	read := rest.CopyConfig(cfg)
 	if err := rest.LoadTLSFiles(read); err != nil || len(read.CertData) == 0 {

@@ -6,19 +6,20 @@ import (
 	"math"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"weir/spec"
+	"weir/backends/dataplane"
 	"weir/spec/apisource"
+	"weir/spec/apisource/apitest"
 )
 
 // scriptedAPI is an HTTP server for what a real API server does not do on demand: it answers as the test says.
@@ -28,12 +29,12 @@ type scriptedAPI struct {
 	requests []*http.Request
 }
 
-// serve starts a server. list and watch answer requests for Services, nil for what an empty cluster would; there are
-// neither slices nor Nodes.
+// serve starts a server. list and watch answer requests for Services, nil for what an empty cluster would, which has one
+// Service; there are neither slices nor Nodes.
 func serve(t *testing.T, list, watch http.HandlerFunc) *scriptedAPI {
 	t.Helper()
 	if list == nil {
-		list = func(w http.ResponseWriter, _ *http.Request) { writeList(w, "Service", "") }
+		list = func(w http.ResponseWriter, _ *http.Request) { writeList(w, "Service", "", "kubernetes") }
 	}
 	if watch == nil {
 		watch = quietWatch
@@ -80,13 +81,7 @@ func (a *scriptedAPI) requested(path string, watch bool) []*http.Request {
 // options returns what a Source needs to follow the server.
 func (a *scriptedAPI) options(t *testing.T) apisource.Options {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "kubeconfig")
-	text := fmt.Sprintf(`{"apiVersion": "v1", "kind": "Config", "current-context": "x", "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-		"clusters": [{"name": "c", "cluster": {"server": %q, "insecure-skip-tls-verify": true}}], "users": [{"name": "u", "user": {"token": "t"}}]}`, a.URL)
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return apisource.Options{Connection: apisource.Connection{Kubeconfig: file, QPS: -1}, NodeName: "node"}
+	return apisource.Options{Connection: apisource.Connection{Kubeconfig: apitest.Kubeconfig(t, a.URL), QPS: -1}, NodeName: "node"}
 }
 
 func refuse(w http.ResponseWriter, code int, reason metav1.StatusReason) {
@@ -138,7 +133,7 @@ func (w *watcher) services() int {
 	if w.snap == nil {
 		return -1
 	}
-	return w.snap.Len()
+	return w.snap.Services.Len()
 }
 
 func TestRequestsAreThoseOfKubeProxy(t *testing.T) {
@@ -218,6 +213,7 @@ func TestSilence(t *testing.T) {
 	t.Parallel()
 	const stall = 500 * time.Millisecond
 	silent := make(chan struct{})
+	var said atomic.Int64
 	api := serve(t, nil, func(w http.ResponseWriter, r *http.Request) {
 		for {
 			select {
@@ -226,6 +222,7 @@ func TestSilence(t *testing.T) {
 			case <-r.Context().Done():
 			case <-time.After(stall / 10):
 				say(w, "BOOKMARK", bookmark)
+				said.Add(1)
 				continue
 			}
 			return
@@ -236,7 +233,13 @@ func TestSilence(t *testing.T) {
 	o.StallTimeout = stall
 	w := watch(t, o)
 	w.await("a Snapshot", func() bool { return w.snap != nil })
-	w.quiet(4 * stall)
+	talk := said.Load() + 40 // bookmarks take four times as long as a silence may
+	w.await("much talk", func() bool {
+		return said.Load() >= talk
+	})
+	if w.errs > 0 {
+		t.Fatalf("%d errors while the server talked, the last: %v", w.errs, w.err)
+	}
 	before := len(api.requested("/api/v1/services", false))
 	silent <- struct{}{}
 	w.await("the silence", func() bool { return w.err != nil && strings.Contains(w.err.Error(), "nothing was heard") })
@@ -255,27 +258,16 @@ func onlyServicesStall(h http.Handler, stall time.Duration) http.Handler {
 			h.ServeHTTP(w, r)
 			return
 		}
-		for r.Context().Err() == nil {
-			say(w, "BOOKMARK", fmt.Sprintf(`{"kind": %q, "apiVersion": %q, "metadata": {"resourceVersion": "11"}}`, kind, groupOf[kind]))
-			time.Sleep(stall / 10)
+		for pace := time.NewTicker(stall / 10); ; {
+			select {
+			case <-r.Context().Done():
+				pace.Stop()
+				return
+			case <-pace.C:
+				say(w, "BOOKMARK", fmt.Sprintf(`{"kind": %q, "apiVersion": %q, "metadata": {"resourceVersion": "11"}}`, kind, groupOf[kind]))
+			}
 		}
 	})
-}
-
-// quiet takes Updates for a time in which none may be an error.
-func (w *watcher) quiet(d time.Duration) {
-	w.t.Helper()
-	for end := time.After(d); ; {
-		select {
-		case u := <-w.updates:
-			w.take(u)
-			if u.Err != nil {
-				w.t.Fatalf("an error: %v", u.Err)
-			}
-		case <-end:
-			return
-		}
-	}
 }
 
 // TestSlowList has a list take far longer than a silence may, without ever being silent.
@@ -486,7 +478,7 @@ func TestLoad(t *testing.T) {
 	t.Parallel()
 	api := serve(t, func(w http.ResponseWriter, _ *http.Request) { writeList(w, "Service", "", "a", "b") }, nil)
 	snap, err := apisource.New(api.options(t)).Load(t.Context())
-	if err != nil || snap.Len() != 2 || snap.Service(spec.Name{Namespace: "default", Name: "a"}).Object.Spec.Type != corev1.ServiceTypeClusterIP {
+	if err != nil || snap.Services.Len() != 2 || snap.Services.Get(dataplane.ServiceName{Namespace: "default", Name: "a"}).Object.Spec.Type != corev1.ServiceTypeClusterIP {
 		t.Fatalf("%+v, %v", snap, err)
 	}
 	forbidden := serve(t, func(w http.ResponseWriter, _ *http.Request) {

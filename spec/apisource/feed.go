@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -23,25 +24,25 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
-	"weir/spec"
+	"weir/backends/dataplane"
 	"weir/spec/manifest"
 )
 
-// resource is one of the kinds that are watched.
+// resource is a kind of object that is watched.
 type resource int
 
 const (
 	services resource = iota
 	endpointSlices
 	nodes
-	resources // how many there are
+	resources // the number of kinds
 )
 
 var resourceNames = [resources]string{"services", "endpointslices", "nodes"}
 
 func (r resource) String() string { return resourceNames[r] }
 
-// without selects the objects that have no such label.
+// without selects the objects that do not have the label.
 func without(label string) string {
 	r, err := labels.NewRequirement(label, selection.DoesNotExist, nil)
 	if err != nil {
@@ -50,8 +51,9 @@ func without(label string) string {
 	return labels.NewSelector().Add(*r).String()
 }
 
-// The selectors are kube-proxy's: Services that are not for another proxy, and slices that are not of headless Services.
-// What it asks of Services besides, a clusterIP, servers before 1.35 cannot select, so that headless ones are dropped here.
+// The selectors are kube-proxy's: Services that are not for another proxy, and slices that are not of headless
+// Services. kube-proxy also selects Services by their clusterIP, but servers before 1.35 cannot do this. So weir drops
+// headless Services here.
 var (
 	servicesHere = without("service.kubernetes.io/service-proxy-name")
 	slicesHere   = without(corev1.IsHeadlessService)
@@ -64,30 +66,32 @@ type object struct {
 	slice   *discoveryv1.EndpointSlice
 	sliceOf string // the name of the slice's Service
 	node    *corev1.Node
+	fault   string // why the object cannot be used, or ""
 }
 
-// change is one thing that a watch says.
+// change is one change that a watch reported.
 type change struct {
 	resource resource
 	version  string // the resourceVersion
-	complete bool   // the objects are all that there are
+	complete bool   // the objects are a complete list
+	listed   int    // how many objects a complete list had, headless Services included
 	objects  []object
-	deleted  []spec.Name
+	deleted  []dataplane.ServiceName
 }
 
-// event is what a feed tells the loop: a change, or how the feed is doing.
+// event is a message of a feed to the loop: a change, or the state of the feed.
 type event struct {
 	session int
 	change  *change
-	// heard says that a resource is being watched, and failed why it is not.
+	// heard means that the resource is being watched. failed is the reason why it is not.
 	resource resource
 	heard    bool
 	stalled  bool
 	failed   error
 }
 
-// feed keeps up the watch of one resource: a cache.Reflector's store, and its way to the server. What it hears goes to
-// events, from a goroutine of client-go's.
+// feed keeps one resource watched: it is a cache.Reflector's store, and its way to the server. It sends events from a
+// goroutine of client-go.
 type feed struct {
 	session  int
 	resource resource
@@ -97,11 +101,20 @@ type feed struct {
 	stall    time.Duration
 	events   chan<- event
 	done     <-chan struct{}
+
+	maxAnswer, maxHeld int64
+	// held is the cost of all objects of the resource that the loop holds.
+	held *atomic.Int64
+	// paged has lists asked for in pages, because a whole one was too large. pages and listed are how many pages of the
+	// current list have come, and what their objects cost.
+	paged  bool
+	pages  int
+	listed int64
 }
 
 // run watches until ctx is done.
 func (f *feed) run(ctx context.Context) {
-	quiet := logr.Discard() // what client-go would log, the loop is told
+	quiet := logr.Discard() // the loop gets the errors that client-go would log
 	ctx = klog.NewContext(ctx, quiet)
 	lw := &cache.ListWatch{ListWithContextFunc: f.list, WatchFuncWithContext: f.watch}
 	expected := map[resource]runtime.Object{services: &corev1.Service{}, endpointSlices: &discoveryv1.EndpointSlice{}, nodes: &corev1.Node{}}[f.resource]
@@ -139,34 +152,62 @@ func (f *feed) request(o *metav1.ListOptions) *rest.Request {
 	return f.client.Get().Resource(f.resource.String()).VersionedParams(f.options(o), metav1.ParameterCodec)
 }
 
+// list asks for one page of a list, or for the whole list if the server has it in memory and it is not too large.
 func (f *feed) list(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-	ctx, cancel := guarded(ctx, f.stall, f.failed)
+	ctx, cancel := guarded(ctx, f.stall, f.maxAnswer, f.failed)
 	defer cancel(nil)
+	if f.paged {
+		page(&o)
+	}
 	list, err := f.request(&o).Do(ctx).Get()
+	if errors.Is(err, errTooLarge) && !f.paged && o.Continue == "" {
+		f.paged = true
+		page(&o)
+		list, err = f.request(&o).Do(ctx).Get()
+	}
+	if err == nil {
+		err = f.count(list, o.Continue == "")
+	}
 	return list, f.failure(ctx, err)
 }
 
-// watch opens a watch that is given up if it stays silent.
+// count adds a page to the current list, and returns an error if that has become too large.
+func (f *feed) count(list runtime.Object, first bool) error {
+	if first {
+		f.pages, f.listed = 0, 0
+	}
+	f.pages++
+	err := meta.EachListItem(list, func(o runtime.Object) error {
+		f.listed += cost(o)
+		return nil
+	})
+	if err == nil && (f.listed > f.maxHeld || f.pages > maxPages) {
+		err = errTooMany
+	}
+	return err
+}
+
+// watch opens a watch that ends if the server stays silent.
 func (f *feed) watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-	ctx, cancel := guarded(ctx, f.stall, f.failed)
+	ctx, cancel := guarded(ctx, f.stall, 0, f.failed)
 	o.Watch = true
 	w, err := f.request(&o).Watch(ctx)
 	if err != nil {
 		defer cancel(nil)
 		if o.SendInitialEvents != nil && apierrors.IsInvalid(err) {
-			return nil, err // a server that cannot stream a list; the Reflector asks for one as of old
+			return nil, err // the server cannot stream a list, so the Reflector falls back to a list request
 		}
 		return nil, f.failure(ctx, err)
 	}
-	h := &heard{feed: f, inner: w, out: make(chan watch.Event), ctx: ctx, cancel: cancel}
+	h := &heard{feed: f, inner: w, out: make(chan watch.Event), ctx: ctx, cancel: cancel, initial: o.SendInitialEvents != nil && *o.SendInitialEvents}
 	go h.run()
 	return h, nil
 }
 
-// openFor is how long a watch without an event has to stay open before it counts as one.
+// openFor is how long a watch without an event must stay open to count as working.
 const openFor = 500 * time.Millisecond
 
-// failure tells the loop why a request ended, unless the loop knows, and returns the error.
+// failure reports to the loop why a request ended, unless the loop knows, and returns the error.
 func (f *feed) failure(ctx context.Context, err error) error {
 	if err != nil && !watchdogOf(ctx).told.Load() {
 		f.failed(cmp.Or(context.Cause(ctx), err))
@@ -174,7 +215,7 @@ func (f *feed) failure(ctx context.Context, err error) error {
 	return err
 }
 
-// failed tells the loop of an error.
+// failed reports an error to the loop.
 func (f *feed) failed(err error) {
 	if errors.Is(err, context.Canceled) {
 		return
@@ -183,16 +224,20 @@ func (f *feed) failed(err error) {
 	if errors.As(err, &u) {
 		err = u.Err // the URL has numbers that differ each time
 	}
-	_ = f.send(event{resource: f.resource, failed: err, stalled: errors.Is(err, errSilent)})
+	_ = f.send(event{resource: f.resource, failed: brief{err}, stalled: errors.Is(err, errSilent)})
 }
 
-// heard is a watch that tells the loop how it is doing.
+// heard is a watch that reports its state to the loop.
 type heard struct {
 	*feed
 	inner  watch.Interface
 	out    chan watch.Event
 	ctx    context.Context
 	cancel context.CancelCauseFunc
+
+	// initial reports whether a list is being streamed; streamed is the cost of its objects so far.
+	initial  bool
+	streamed int64
 }
 
 // Stop implements watch.Interface.
@@ -215,8 +260,8 @@ func (h *heard) run() {
 			if h.ctx.Err() == nil && !ok {
 				return
 			}
-			if h.ctx.Err() == nil && e.Type == watch.Bookmark {
-				_ = h.send(event{resource: h.resource, heard: true})
+			if h.ctx.Err() == nil {
+				e = h.look(e)
 			}
 			select {
 			case h.out <- e:
@@ -231,7 +276,37 @@ func (h *heard) run() {
 	}
 }
 
-// The methods of cache.ReflectorStore. A Reflector hands over a list only when it is complete.
+// look reports what an event says of the watch, and returns the event. If there are too many objects it returns an error in
+// its place: a list that is streamed is tried again later, and otherwise everything is listed again.
+func (h *heard) look(e watch.Event) watch.Event {
+	switch e.Type {
+	case watch.Bookmark:
+		_ = h.send(event{resource: h.resource, heard: true})
+		if m, err := meta.Accessor(e.Object); err == nil && m.GetAnnotations()[metav1.InitialEventsAnnotationKey] == "true" {
+			h.initial = false
+		}
+	case watch.Error:
+		if err := apierrors.FromObject(e.Object); !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) {
+			h.failed(err)
+		}
+	case watch.Added, watch.Modified:
+		var refusal *apierrors.StatusError
+		if h.initial {
+			if h.streamed += cost(e.Object); h.streamed > h.maxHeld {
+				refusal = apierrors.NewTooManyRequests(errTooMany.Error(), 0)
+			}
+		} else if h.held.Load() > h.maxHeld {
+			refusal = apierrors.NewResourceExpired(errTooMany.Error())
+		}
+		if refusal != nil {
+			h.failed(errTooMany)
+			return watch.Event{Type: watch.Error, Object: &refusal.ErrStatus}
+		}
+	}
+	return e
+}
+
+// The methods of cache.ReflectorStore. A Reflector hands over only complete lists.
 
 // Add implements cache.ReflectorStore.
 func (f *feed) Add(o any) error { return f.Update(o) }
@@ -254,12 +329,12 @@ func (f *feed) Delete(o any) error {
 	if err != nil {
 		return err
 	}
-	return f.sendChange(change{version: m.GetResourceVersion(), deleted: []spec.Name{{Namespace: m.GetNamespace(), Name: m.GetName()}}})
+	return f.sendChange(change{version: m.GetResourceVersion(), deleted: []dataplane.ServiceName{{Namespace: m.GetNamespace(), Name: m.GetName()}}})
 }
 
 // Replace implements cache.ReflectorStore.
 func (f *feed) Replace(list []any, version string) error {
-	c := change{version: version, complete: true, objects: make([]object, 0, len(list))}
+	c := change{version: version, complete: true, listed: len(list), objects: make([]object, 0, len(list))}
 	for _, o := range list {
 		if headless(o) {
 			continue
@@ -273,7 +348,7 @@ func (f *feed) Replace(list []any, version string) error {
 	return f.sendChange(c)
 }
 
-// headless says that nothing is proxied for the object.
+// headless reports whether the object is a headless Service, which needs no proxy.
 func headless(o any) bool {
 	svc, ok := o.(*corev1.Service)
 	return ok && svc.Spec.ClusterIP == corev1.ClusterIPNone
@@ -282,7 +357,7 @@ func headless(o any) bool {
 // Resync implements cache.ReflectorStore.
 func (f *feed) Resync() error { return nil }
 
-// Transformer implements cache.TransformingStore: a list is trimmed while it arrives.
+// Transformer implements cache.TransformingStore. It trims a list while it arrives.
 func (f *feed) Transformer() cache.TransformFunc {
 	return func(o any) (any, error) {
 		switch o := o.(type) {
@@ -291,7 +366,7 @@ func (f *feed) Transformer() cache.TransformFunc {
 		case *discoveryv1.EndpointSlice:
 			owner := o.Labels[discoveryv1.LabelServiceName]
 			s, _ := f.trim.Slice(o)
-			if owner != "" { // trimming it once more has to find it
+			if owner != "" { // trimming the object again must find its owner
 				s.Labels = withLabel(s.Labels, discoveryv1.LabelServiceName, owner)
 			}
 			return s, nil
@@ -314,10 +389,10 @@ func (f *feed) trimmed(o any) (object, error) {
 	switch o := o.(type) {
 	case *corev1.Service:
 		s := f.trim.Service(o)
-		return object{meta: &s.ObjectMeta, service: s}, nil
+		return object{meta: &s.ObjectMeta, service: s, fault: manifest.ServiceFault(s)}, nil
 	case *discoveryv1.EndpointSlice:
 		s, owner := f.trim.Slice(o)
-		return object{meta: &s.ObjectMeta, slice: s, sliceOf: owner}, nil
+		return object{meta: &s.ObjectMeta, slice: s, sliceOf: owner, fault: manifest.SliceFault(s)}, nil
 	case *corev1.Node:
 		n := f.trim.Node(o)
 		return object{meta: &n.ObjectMeta, node: n}, nil

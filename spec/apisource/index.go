@@ -8,53 +8,59 @@ import (
 	"strings"
 	"time"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"weir/backends/dataplane"
 	"weir/spec"
 	"weir/spec/config"
 )
 
-// index joins Services, EndpointSlices and the Node. It is used by one goroutine; the Snapshots that it returns are free.
+// index joins Services, EndpointSlices and the Node. Only one goroutine may use it; all may use the Snapshots that it
+// returns.
 type index struct {
 	nodeName string
 
-	services map[spec.Name]service
-	slices   map[spec.Name]slice
-	// byService holds the slices of each Service, sorted by name. The lists are immutable.
-	byService map[spec.Name][]*discoveryv1.EndpointSlice
+	services map[dataplane.ServiceName]service
+	slices   map[dataplane.ServiceName]slice
+	// byService holds the slices of each Service, sorted by name. The lists are immutable. badSlices says why those among
+	// them that cannot be used cannot.
+	byService map[dataplane.ServiceName][]*discoveryv1.EndpointSlice
+	badSlices map[*discoveryv1.EndpointSlice]string
 	node      *corev1.Node
 
-	dirty   map[spec.Name]struct{}
+	dirty   map[dataplane.ServiceName]struct{}
 	newNode bool
-	// versions holds the newest resourceVersion of each resource.
+	// versions holds the newest resourceVersion of each resource, and bytes what its objects cost.
 	versions [resources]string
+	bytes    [resources]int64
+	// faults says why each Service that is held back cannot be used.
+	faults map[dataplane.ServiceName]string
 
-	tree *iradix.Tree[*spec.Service]
 	last *spec.Snapshot
 }
 
 type service struct {
 	object  *corev1.Service
 	version string
+	fault   string
 }
 
 type slice struct {
 	object *discoveryv1.EndpointSlice
-	owner  spec.Name
+	owner  dataplane.ServiceName
 }
 
 func newIndex(nodeName string) *index {
 	return &index{
-		nodeName: nodeName, services: map[spec.Name]service{}, slices: map[spec.Name]slice{},
-		byService: map[spec.Name][]*discoveryv1.EndpointSlice{}, dirty: map[spec.Name]struct{}{},
-		tree: iradix.New[*spec.Service](),
+		nodeName: nodeName, services: map[dataplane.ServiceName]service{}, slices: map[dataplane.ServiceName]slice{},
+		byService: map[dataplane.ServiceName][]*discoveryv1.EndpointSlice{}, dirty: map[dataplane.ServiceName]struct{}{},
+		badSlices: map[*discoveryv1.EndpointSlice]string{}, faults: map[dataplane.ServiceName]string{},
 	}
 }
 
-// apply takes in one change of one resource. The objects are trimmed, and the index's own from then on.
+// apply applies a change of one resource. The objects are trimmed, and belong to the index from then on.
 func (x *index) apply(c change) {
 	x.versions[c.resource] = newer(x.versions[c.resource], c.version)
 	if c.complete {
@@ -69,13 +75,13 @@ func (x *index) apply(c change) {
 	}
 }
 
-// replace takes in a complete list: what is not in it is gone.
+// replace applies a complete list: objects that are not in it are gone.
 func (x *index) replace(c change) {
-	listed := make(map[spec.Name]struct{}, len(c.objects))
+	listed := make(map[dataplane.ServiceName]struct{}, len(c.objects))
 	for _, o := range c.objects {
 		listed[nameOf(o.meta)] = struct{}{}
 	}
-	var known []spec.Name
+	var known []dataplane.ServiceName
 	switch c.resource {
 	case services:
 		known = slices.Collect(maps.Keys(x.services))
@@ -83,7 +89,7 @@ func (x *index) replace(c change) {
 		known = slices.Collect(maps.Keys(x.slices))
 	case nodes:
 		if x.node != nil {
-			known = []spec.Name{{Name: x.node.Name}}
+			known = []dataplane.ServiceName{{Name: x.node.Name}}
 		}
 	}
 	for _, name := range known {
@@ -96,7 +102,9 @@ func (x *index) replace(c change) {
 	}
 }
 
-func nameOf(m *metav1.ObjectMeta) spec.Name { return spec.Name{Namespace: m.Namespace, Name: m.Name} }
+func nameOf(m *metav1.ObjectMeta) dataplane.ServiceName {
+	return dataplane.ServiceName{Namespace: m.Namespace, Name: m.Name}
+}
 
 func (x *index) put(o object) {
 	version := o.meta.ResourceVersion
@@ -104,13 +112,18 @@ func (x *index) put(o object) {
 	name := nameOf(o.meta)
 	switch {
 	case o.service != nil:
-		if old, ok := x.services[name]; ok && reflect.DeepEqual(old.object, o.service) {
+		old, ok := x.services[name]
+		if ok && reflect.DeepEqual(old.object, o.service) {
 			return
 		}
-		x.services[name] = service{o.service, version}
+		if ok {
+			x.bytes[services] -= cost(old.object)
+		}
+		x.services[name] = service{o.service, version, o.fault}
+		x.bytes[services] += cost(o.service)
 		x.dirty[name] = struct{}{}
 	case o.slice != nil:
-		new := slice{o.slice, spec.Name{Namespace: name.Namespace, Name: o.sliceOf}}
+		new := slice{o.slice, dataplane.ServiceName{Namespace: name.Namespace, Name: o.sliceOf}}
 		old, ok := x.slices[name]
 		if ok && old.owner == new.owner && reflect.DeepEqual(old.object, new.object) {
 			return
@@ -119,6 +132,9 @@ func (x *index) put(o object) {
 			x.unlink(old)
 		}
 		x.slices[name] = new
+		if o.fault != "" {
+			x.badSlices[o.slice] = o.fault
+		}
 		x.link(new)
 	case o.node != nil:
 		x.putNode(o.node)
@@ -132,11 +148,12 @@ func (x *index) putNode(n *corev1.Node) {
 	x.node, x.newNode = n, true
 }
 
-// remove takes note that an object is gone.
-func (x *index) remove(r resource, name spec.Name) {
+// remove records that an object is gone.
+func (x *index) remove(r resource, name dataplane.ServiceName) {
 	switch r {
 	case services:
-		if _, ok := x.services[name]; ok {
+		if old, ok := x.services[name]; ok {
+			x.bytes[services] -= cost(old.object)
 			delete(x.services, name)
 			x.dirty[name] = struct{}{}
 		}
@@ -150,8 +167,8 @@ func (x *index) remove(r resource, name spec.Name) {
 	}
 }
 
-// removeNode keeps the last that was known of this node, since its pods may still be served, and marks it as one that is
-// being deleted, so that load balancers are told to stay away.
+// removeNode keeps the last state of this node's Node, because its pods may still be served. It marks the Node as being
+// deleted, so that load balancers stop using it.
 func (x *index) removeNode(name string) {
 	if x.node == nil || x.node.Name != name || x.node.DeletionTimestamp != nil {
 		return
@@ -163,6 +180,7 @@ func (x *index) removeNode(name string) {
 }
 
 func (x *index) link(s slice) {
+	x.bytes[endpointSlices] += cost(s.object)
 	if s.owner.Name == "" {
 		return
 	}
@@ -173,6 +191,8 @@ func (x *index) link(s slice) {
 }
 
 func (x *index) unlink(s slice) {
+	x.bytes[endpointSlices] -= cost(s.object)
+	delete(x.badSlices, s.object)
 	if s.owner.Name == "" {
 		return
 	}
@@ -184,12 +204,12 @@ func (x *index) unlink(s slice) {
 	x.dirty[s.owner] = struct{}{}
 }
 
-// podCIDRs says whether the Node is known with its podCIDRs.
+// podCIDRs reports whether the Node is known with its podCIDRs.
 func (x *index) podCIDRs() bool {
 	return x.node != nil && (len(x.node.Spec.PodCIDRs) > 0 || x.node.Spec.PodCIDR != "")
 }
 
-// current returns the last Snapshot if nothing has changed since, and else a new one, with what changed.
+// current returns the last Snapshot if nothing has changed since. Otherwise it returns a new one with its Delta.
 func (x *index) current() (*spec.Snapshot, spec.Delta) {
 	if x.last != nil && len(x.dirty) == 0 && !x.newNode {
 		return x.last, spec.Delta{}
@@ -197,51 +217,103 @@ func (x *index) current() (*spec.Snapshot, spec.Delta) {
 	return x.snapshot()
 }
 
-// snapshot returns the state of now, and what changed since the last time; the first has Delta.All.
+// snapshot returns the current state, and the Delta since the last one; the first has Delta.All.
 func (x *index) snapshot() (*spec.Snapshot, spec.Delta) {
 	delta := spec.Delta{All: x.last == nil, Nodes: x.newNode}
-	txn := x.tree.Txn()
+	var before spec.Snapshot
+	if x.last != nil {
+		before = *x.last
+	}
+	all, loose := before.Services.Edit(), before.Slices.Edit()
 	for name := range x.dirty {
-		key := spec.ServiceKey(name)
-		old, existed := txn.Get(key)
+		old := all.Get(name)
 		s, ok := x.services[name]
+		if told := x.faults[name]; x.holdBack(name, ok) {
+			if x.faults[name] != told { // the Snapshot has a new Notice
+				delta.Services = append(delta.Services, name)
+			}
+			continue
+		}
+		had, has := loose.Get(name), spec.Slices{}
+		if !ok {
+			has.List = x.usable(name)
+		}
+		if len(has.List) > 0 {
+			loose.Put(name, has)
+		} else {
+			loose.Delete(name)
+		}
 		switch {
-		case !ok && !existed:
+		case !ok && old == nil && slices.Equal(had.List, has.List):
 			continue
 		case !ok:
-			txn.Delete(key)
-		case existed && old.Object == s.object && slices.Equal(old.Slices, x.byService[name]):
+			all.Delete(name)
+		case old != nil && old.Object == s.object && slices.Equal(old.Slices, x.byService[name]):
 			continue
 		default:
-			txn.Insert(key, &spec.Service{Name: name, Object: s.object, Slices: x.byService[name], Origin: spec.Origin{ResourceVersion: s.version}})
+			all.Put(name, &spec.Service{Name: name, Object: s.object, Slices: x.byService[name], Origin: spec.Origin{ResourceVersion: s.version}})
 		}
 		delta.Services = append(delta.Services, name)
 	}
-	slices.SortFunc(delta.Services, func(a, b spec.Name) int {
-		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
-	})
+	slices.SortFunc(delta.Services, compareNames)
 	if delta.All {
 		delta = spec.Delta{All: true}
 	}
-	x.tree, x.newNode = txn.Commit(), false
+	x.newNode = false
 	clear(x.dirty)
-	snap := spec.Snapshot{
+	snap := &spec.Snapshot{
+		Services: all.Commit(),
+		Slices:   loose.Commit(),
 		Revision: spec.Revision{ID: x.revision()},
 		Config:   config.Default().KubeProxyConfiguration,
 		Weir:     spec.DefaultWeirConfiguration(),
 		Nodes:    map[string]*corev1.Node{},
 	}
+	for _, name := range slices.SortedFunc(maps.Keys(x.faults), compareNames) {
+		snap.Notices = append(snap.Notices, spec.ServiceRefused.Notice(spec.Origin{ResourceVersion: x.services[name].version}, spec.ServiceObject(name), "",
+			x.faults[name]+"; its last valid state stays in force"))
+	}
 	if x.node != nil {
 		snap.Nodes[x.node.Name] = x.node
 	} else {
-		snap.Notices = []spec.Problem{{Object: "Node " + x.nodeName, Detail: "is not in the API, so that topology and podCIDRs are not known; " +
-			"give --hostname-override if this node has another name there"}}
+		snap.Notices = append(snap.Notices, spec.NodeUnknown.Notice(spec.Origin{}, "Node "+x.nodeName, "", "is not in the API, so that topology and podCIDRs are not known; "+
+			"give --hostname-override if this node has another name there"))
 	}
-	x.last = snap.WithServices(x.tree)
+	x.last = snap
 	return x.last, delta
 }
 
-// revision is the newest resourceVersion of all. It is for people to read.
+func compareNames(a, b dataplane.ServiceName) int {
+	return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+}
+
+// holdBack reports whether a Service, or a slice of it, has a fault, so that the last valid state stands.
+func (x *index) holdBack(name dataplane.ServiceName, declared bool) bool {
+	fault := x.services[name].fault
+	for _, s := range x.byService[name] {
+		if why, bad := x.badSlices[s]; bad && fault == "" {
+			fault = "EndpointSlice " + s.Name + ": " + why
+		}
+	}
+	if fault == "" || !declared && x.last != nil && x.last.Services.Get(name) != nil {
+		delete(x.faults, name) // a Service that is gone goes, whatever its slices are
+		return false
+	}
+	x.faults[name] = fault
+	return true
+}
+
+// usable returns the slices of a Service that have no fault.
+func (x *index) usable(name dataplane.ServiceName) []*discoveryv1.EndpointSlice {
+	all := x.byService[name]
+	bad := func(s *discoveryv1.EndpointSlice) bool { return x.badSlices[s] != "" }
+	if !slices.ContainsFunc(all, bad) {
+		return all
+	}
+	return slices.DeleteFunc(slices.Clone(all), bad)
+}
+
+// revision returns the newest resourceVersion of all. It is meant for display only.
 func (x *index) revision() string {
 	newest := ""
 	for _, v := range x.versions {

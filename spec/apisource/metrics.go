@@ -7,7 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics says how well the API is heard. It is safe for concurrent use.
+// Metrics reports the state of the connection to the API. It is safe for concurrent use.
 type Metrics struct {
 	connected prometheus.Gauge
 	contact   *prometheus.GaugeVec
@@ -17,10 +17,10 @@ type Metrics struct {
 	sessions  prometheus.Counter
 
 	mu     sync.Mutex
-	silent time.Time // since when the API is not heard; zero while it is
+	silent time.Time // since when the API has been silent; zero if it answers
 }
 
-// NewMetrics registers the metrics; with a nil Registerer nobody sees them.
+// NewMetrics registers the metrics; a nil Registerer exposes none.
 func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		connected: prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_api_connected", Help: "Whether Services, EndpointSlices and the Node are all being watched."}),
@@ -57,7 +57,7 @@ func (m *Metrics) heard(r resource, at time.Time) {
 	m.contact.WithLabelValues(r.String()).Set(float64(at.UnixNano()) / 1e9)
 }
 
-// setConnected takes since when that is so.
+// setConnected records whether the API answers, and since when.
 func (m *Metrics) setConnected(yes bool, since time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -1,10 +1,3 @@
-// Package apisource is a spec.Source over a Kubernetes API: it lists and watches Services, EndpointSlices and this node's
-// Node, and joins them into the same Snapshots that files give.
-//
-// client-go's Reflectors keep up three watches and hand over objects that are trimmed as they arrive. One goroutine joins
-// them, at a cost that grows with what changed and not with what there is. Nothing is sent before all three lists are
-// complete, and what an incomplete list lacks is never taken for deleted. While the API does not answer, the last Snapshot
-// stands; an Update with an Err says so, and another Snapshot follows when it answers again.
 package apisource
 
 import (
@@ -13,21 +6,26 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// Options say which API to watch, and for whom.
+// Options say which API to watch, and for which node.
 type Options struct {
 	Connection Connection
-	// NodeName is the name of this node, whose Node is watched.
+	// NodeName is the name of this node. Its Node object is watched.
 	NodeName string
-	// WaitForPodCIDR holds the first Snapshot back until the Node has its podCIDRs, as detectLocalMode NodeCIDR needs.
+	// WaitForPodCIDR delays the first Snapshot until the Node has its podCIDRs, as detectLocalMode NodeCIDR needs.
 	WaitForPodCIDR bool
-	// ResyncPeriod is configSyncPeriod: how often everything that is known is handed over once more, as an informer does,
-	// without asking the API. 0 is for never.
+	// ResyncPeriod is configSyncPeriod: the interval at which the whole state is sent again, as an informer does,
+	// without a request to the API. 0 means never.
 	ResyncPeriod time.Duration
-	// StallTimeout is how long not a byte of an answer may come before the request is given up. An API server sends a
+	// StallTimeout is how long an answer may make no progress before the request is given up. An API server sends a
 	// bookmark on each watch about once a minute. Default: 2 min.
 	StallTimeout time.Duration
-	// CheckCredentials is how often the kubeconfig and the files that it names are looked at. Default: 10 s.
+	// CheckCredentials is how often the kubeconfig and the files that it names are checked. Default: 10 s.
 	CheckCredentials time.Duration
+	// AllowEmpty accepts a list without any Service. Otherwise such a list deletes nothing: each cluster has a Service.
+	AllowEmpty bool
+	// MaxAnswer is how many bytes an answer to a list may have. Default: 64 MiB. MaxHeld is how much memory the objects of
+	// one resource may take, by an estimate. Default: 256 MiB, which is about 100,000 Services.
+	MaxAnswer, MaxHeld int64
 	// Metrics may be nil.
 	Metrics *Metrics
 	// Log may be nil.
@@ -36,16 +34,17 @@ type Options struct {
 
 // Connection is a KubeProxyConfiguration's clientConnection.
 type Connection struct {
-	// Kubeconfig is a file; "" for the credentials that a pod is given.
+	// Kubeconfig is a file; "" means the credentials that a pod is given.
 	Kubeconfig string
-	// Server is the API server's URL, which wins over the kubeconfig's; "" for what that says.
+	// Server is the API server's URL, which wins over the kubeconfig's; "" means the kubeconfig's.
 	Server string
-	// ContentType and AcceptContentTypes are media types; "" for protobuf.
+	// ContentType and AcceptContentTypes are media types; "" means protobuf.
 	ContentType, AcceptContentTypes string
-	// QPS and Burst limit the requests of this process, per second; 0 is for client-go's defaults, and less for no limit.
+	// QPS and Burst limit the requests of this process, per second; 0 means client-go's defaults, negative means no
+	// limit.
 	QPS   float32
 	Burst int
-	// UserAgent is how requests name their sender; "" for client-go's default.
+	// UserAgent is the name of the client in requests; "" means client-go's default.
 	UserAgent string
 }
 
@@ -58,6 +57,12 @@ func (o Options) withDefaults() Options {
 	}
 	if o.CheckCredentials <= 0 {
 		o.CheckCredentials = 10 * time.Second
+	}
+	if o.MaxAnswer <= 0 {
+		o.MaxAnswer = defaultMaxAnswer
+	}
+	if o.MaxHeld <= 0 {
+		o.MaxHeld = defaultMaxHeld
 	}
 	if o.Metrics == nil {
 		o.Metrics = NewMetrics(nil)

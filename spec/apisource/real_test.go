@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"weir/backends/dataplane"
 	"weir/spec"
 	"weir/spec/apisource"
 	"weir/spec/apisource/apitest"
@@ -23,19 +24,20 @@ const patience = 3 * time.Minute
 // watcher follows a Source as the reconciler would: it applies every Update to a model by its Delta alone.
 type watcher struct {
 	t       *testing.T
-	updates chan spec.Update
+	updates *spec.Outbox
 	snap    *spec.Snapshot
-	model   map[spec.Name]*spec.Service
+	model   map[dataplane.ServiceName]*spec.Service
 	err     error
-	alls    int
+	alls    int // Updates that said that everything changed
+	errs    int // Updates with an error
 }
 
 func watch(t *testing.T, o apisource.Options) *watcher {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &watcher{t: t, updates: make(chan spec.Update), model: map[spec.Name]*spec.Service{}}
+	w := &watcher{t: t, updates: spec.NewOutbox(), model: map[dataplane.ServiceName]*spec.Service{}}
 	done := make(chan struct{})
-	go func() { defer close(done); _ = apisource.New(o).Watch(ctx, w.updates) }()
+	go func() { defer close(done); _ = apisource.New(o).Watch(ctx, w.updates.Put) }()
 	t.Cleanup(func() { cancel(); <-done })
 	return w
 }
@@ -44,25 +46,33 @@ func (w *watcher) take(u spec.Update) {
 	w.t.Helper()
 	w.err = u.Err
 	if u.Err != nil {
+		w.errs++
 		return
 	}
 	w.snap = u.Snapshot
 	if u.Delta.All {
 		w.alls++
 		clear(w.model)
-		for svc := range u.Snapshot.Services() {
+		for svc := range u.Snapshot.Services.All() {
 			w.model[svc.Name] = svc
 		}
 	}
 	for _, name := range u.Delta.Services {
-		if svc := u.Snapshot.Service(name); svc != nil {
+		if svc := u.Snapshot.Services.Get(name); svc != nil {
 			w.model[name] = svc
 		} else {
 			delete(w.model, name)
 		}
 	}
-	if len(w.model) != u.Snapshot.Len() {
-		w.t.Fatalf("the Deltas lead to %d Services, and the Snapshot has %d", len(w.model), u.Snapshot.Len())
+	if len(w.model) != u.Snapshot.Services.Len() {
+		w.t.Fatalf("the Deltas lead to %d Services, and the Snapshot has %d", len(w.model), u.Snapshot.Services.Len())
+	}
+}
+
+// takeAll takes what has come.
+func (w *watcher) takeAll() {
+	for u, ok := w.updates.Take(); ok; u, ok = w.updates.Take() {
+		w.take(u)
 	}
 }
 
@@ -72,8 +82,9 @@ func (w *watcher) await(what string, check func() bool) {
 	deadline := time.After(patience)
 	for !check() {
 		select {
-		case u := <-w.updates:
-			w.take(u)
+		case <-w.updates.Ready():
+			w.takeAll()
+		case <-time.After(50 * time.Millisecond): // not every condition is about Updates
 		case <-deadline:
 			w.t.Fatalf("waited %s for %s; the last error is %v", patience, what, w.err)
 		}
@@ -82,7 +93,7 @@ func (w *watcher) await(what string, check func() bool) {
 
 func (w *watcher) endpoints(name string) int {
 	n := 0
-	if svc := w.model[spec.Name{Namespace: "default", Name: name}]; svc != nil {
+	if svc := w.model[dataplane.ServiceName{Namespace: "default", Name: name}]; svc != nil {
 		for _, s := range svc.Slices {
 			n += len(s.Endpoints)
 		}
@@ -173,7 +184,7 @@ func TestRealServer(t *testing.T) {
 	if w.endpoints("headless") != -1 {
 		t.Error("a headless Service is in the Snapshot")
 	}
-	if svc := w.snap.Service(spec.Name{Namespace: "default", Name: "web"}); svc.Origin.ResourceVersion == "" || svc.Object.Annotations != nil || svc.Object.UID != "" || svc.Object.Spec.ClusterIP == "" {
+	if svc := w.snap.Services.Get(dataplane.ServiceName{Namespace: "default", Name: "web"}); svc.Origin.ResourceVersion == "" || svc.Object.Annotations != nil || svc.Object.UID != "" || svc.Object.Spec.ClusterIP == "" {
 		t.Errorf("not trimmed, or too much: %+v", svc)
 	}
 	if err := s.Client.CoreV1().Services("default").Delete(t.Context(), "gone", metav1.DeleteOptions{}); err != nil {

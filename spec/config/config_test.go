@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"weir/spec"
+	"weir/spec/document"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -37,7 +38,7 @@ func TestGolden(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				got, failed := decodeAny(t, Doc{File: filepath.Base(file), Line: 1, Bytes: data})
+				got, failed := decodeAny(t, docOf(filepath.Base(file), 1, data))
 				if failed != (dir == "bad") {
 					t.Errorf("refused: %v\n%s", failed, got)
 				}
@@ -45,6 +46,10 @@ func TestGolden(t *testing.T) {
 			})
 		}
 	}
+}
+
+func docOf(file string, line int, data []byte) Doc {
+	return Doc{file, document.Parse(document.Text{Line: line, Data: data})}
 }
 
 func compareGolden(t *testing.T, file, got string) {
@@ -69,7 +74,7 @@ func decodeAny(t *testing.T, doc Doc) (text string, failed bool) {
 	if inner, ok := FromConfigMap(doc); ok {
 		doc = inner
 	}
-	if strings.Contains(string(doc.Bytes), "kind: "+WeirKind) {
+	if strings.Contains(doc.String("kind"), WeirKind) {
 		c, problems := DecodeWeir(doc)
 		if len(problems) > 0 {
 			return lines("error: ", problems), true
@@ -134,7 +139,7 @@ func subtract(a, b any) any {
 // TestDefault holds the defaults of kube-proxy.
 func TestDefault(t *testing.T) {
 	c := Default()
-	_, warnings, problems := Decode(Doc{Line: 1, Bytes: []byte("apiVersion: " + KubeProxyAPIVersion + "\nkind: " + KubeProxyKind)})
+	_, warnings, problems := Decode(docOf("", 1, []byte("apiVersion: "+KubeProxyAPIVersion+"\nkind: "+KubeProxyKind)))
 	if len(warnings)+len(problems) > 0 {
 		t.Errorf("the defaults are not valid: %v %v", warnings, problems)
 	}
@@ -176,15 +181,15 @@ func TestDefaultsOfAddresses(t *testing.T) {
 // TestEveryField sets each field of the type to a value and expects to find it in what is decoded, so that no field is
 // dropped when the type grows.
 func TestEveryField(t *testing.T) {
-	in := &document{}
+	in := &written{}
 	fill(reflect.ValueOf(in).Elem())
 	in.APIVersion, in.Kind = KubeProxyAPIVersion, KubeProxyKind
 	data, err := yaml.Marshal(in)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := reporter{doc: Doc{Line: 1, Bytes: data}}
-	var out document
+	r := reporter{doc: docOf("", 1, data)}
+	var out written
 	if !decodeStrict(&r, &out) || len(r.problems) > 0 {
 		t.Fatal(spec.Problems(r.problems))
 	}
@@ -259,24 +264,9 @@ func TestFromConfigMap(t *testing.T) {
 		{"broken within", "kind: ConfigMap\ndata: {config.conf: 'kind: [KubeProxyConfiguration'}\n", true},
 	}
 	for _, tt := range tests {
-		if _, ok := FromConfigMap(Doc{Line: 1, Bytes: []byte(tt.doc)}); ok != tt.ok {
+		if _, ok := FromConfigMap(docOf("", 1, []byte(tt.doc))); ok != tt.ok {
 			t.Errorf("%s: got %v", tt.name, ok)
 		}
-	}
-}
-
-func TestNodePortAddresses(t *testing.T) {
-	c := Default().KubeProxyConfiguration
-	if got := NodePortAddresses(c); !reflect.DeepEqual(got, []string{"all"}) {
-		t.Errorf("iptables: %v", got)
-	}
-	c.Mode = ModeNFTables
-	if got := NodePortAddresses(c); !reflect.DeepEqual(got, []string{"primary"}) {
-		t.Errorf("nftables: %v", got)
-	}
-	c.NodePortAddresses = []string{"192.0.2.0/24"}
-	if got := NodePortAddresses(c); !reflect.DeepEqual(got, c.NodePortAddresses) {
-		t.Errorf("set: %v", got)
 	}
 }
 
@@ -295,7 +285,7 @@ func FuzzDecode(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		doc := Doc{File: "f", Line: 3, Bytes: data}
+		doc := docOf("f", 3, data)
 		if inner, ok := FromConfigMap(doc); ok {
 			doc = inner
 		}
@@ -305,7 +295,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		_, more := DecodeWeir(doc)
 		for _, p := range append(append(warnings, problems...), more...) {
-			if p.Origin.Line < doc.Line || p.Detail == "" {
+			if p.Origin.Line < 3 || p.Detail == "" {
 				t.Errorf("problem without a place or a reason: %+v", p)
 			}
 		}

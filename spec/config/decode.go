@@ -1,26 +1,17 @@
 package config
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"regexp"
 	"slices"
-	"strconv"
 
-	yamlv2 "go.yaml.in/yaml/v2"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
-	"sigs.k8s.io/yaml"
 
 	"weir/spec"
-	"weir/spec/strict"
-	"weir/spec/yamlpos"
 )
 
-// document is what may be written: today's type and the fields that it had in the past.
-type document struct {
+// written has all fields that a user may write: those of the current type and those of former versions.
+type written struct {
 	kubeproxyconfig.KubeProxyConfiguration
 
 	Conntrack conntrack `json:"conntrack"`
@@ -36,7 +27,7 @@ type conntrack struct {
 	Max *int32 `json:"max"`
 }
 
-func (d *document) config() *KubeProxy {
+func (d *written) config() *KubeProxy {
 	c := &KubeProxy{KubeProxyConfiguration: d.KubeProxyConfiguration.DeepCopy(), UDPIdleTimeout: d.UDPIdleTimeout.Duration}
 	c.Conntrack = *d.Conntrack.KubeProxyConntrackConfiguration.DeepCopy()
 	if c.UDPIdleTimeout == 0 {
@@ -49,8 +40,9 @@ func (d *document) config() *KubeProxy {
 type reporter struct {
 	doc      Doc
 	object   string
+	id       spec.NoticeID // the kind of the reported notices
 	problems []spec.Problem
-	// undecoded are the fields whose values were left out, and are not judged any further.
+	// undecoded holds the fields whose values could not be decoded. They are not validated.
 	undecoded map[string]bool
 }
 
@@ -59,16 +51,11 @@ func (r *reporter) add(field, format string, args ...any) {
 	if r.undecoded[field] {
 		return
 	}
-	r.addAt(yamlpos.Line(r.doc.Bytes, r.doc.Line, field), field, fmt.Sprintf(format, args...))
+	r.addAt(r.doc.Line(field), field, fmt.Sprintf(format, args...))
 }
 
 func (r *reporter) addAt(line int, field, detail string) {
-	if r.doc.OneLine {
-		line = r.doc.Line
-	}
-	r.problems = append(r.problems, spec.Problem{
-		Origin: spec.Origin{File: r.doc.File, Line: line}, Object: r.object, Field: field, Detail: detail,
-	})
+	r.problems = append(r.problems, r.id.Notice(spec.Origin{File: r.doc.File, Line: line}, r.object, field, detail))
 }
 
 // sorted returns the problems in the order of their lines.
@@ -77,58 +64,19 @@ func (r *reporter) sorted() []spec.Problem {
 	return r.problems
 }
 
-// decodeStrict decodes the reporter's document into what out points to. It reports what it cannot decode and leaves it
-// out, so that the rest can be validated as well; false means that there is no rest.
+// decodeStrict decodes the reporter's document into out. It reports what it cannot decode and leaves it out, so that
+// the rest can be validated as well. It returns false if there is no rest.
 func decodeStrict(r *reporter, out any) bool {
-	data, ok := toJSON(r)
-	if !ok {
+	for _, p := range r.doc.Problems() {
+		r.addAt(p.Line, p.Field, p.Detail)
+	}
+	if r.doc.JSON() == nil {
 		return false
 	}
 	r.undecoded = map[string]bool{}
-	for _, p := range strict.Decode(data, out) {
-		r.add(p.Field, "%s", p.Detail)
+	for _, p := range r.doc.Decode(out) {
+		r.addAt(p.Line, p.Field, p.Detail)
 		r.undecoded[p.Field] = true
 	}
 	return !r.undecoded[""]
-}
-
-// toJSON converts the document. It reports fields that YAML gives twice.
-func toJSON(r *reporter) ([]byte, bool) {
-	if isJSON(r.doc.Bytes) {
-		return r.doc.Bytes, true
-	}
-	data, err := yaml.YAMLToJSONStrict(r.doc.Bytes)
-	if te := (*yamlv2.TypeError)(nil); errors.As(err, &te) {
-		for _, e := range te.Errors {
-			r.addYAML(e)
-		}
-		data, err = yaml.YAMLToJSON(r.doc.Bytes)
-	}
-	if err != nil {
-		r.addYAML(err.Error())
-	}
-	return data, err == nil
-}
-
-// isJSON says whether a document is to be read as JSON, which may contain what YAML does not allow, such as tabs.
-func isJSON(data []byte) bool {
-	return bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) && json.Valid(data)
-}
-
-var (
-	yamlLine  = regexp.MustCompile(`(?s)^(?:yaml: )?(?:line (\d+): )?(.*)$`)
-	yamlTwice = regexp.MustCompile(`^key "?(.*?)"? already set in map$`)
-)
-
-// addYAML reports an error of the YAML parser, which has its own way of saying where.
-func (r *reporter) addYAML(text string) {
-	m := yamlLine.FindStringSubmatch(text)
-	line, field, detail := r.doc.Line, "", "not YAML: "+m[2]
-	if n, err := strconv.Atoi(m[1]); err == nil {
-		line += n - 1
-	}
-	if key := yamlTwice.FindStringSubmatch(m[2]); key != nil {
-		field, detail = key[1], "is given twice"
-	}
-	r.addAt(line, field, detail)
 }

@@ -10,7 +10,7 @@ import (
 	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
 )
 
-// The proxy modes. Kube-proxy gave up userspace in 1.26; weir has it.
+// The proxy modes. kube-proxy removed userspace in 1.26; weir has it.
 const (
 	ModeIPTables  kubeproxyconfig.ProxyMode = "iptables"
 	ModeIPVS      kubeproxyconfig.ProxyMode = "ipvs"
@@ -18,7 +18,7 @@ const (
 	ModeUserspace kubeproxyconfig.ProxyMode = "userspace"
 )
 
-// The ways to tell traffic of this node's pods from all other.
+// The ways to recognise the traffic of this node's pods.
 const (
 	LocalModeClusterCIDR         kubeproxyconfig.LocalMode = "ClusterCIDR"
 	LocalModeNodeCIDR            kubeproxyconfig.LocalMode = "NodeCIDR"
@@ -39,7 +39,7 @@ const (
 	defaultUDPIdleTimeout = 250 * time.Millisecond
 )
 
-// Default returns the KubeProxyConfiguration that is in force if nobody wrote one.
+// Default returns the KubeProxyConfiguration that is used if none was written.
 func Default() *KubeProxy {
 	c := &kubeproxyconfig.KubeProxyConfiguration{
 		TypeMeta: metav1.TypeMeta{APIVersion: KubeProxyAPIVersion, Kind: KubeProxyKind},
@@ -48,8 +48,9 @@ func Default() *KubeProxy {
 	return &KubeProxy{KubeProxyConfiguration: c, UDPIdleTimeout: defaultUDPIdleTimeout}
 }
 
-// SetDefaults fills in what is not set, with kube-proxy's values. As there, a duration of 0 counts as not set. It may be
-// called again after a flag changed a field. The mode is left alone: which one "" stands for depends on the node.
+// SetDefaults sets the fields that are not set to kube-proxy's defaults. As in kube-proxy, a duration of 0 counts as
+// not set. It may be called again after a flag changed a field. It does not change the mode, because the meaning of ""
+// depends on the node.
 func SetDefaults(c *kubeproxyconfig.KubeProxyConfiguration) {
 	setString(&c.BindAddress, "0.0.0.0")
 	healthz, metrics := "0.0.0.0", "127.0.0.1"
@@ -91,18 +92,6 @@ func SetDefaults(c *kubeproxyconfig.KubeProxyConfiguration) {
 	logsapi.SetRecommendedLoggingConfiguration(&c.Logging)
 }
 
-// NodePortAddresses returns nodePortAddresses, or what they are for the mode if they are not set: the node's primary
-// addresses in nftables mode, all addresses in any other.
-func NodePortAddresses(c *kubeproxyconfig.KubeProxyConfiguration) []string {
-	switch {
-	case len(c.NodePortAddresses) > 0:
-		return c.NodePortAddresses
-	case c.Mode == ModeNFTables:
-		return []string{NodePortsPrimary}
-	}
-	return []string{NodePortsAll}
-}
-
 func setString(p *string, v string) {
 	if *p == "" {
 		*p = v
@@ -121,7 +110,7 @@ func setPointer[T any](p **T, v T) {
 	}
 }
 
-// withPort returns the address with the port appended if it has none, or host and port if it is empty.
+// withPort returns the address with the port appended if it has none. For an empty address it returns host and port.
 func withPort(addr, host, port string) string {
 	if addr == "" {
 		return net.JoinHostPort(host, port)

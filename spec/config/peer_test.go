@@ -146,7 +146,7 @@ type peerAnswer struct {
 
 // compareWithPeer says what is wrong with what weir makes of a document, or "".
 func compareWithPeer(doc string, peer peerAnswer) string {
-	got, _, problems := Decode(Doc{File: "config.yaml", Line: 1, Bytes: []byte(doc)})
+	got, _, problems := Decode(docOf("config.yaml", 1, []byte(doc)))
 	switch {
 	case len(peer.Refused) > 0 && len(problems) == 0:
 		return "weir accepts what kube-proxy refuses: " + strings.Join(peer.Refused, "; ")

@@ -16,7 +16,7 @@ import (
 	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
 )
 
-// validate reports what kube-proxy would refuse, and what kube-proxy would only find out later.
+// validate reports what kube-proxy would refuse, and faults that kube-proxy would only find later.
 func validate(r *reporter, c *KubeProxy) {
 	validateServer(r, c)
 	validateMode(r, c)
@@ -153,10 +153,10 @@ func validateLocalDetector(r *reporter, c *kubeproxyconfig.KubeProxyConfiguratio
 	}
 }
 
-// validateInterface allows what the kernel allows in the name of an interface, but for the "+" and "*" that packet filters
-// take for wildcards.
+// validateInterface accepts the names that the kernel accepts for an interface, except those with "+" or "*". Packet
+// filters treat these two as wildcards.
 func validateInterface(r *reporter, field, name string, mode kubeproxyconfig.LocalMode) {
-	const maxName = 15 // IFNAMSIZ less the NUL
+	const maxName = 15 // IFNAMSIZ minus the NUL
 	switch {
 	case name == "":
 		r.add(field, "must be set if detectLocalMode is %s", mode)
@@ -218,9 +218,9 @@ func validPrefix(s string) bool {
 	return err == nil
 }
 
-// warn reports the fields that are set and have no effect. Those that a ConfigMap of kubeadm holds with zero values are
-// not worth it.
-func warn(r *reporter, d *document) {
+// warn reports the fields that are set but have no effect. It ignores the zero values that a ConfigMap of kubeadm
+// holds.
+func warn(r *reporter, d *written) {
 	const windows = "is for Windows and has no effect here"
 	if d.WindowsRunAsService {
 		r.add("windowsRunAsService", windows)

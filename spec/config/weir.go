@@ -7,23 +7,38 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	utilvalidation "k8s.io/apimachinery/pkg/util/validation"
 
 	"weir/spec"
+	"weir/spec/choice"
 )
 
-// maxSettleTime keeps a slip of the pen from looking as if weir did not notice changes.
+// maxSettleTime catches typing errors. With a longer time weir would seem not to notice changes.
 const maxSettleTime = time.Minute
 
-// weirDocument is spec.WeirConfiguration as people write it.
-type weirDocument struct {
-	metav1.TypeMeta `json:",inline"`
-
+// WeirFields are the fields of a WeirConfiguration as users write them, in a document or as flags. A nil or empty field
+// is not set.
+type WeirFields struct {
 	ServiceCIDRs  []string         `json:"serviceCIDRs"`
 	NodePortRange string           `json:"nodePortRange"` // "30000-32767"
 	SettleTime    *metav1.Duration `json:"settleTime"`
 	StateDir      string           `json:"stateDir"`
-	AllowEmpty    bool             `json:"allowEmpty"`
+	AllowEmpty    *bool            `json:"allowEmpty"`
+	// ExternalAddresses are CIDRs; given and empty, they allow none.
+	ExternalAddresses []string `json:"externalAddresses"`
+	Silence           []string `json:"silence"` // IDs of notices
+	// Include and Exclude are patterns as in .gitignore, Namespace and Selector what kubectl's -n and -l take.
+	Include   []string `json:"include"`
+	Exclude   []string `json:"exclude"`
+	Namespace string   `json:"namespace"`
+	Selector  string   `json:"selector"`
+}
+
+type weirDocument struct {
+	metav1.TypeMeta `json:",inline"`
+	WeirFields      `json:",inline"`
 }
 
 // DecodeWeir decodes a WeirConfiguration, sets its defaults and validates it. The result is usable only if there are no
@@ -39,41 +54,79 @@ func DecodeWeir(doc Doc) (spec.WeirConfiguration, []spec.Problem) {
 		r.add("apiVersion", "%q, kind %q: must be %s, kind %s", in.APIVersion, in.Kind, WeirAPIVersion, WeirKind)
 		return c, r.sorted()
 	}
-	in.apply(&r, &c)
-	return c, r.sorted()
+	return in.Overrides(r.add).Apply(c), r.sorted()
 }
 
-// apply sets in c what the document sets.
-func (in *weirDocument) apply(r *reporter, c *spec.WeirConfiguration) {
+// Overrides returns the fields as Overrides. It reports invalid ones, in which case the result is not usable.
+func (in *WeirFields) Overrides(report func(field, format string, args ...any)) spec.Overrides {
+	o := spec.Overrides{StateDir: in.StateDir, AllowEmpty: in.AllowEmpty}
+	for i, id := range in.Silence {
+		if err := spec.CheckNoticeIDs(id); err != nil {
+			report(fmt.Sprintf("silence[%d]", i), "%v", err)
+		}
+		o.Silence = append(o.Silence, id)
+	}
 	if in.ServiceCIDRs != nil {
-		c.ServiceCIDRs, c.ServiceCIDRsGiven = in.serviceCIDRs(r), true
+		o.ServiceCIDRs = in.serviceCIDRs(report)
 	}
 	if in.NodePortRange != "" {
 		ports, err := utilnet.ParsePortRange(in.NodePortRange)
 		if err != nil || ports.Base < 1 {
-			r.add("nodePortRange", "%q is not a port range, such as 30000-32767", in.NodePortRange)
+			report("nodePortRange", "%q is not a port range, such as 30000-32767", in.NodePortRange)
 		} else {
-			c.NodePortMin, c.NodePortMax = uint16(ports.Base), uint16(ports.Base+ports.Size-1)
+			o.NodePorts = &spec.PortRange{Min: uint16(ports.Base), Max: uint16(ports.Base + ports.Size - 1)}
 		}
 	}
 	if in.SettleTime != nil {
-		c.SettleTime = in.SettleTime.Duration
-		if c.SettleTime < 0 || c.SettleTime > maxSettleTime {
-			r.add("settleTime", "%v is not between 0s and %v", c.SettleTime, maxSettleTime)
+		o.SettleTime = &in.SettleTime.Duration
+		if d := *o.SettleTime; d < 0 || d > maxSettleTime {
+			report("settleTime", "%v is not between 0s and %v", d, maxSettleTime)
 		}
 	}
-	if in.StateDir != "" {
-		c.StateDir = in.StateDir
-		if !filepath.IsAbs(c.StateDir) {
-			r.add("stateDir", "%q is not an absolute path", c.StateDir)
-		}
+	if in.StateDir != "" && !filepath.IsAbs(in.StateDir) {
+		report("stateDir", "%q is not an absolute path", in.StateDir)
 	}
-	c.AllowEmpty = in.AllowEmpty
+	if in.ExternalAddresses != nil {
+		o.ExternalAddresses = []netip.Prefix{}
+	}
+	for i, s := range in.ExternalAddresses {
+		p, err := netip.ParsePrefix(s)
+		switch field := fmt.Sprintf("externalAddresses[%d]", i); {
+		case err != nil:
+			report(field, "%q is not a CIDR, such as 192.0.2.0/24", s)
+		case p != p.Masked():
+			report(field, "%s has bits set after its prefix; write %s", p, p.Masked())
+		case p.Addr().Is4In6():
+			report(field, "%s is an IPv4 address in IPv6 form; write it as IPv4", p)
+		}
+		o.ExternalAddresses = append(o.ExternalAddresses, p)
+	}
+	o.Choice = in.choice(report)
+	return o
 }
 
-func (in *weirDocument) serviceCIDRs(r *reporter) []netip.Prefix {
+func (in *WeirFields) choice(report func(field, format string, args ...any)) spec.Choice {
+	for field, patterns := range map[string][]string{"include": in.Include, "exclude": in.Exclude} {
+		for i, p := range patterns {
+			if err := choice.Check(p); err != nil {
+				report(fmt.Sprintf("%s[%d]", field, i), "%v", err)
+			}
+		}
+	}
+	if in.Namespace != "" {
+		for _, message := range utilvalidation.IsDNS1123Label(in.Namespace) {
+			report("namespace", "%q: %s", in.Namespace, message)
+		}
+	}
+	if _, err := labels.Parse(in.Selector); err != nil {
+		report("selector", "%q is not a label selector, such as app=web,tier!=test: %v", in.Selector, err)
+	}
+	return spec.Choice{Include: in.Include, Exclude: in.Exclude, Namespace: in.Namespace, Selector: in.Selector}
+}
+
+func (in *WeirFields) serviceCIDRs(report func(field, format string, args ...any)) []netip.Prefix {
 	if len(in.ServiceCIDRs) == 0 {
-		r.add("serviceCIDRs", "is empty; leave it out for the defaults")
+		report("serviceCIDRs", "is empty; leave it out for the defaults")
 	}
 	var prefixes []netip.Prefix
 	families := map[bool]bool{}
@@ -82,18 +135,18 @@ func (in *weirDocument) serviceCIDRs(r *reporter) []netip.Prefix {
 		p, err := netip.ParsePrefix(s)
 		switch {
 		case err != nil:
-			r.add(field, "%q is not a CIDR, such as 10.96.0.0/12", s)
+			report(field, "%q is not a CIDR, such as 10.96.0.0/12", s)
 			continue
 		case p != p.Masked():
-			r.add(field, "%s has bits set after its prefix; write %s", p, p.Masked())
+			report(field, "%s has bits set after its prefix; write %s", p, p.Masked())
 		case p.Addr().Is4In6():
-			r.add(field, "%s is an IPv4 address in IPv6 form; write it as IPv4", p)
+			report(field, "%s is an IPv4 address in IPv6 form; write it as IPv4", p)
 		case !p.Addr().IsGlobalUnicast():
-			r.add(field, "%s is not a range of unicast addresses", p)
+			report(field, "%s is not a range of unicast addresses", p)
 		case p.Addr().BitLen()-p.Bits() < 2:
-			r.add(field, "%s has fewer than four addresses", p)
+			report(field, "%s has fewer than four addresses", p)
 		case families[p.Addr().Is4()]:
-			r.add(field, "%s is the second of its family; give at most one each", p)
+			report(field, "%s is the second of its family; give at most one each", p)
 		}
 		families[p.Addr().Is4()] = true
 		prefixes = append(prefixes, p)

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"weir/backends/dataplane"
 	"weir/spec"
 	"weir/spec/manifest"
 )
@@ -33,15 +34,22 @@ func newRecorder() *recorder {
 	return &recorder{files: map[string]string{}, snaps: map[*spec.Snapshot]map[string]string{}}
 }
 
+func (r *recorder) Holds(string) bool { return true }
+
 func (r *recorder) Update(_ context.Context, rev spec.Revision, files []manifest.File) (*spec.Snapshot, spec.Delta, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	next := maps.Clone(r.files)
 	delta := spec.Delta{All: len(r.snaps) == 0}
 	var names []string
+	var problems spec.Problems
 	for _, f := range files {
+		if f.Fault != nil {
+			problems = append(problems, *f.Fault)
+			continue
+		}
 		names = append(names, f.Path)
-		delta.Services = append(delta.Services, spec.Name{Name: f.Path})
+		delta.Services = append(delta.Services, dataplane.ServiceName{Name: f.Path})
 		if f.Data == nil {
 			delete(next, f.Path)
 		} else {
@@ -49,13 +57,12 @@ func (r *recorder) Update(_ context.Context, rev spec.Revision, files []manifest
 		}
 	}
 	r.updates = append(r.updates, names)
-	var problems spec.Problems
 	for _, name := range slices.Sorted(maps.Keys(next)) {
 		if strings.Contains(next[name], "BAD") {
 			problems = append(problems, spec.Problem{Origin: spec.Origin{File: name}, Detail: "is bad"})
 		}
 	}
-	if len(next) == 0 {
+	if len(next) == 0 && len(problems) == 0 {
 		problems = append(problems, spec.Problem{Detail: "no Service"})
 	}
 	if len(problems) > 0 {
@@ -84,7 +91,7 @@ type harness struct {
 	t      *testing.T
 	src    *Source
 	rec    *recorder
-	out    chan spec.Update
+	out    *spec.Outbox
 	cancel context.CancelFunc
 	done   chan error
 	calls  chan calls // after each pass
@@ -99,12 +106,13 @@ type harness struct {
 const deadline = 20 * time.Second
 
 func newSource(o Options) (*Source, *recorder) {
-	if o.Weir == nil {
-		o.Weir = func(w *spec.WeirConfiguration) { w.SettleTime = quickly().SettleTime }
+	if o.Overrides.SettleTime == nil {
+		settle := quickly().SettleTime
+		o.Overrides.SettleTime = &settle
 	}
 	rec := newRecorder()
 	src := New(o)
-	src.newSet = func() updater { return rec }
+	src.skim, src.newSet = nil, func(spec.ObjectChoice) updater { return rec }
 	return src, rec
 }
 
@@ -116,7 +124,7 @@ func start(t *testing.T, o Options, change ...func(*Source)) *harness {
 		o.RescanInterval = time.Hour
 	}
 	src, rec := newSource(o)
-	h := &harness{t: t, src: src, rec: rec, out: make(chan spec.Update), done: make(chan error, 1), calls: make(chan calls, 10000)}
+	h := &harness{t: t, src: src, rec: rec, out: spec.NewOutbox(), done: make(chan error, 1), calls: make(chan calls, 10000)}
 	src.passed = func(c calls) { h.calls <- c }
 	for _, f := range change {
 		f(src)
@@ -124,7 +132,7 @@ func start(t *testing.T, o Options, change ...func(*Source)) *harness {
 	before := runtime.NumGoroutine()
 	ctx, cancel := context.WithCancel(context.Background())
 	h.cancel = cancel
-	go func() { h.done <- src.Watch(ctx, h.out) }()
+	go func() { h.done <- src.Watch(ctx, h.out.Put) }()
 	t.Cleanup(func() { h.stop(before) })
 	return h
 }
@@ -150,8 +158,8 @@ func (h *harness) stop(before int) {
 
 // take follows one Update, and returns false if none comes in time.
 func (h *harness) take(wait time.Duration) bool {
-	select {
-	case u := <-h.out:
+	u, ok := h.next(wait)
+	if ok {
 		h.count++
 		h.err, h.rev = u.Err, u.Revision
 		if u.Err == nil {
@@ -160,9 +168,22 @@ func (h *harness) take(wait time.Duration) bool {
 				h.t.Errorf("the Snapshot's revision is %s, the Update's %s", u.Snapshot.Revision, u.Revision)
 			}
 		}
-		return true
-	case <-time.After(wait):
-		return false
+	}
+	return ok
+}
+
+// next takes one Update, if it comes in time.
+func (h *harness) next(wait time.Duration) (spec.Update, bool) {
+	late := time.After(wait)
+	for {
+		if u, ok := h.out.Take(); ok {
+			return u, true
+		}
+		select {
+		case <-h.out.Ready():
+		case <-late:
+			return spec.Update{}, false
+		}
 	}
 }
 
@@ -223,8 +244,6 @@ func (h *harness) quiet(before func()) {
 	before()
 	select {
 	case <-h.calls:
-	case u := <-h.out:
-		h.t.Fatalf("unexpected Update: revision %s, delta %+v, err %v", u.Revision, u.Delta, u.Err)
 	case <-time.After(deadline):
 		h.t.Fatal("no pass is made")
 	}

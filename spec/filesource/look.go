@@ -8,21 +8,26 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 
 	"weir/spec"
+	"weir/spec/choice"
 	"weir/spec/gitrev"
 )
 
-// errOrphan says that the directory of a name is not known, so that the name is of no interest.
+// errOrphan means that the directory of a name is not known, so that the name does not matter.
 var errOrphan = errors.New("not in a known directory")
 
-// maxUnstable is how often in a row a file may change while it is read before that is a fault.
+// maxUnstable is how many times in a row a file may change while it is read before that is a fault.
 const maxUnstable = 20
 
-// look brings what is known of one name up to date. It returns true if the file changed meanwhile, so that it has to be
-// looked at again.
+// look refreshes one name. It returns true if the file changed meanwhile, so that it must be looked at again.
 func (t *tree) look(ctx context.Context, name string) (again bool) {
+	if b := t.builts[name]; b != nil {
+		return t.lookBuilt(ctx, name, b)
+	}
 	p, err := t.find(name)
 	isRoot := t.rootOf(name) >= 0
 	switch {
@@ -30,8 +35,22 @@ func (t *tree) look(ctx context.Context, name string) (again bool) {
 		t.put(name, nil)
 	case errors.Is(err, errDangling) && !isRoot && !wanted(name):
 		t.put(name, &node{kind: isIgnored, root: t.rootFor(name), place: p})
+	case name == t.lockName() && (errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)):
+		t.put(name, &node{kind: isIgnored, root: t.rootFor(name), place: p}) // weir allocate writes it one day
+	case p.links > 0 && (errors.Is(err, errDangling) || errors.Is(err, syscall.ELOOP)) && t.skippable(name):
+		t.skip(name, p, spec.SkippedSymlink, err)
+	case isRoot && t.isBadGlob(name) && errors.Is(err, os.ErrNotExist):
+		t.fault(name, p, errNoGlob)
 	case err != nil:
 		t.fault(name, p, err)
+	case !isRoot && filepath.Base(name) == choice.IgnoreFile && p.hint.isRegular() && !t.leaves(p):
+		return t.lookRules(name, p)
+	case !isRoot && t.excluded(name, p.hint.isDir()):
+		t.put(name, &node{kind: isIgnored, root: t.rootFor(name), place: p})
+	case !isRoot && isManifest(name) && !p.hint.isDir() && !p.hint.isRegular() && t.skippable(name):
+		t.skip(name, p, spec.SkippedUnread, errNotRegular)
+	case !isRoot && (p.hint.isDir() || isManifest(name)) && t.leaves(p):
+		t.fault(name, p, errOutside)
 	case p.hint.isDir() && t.isChartTemplates(name):
 		t.put(name, &node{kind: isIgnored, root: t.rootFor(name), place: p})
 	case p.hint.isDir():
@@ -50,7 +69,18 @@ func (t *tree) look(ctx context.Context, name string) (again bool) {
 	return false
 }
 
-// isChartTemplates says that a directory holds the templates of a Helm chart, which are no manifests.
+// errNoGlob means that a path of Options.Paths does not exist, and is no glob either.
+var errNoGlob = fmt.Errorf("does not exist, and %w", choice.ErrGlob)
+
+// isBadGlob reports whether one of Options.Paths has wildcards in a form that fits nothing.
+func (t *tree) isBadGlob(name string) bool {
+	return slices.ContainsFunc(t.opts.Paths, func(given string) bool {
+		_, err := choice.ParseGlob(given)
+		return err != nil && clean(given) == name
+	})
+}
+
+// isChartTemplates reports whether a directory holds the templates of a Helm chart, which are no manifests.
 func (t *tree) isChartTemplates(name string) bool {
 	if filepath.Base(name) != ChartTemplates || t.parent(name) == nil {
 		return false
@@ -58,10 +88,22 @@ func (t *tree) isChartTemplates(name string) bool {
 	return t.nodes[filepath.Join(filepath.Dir(name), ChartFile)].isFile()
 }
 
-// wanted says whether a symlink to nothing is missed: it was a manifest or, as far as one can tell, a directory.
+// leaves reports whether a symlink leads out of everything that the user named. Its target was not named by the user,
+// and may hold what the author of the link must not see: for example, the text of a parse error goes to logs.
+func (t *tree) leaves(p place) bool {
+	if p.links == 0 || t.opts.AllowOutsideLinks {
+		return false
+	}
+	return !slices.ContainsFunc(t.roots, func(r root) bool {
+		n := t.nodes[r.name]
+		return n != nil && (p.real == n.place.real || n.kind == isDir && strings.HasPrefix(p.real, strings.TrimSuffix(n.place.real, "/")+"/"))
+	})
+}
+
+// wanted reports whether a dangling symlink is a fault, because it may be a manifest or a directory.
 func wanted(name string) bool { return isManifest(name) || filepath.Ext(name) == "" }
 
-// rootFor returns the root that name belongs to.
+// rootFor returns the root that contains name.
 func (t *tree) rootFor(name string) int {
 	if i := t.rootOf(name); i >= 0 {
 		return i
@@ -69,8 +111,12 @@ func (t *tree) rootFor(name string) int {
 	return t.nodes[filepath.Dir(name)].root
 }
 
-// lookDir enters a directory, and marks what differs below it.
+// lookDir enters a directory, and marks the differences below it.
 func (t *tree) lookDir(ctx context.Context, name string, p place) {
+	if t.loops(name, p) && !t.opts.StrictTree { // what is there is read under its other name
+		t.put(name, &node{kind: isIgnored, root: t.rootFor(name), place: p})
+		return
+	}
 	if t.loops(name, p) {
 		t.fault(name, p, syscall.ELOOP)
 		return
@@ -91,7 +137,7 @@ func (t *tree) lookDir(ctx context.Context, name string, p place) {
 	}
 }
 
-// loops says that a directory is one of those that name is below.
+// loops reports whether a directory contains name, so that a symlink to it would loop.
 func (t *tree) loops(name string, p place) bool {
 	for t.rootOf(name) < 0 {
 		name = filepath.Dir(name)
@@ -113,56 +159,73 @@ func (t *tree) lookFile(name string, p place) (again bool) {
 		return false
 	}
 	if p.hint.size > t.opts.MaxFileSize {
-		t.fault(name, p, errTooLarge)
+		if t.skippable(name) {
+			t.skip(name, p, spec.SkippedUnread, errTooLarge)
+		} else {
+			t.fault(name, p, errTooLarge)
+		}
 		return false
 	}
 	if t.size-oldSize+p.hint.size > t.opts.MaxTotalSize {
 		t.exceed(fmt.Sprintf("all files together are larger than %d bytes", t.opts.MaxTotalSize), name)
 		return false
 	}
-	data, err := t.read(p, t.opts.MaxFileSize)
-	if errors.Is(err, errChanging) {
-		if t.unstable[name]++; t.unstable[name] < maxUnstable {
-			return true
-		}
+	data, again, ok := t.readSettled(name, p)
+	if !ok {
+		return again
 	}
-	if err != nil {
-		t.fault(name, p, err)
-		return false
-	}
-	delete(t.unstable, name)
 	t.keep(name, p, data)
 	return false
 }
 
-// keep notes the content of a file.
+// readSettled reads a file that nobody writes at the moment. If not ok, again reports whether a later look may find it so;
+// otherwise the fault is recorded.
+func (t *tree) readSettled(name string, p place) (data []byte, again, ok bool) {
+	data, err := t.read(p, t.opts.MaxFileSize)
+	if errors.Is(err, errChanging) {
+		if t.unstable[name]++; t.unstable[name] < maxUnstable {
+			return nil, true, false
+		}
+	}
+	if err != nil {
+		t.fault(name, p, err)
+		return nil, false, false
+	}
+	delete(t.unstable, name)
+	return data, false, true
+}
+
+// keep records the content of a file.
 func (t *tree) keep(name string, p place, data []byte) {
 	old := t.nodes[name]
 	n := &node{kind: isFile, root: t.rootFor(name), place: p, sum: sha256.Sum256(data), recheck: p.hint.recent(now())}
-	if old != nil && old.kind == isFile && old.sum == n.sum {
-		n.blob = old.blob
+	if same := old != nil && old.kind == isFile && old.sum == n.sum; same {
+		n.blob, n.used = old.blob, old.used
 		t.put(name, n)
 		if old.place.real != p.real {
 			t.touched[name] = true
 		}
-		return
+		if n.used == t.first(name, p.real) {
+			return
+		}
+	} else {
+		n.blob = gitrev.BlobID(data)
+		if old != nil && old.kind == isFile {
+			t.total.remove(t.key(name, old), old.sum)
+		}
+		t.total.add(t.key(name, n), n.sum)
+		t.put(name, n)
 	}
-	n.blob = gitrev.BlobID(data)
-	if old != nil && old.kind == isFile {
-		t.total.remove(t.key(name, old), old.sum)
-	}
-	t.total.add(t.key(name, n), n.sum)
-	t.put(name, n)
-	t.setContent(name, content{data: data, sum: n.sum})
+	t.use(name, n, data)
 }
 
-// fault notes that a name cannot be used.
+// fault records that a name cannot be used.
 func (t *tree) fault(name string, p place, err error) {
 	t.put(name, &node{kind: isFault, root: t.rootFor(name), place: p, recheck: true})
 	t.faults[name] = problem(name, err, t.opts)
 }
 
-// exceed notes that the input as a whole is too much. What is known of name stays as it was.
+// exceed records that the input as a whole exceeds a limit. The state of name stays unchanged.
 func (t *tree) exceed(what, name string) {
 	if t.over == nil {
 		t.over = &spec.Problem{
@@ -172,23 +235,37 @@ func (t *tree) exceed(what, name string) {
 	}
 }
 
+// errOutside means that a symlink leads out of every root.
+var errOutside = errors.New("symlink out of the tree")
+
 var errNotRegular = errors.New("not a regular file")
 
-// problem says what to do about an error with a file.
+// problem returns a Problem for an error with a file. It says what to do.
 func problem(name string, err error, o Options) spec.Problem {
 	detail := ""
 	var errno syscall.Errno
+	var hangs stuckError
 	switch {
+	case errors.As(err, &hangs):
+		detail = stuckDetail(name, hangs)
+	case errors.Is(err, errStdinOpen):
+		detail = "standard input has not ended; close it, or do not give -f -"
+	case errors.Is(err, choice.ErrEncoding):
+		detail = err.Error()
 	case errors.Is(err, errTooLarge):
 		detail = fmt.Sprintf("larger than the limit of %d bytes; split it, or move it out of the directory", o.MaxFileSize)
 	case errors.Is(err, errNotRegular):
 		detail = "not a regular file (a FIFO, socket or device); remove it, or rename it so that it does not end in .yaml, .yml or .json"
+	case errors.Is(err, errOutside):
+		detail = "a symlink that leads out of the directory that was given; copy its target here, give that with -f too, or allow it with --allow-outside-links"
 	case errors.Is(err, errDangling):
 		detail = "a symlink that leads to nothing; restore its target, or remove it"
 	case errors.Is(err, errChanging):
 		detail = "changed each time while it was read; write it to another name and rename it"
 	case errors.Is(err, syscall.ELOOP):
 		detail = "a symlink that leads to itself or to a directory above it; remove it"
+	case errors.Is(err, errNoGlob):
+		detail = err.Error()
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
 		detail = "does not exist; restore it, or do not name it"
 	case errors.Is(err, os.ErrPermission):
@@ -201,7 +278,7 @@ func problem(name string, err error, o Options) spec.Problem {
 	return spec.Problem{Origin: spec.Origin{File: name}, Detail: detail}
 }
 
-// probe compares everything with what is known, by stat, and marks what differs.
+// probe compares everything with the known state, by stat, and marks the differences.
 func (t *tree) probe(ctx context.Context) error {
 	for _, r := range t.roots {
 		if r.name == stdinName {
@@ -211,10 +288,10 @@ func (t *tree) probe(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return t.probeBuilts(ctx)
 }
 
-// probeName marks name if it differs from what is known, and otherwise goes on with what is below it.
+// probeName marks name if it differs from its known state. Otherwise it continues with everything below name.
 func (t *tree) probeName(ctx context.Context, name string) error {
 	n := t.nodes[name]
 	if n == nil {
@@ -239,10 +316,10 @@ func (t *tree) probeName(ctx context.Context, name string) error {
 // listBatch is how many entries of a directory are read at once.
 const listBatch = 1024
 
-// probeDir lists a directory and probes what it holds.
+// probeDir lists a directory and probes its entries.
 func (t *tree) probeDir(ctx context.Context, name string, n *node) error {
 	t.Lists++
-	f, err := os.OpenFile(n.place.real, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	f, err := t.open(n.place, syscall.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
@@ -268,6 +345,7 @@ func (t *tree) probeDir(ctx context.Context, name string, n *node) error {
 	}
 	for child := range n.children {
 		if !present[child] {
+			t.oversight.gone(filepath.Join(n.place.real, filepath.Base(child)))
 			t.marked[child] = hint{}
 		}
 	}
@@ -278,7 +356,7 @@ func (t *tree) probeEntry(ctx context.Context, dir string, e os.DirEntry, presen
 	if hidden(e.Name()) {
 		return nil
 	}
-	if plain := e.Type()&(os.ModeDir|os.ModeSymlink|os.ModeIrregular) == 0; plain && !isManifest(e.Name()) {
+	if plain := e.Type()&(os.ModeDir|os.ModeSymlink|os.ModeIrregular) == 0; plain && !isManifest(e.Name()) && e.Name() != choice.IgnoreFile {
 		return nil
 	}
 	name := filepath.Join(dir, e.Name())

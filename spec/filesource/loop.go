@@ -11,25 +11,27 @@ import (
 	"weir/spec"
 )
 
-// pollShare is the part of its time that polling may take: one in so many.
+// pollShare limits the time spent on polling to one part in pollShare.
 const pollShare = 50
 
-// loop is one Watch: it alone knows time. Everything is done by the goroutine that calls run.
+// loop is one Watch, and the only part that knows the time. The goroutine that calls run does everything.
 type loop struct {
 	*Source
 	*session
 	events  <-chan fsnotify.Event
 	errors  <-chan error
 	mounted <-chan struct{}
-	out     chan<- spec.Update
+	stuck   *stuck
+	sink    func(spec.Update)
+	// stdinEnds is closed when standard input ends, if the loop began without it.
+	stdinEnds <-chan struct{}
 
-	box    spec.Outbox
 	settle settle
-	// compare says that events do not tell all that changed.
+	// compare means that events did not report all changes.
 	compare bool
-	// hold is until when reading is put off although changes have settled.
+	// hold is the time until which reading is put off although changes have settled.
 	hold time.Time
-	// stale is a lock that was there for too long, and does not count any more.
+	// stale is a lock that existed for too long, and is ignored from then on.
 	stale hint
 	// probed is how long the last probe took.
 	probed time.Duration
@@ -39,19 +41,14 @@ type loop struct {
 func (l *loop) run(ctx context.Context) error {
 	l.revs.locate()
 	l.settle.touch(time.Now().Add(-l.quiet()))
-	timer, rescan := time.NewTimer(0), time.NewTimer(l.interval())
+	timer, periodic := time.NewTimer(0), time.NewTimer(l.interval())
 	defer timer.Stop()
-	defer rescan.Stop()
+	defer periodic.Stop()
 	for {
 		var due <-chan time.Time
 		if l.settle.waiting() {
 			timer.Reset(time.Until(l.dueTime()))
 			due = timer.C
-		}
-		var out chan<- spec.Update
-		var news spec.Update
-		if u := l.box.Next(); u != nil {
-			out, news = l.out, *u
 		}
 		select {
 		case <-ctx.Done():
@@ -61,25 +58,33 @@ func (l *loop) run(ctx context.Context) error {
 		case err, ok := <-l.errors:
 			l.onError(err, ok)
 		case <-l.mounted:
-			l.doubt()
-		case <-rescan.C:
-			l.doubt()
-			rescan.Reset(l.interval())
+			l.stuck.forgive()
+			l.rescan()
+		case <-l.stdinEnds:
+			l.stdinEnds = nil
+			l.takeStdin(l.tree)
+			l.settle.touch(time.Now())
+		case <-l.stuck.back:
+			l.rescan()
+		case <-l.opts.Reread:
+			l.opts.Log.Info("asked to: reading the input again")
+			l.rescan()
+		case <-periodic.C:
+			l.rescan()
+			periodic.Reset(l.interval())
 		case <-due:
 			if err := l.read(ctx); err != nil {
 				return err
 			}
-			rescan.Reset(l.interval())
-		case out <- news:
-			l.box.Sent()
+			periodic.Reset(l.interval())
 		}
 	}
 }
 
-// quiet returns how long changes have to rest.
+// quiet returns how long there must be no change before a read.
 func (l *loop) quiet() time.Duration { return max(l.weir().SettleTime, 0) }
 
-// interval returns the time to the next comparison with everything.
+// interval returns the time to the next full comparison.
 func (l *loop) interval() time.Duration {
 	if l.tree.watch.limited {
 		return max(l.opts.PollInterval, pollShare*l.probed)
@@ -94,17 +99,17 @@ func (l *loop) dueTime() time.Time {
 	return l.hold
 }
 
-// doubt asks for a comparison with everything.
-func (l *loop) doubt() {
+// rescan requests a full comparison.
+func (l *loop) rescan() {
 	l.compare = true
 	l.settle.touch(time.Now())
 }
 
-// onEvent marks what an event is about. ok is false when there will be no more events.
+// onEvent marks the path of an event. ok is false when there will be no more events.
 func (l *loop) onEvent(e fsnotify.Event, ok bool) {
 	if !ok {
 		l.events, l.tree.watch.n, l.tree.watch.limited = nil, nil, true
-		l.doubt()
+		l.rescan()
 		return
 	}
 	dir := filepath.Dir(e.Name)
@@ -113,14 +118,17 @@ func (l *loop) onEvent(e fsnotify.Event, ok bool) {
 		return
 	}
 	l.settle.touch(time.Now())
-	if e.Has(fsnotify.Create) && !hidden(filepath.Base(e.Name)) && (l.tree.dirsAt[dir] != nil || l.tree.watch.early[dir]) {
+	if e.Has(fsnotify.Remove | fsnotify.Rename) {
+		l.tree.oversight.gone(e.Name)
+	}
+	if e.Has(fsnotify.Create) && !hidden(filepath.Base(e.Name)) && (l.tree.dirsAt.has(dir) || l.tree.watch.early[dir]) {
 		if fi, err := l.tree.lstat(e.Name); err == nil && fi.IsDir() {
 			l.tree.watch.announce(e.Name)
 		}
 	}
 }
 
-// onError deals with a watcher that lost events, for whatever reason.
+// onError handles a watcher that lost events, for whatever reason.
 func (l *loop) onError(err error, ok bool) {
 	if !ok {
 		l.errors = nil
@@ -131,7 +139,7 @@ func (l *loop) onError(err error, ok bool) {
 	} else {
 		l.opts.Log.Warn("watching files failed; comparing everything", "error", err)
 	}
-	l.doubt()
+	l.rescan()
 }
 
 // read makes a pass, unless there is a reason to wait a little longer.
@@ -163,12 +171,12 @@ func (l *loop) read(ctx context.Context) error {
 		l.settle.touch(now)
 	}
 	if u != nil {
-		l.box.Put(*u)
+		l.sink(*u)
 	}
 	return nil
 }
 
-// locked says that Git is at work in the directory, and not for too long.
+// locked reports whether Git is at work in the directory, and not for too long.
 func (l *loop) locked(now time.Time) bool {
 	lock, ok := l.revs.locked()
 	if !ok || lock == l.stale {
@@ -176,7 +184,7 @@ func (l *loop) locked(now time.Time) bool {
 	}
 	if l.settle.expired(now, lockMax) {
 		l.stale = lock
-		l.opts.Log.Warn("a Git lock is held for too long; reading in spite of it", "file", l.revs.repo.IndexLock(),
+		l.opts.Log.Warn("a Git lock is held for too long; reading the files anyway", "file", l.revs.repo.IndexLock(),
 			"remedy", "remove it if no git is running")
 		return false
 	}

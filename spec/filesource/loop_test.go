@@ -66,12 +66,16 @@ func bubble(t *testing.T, d string, f *fakeNotifier, do func(s *Source, event fu
 		f.events, f.errors = make(chan fsnotify.Event), make(chan error)
 		f.use(s)
 		ctx, cancel := context.WithCancel(t.Context())
-		out, done := make(chan spec.Update), make(chan error, 1)
-		go func() { done <- s.Watch(ctx, out) }()
+		out, done := spec.NewOutbox(), make(chan error, 1)
+		go func() { done <- s.Watch(ctx, out.Put) }()
 		start := time.Now()
 		do(s,
 			func(name string) { f.events <- fsnotify.Event{Name: name, Op: fsnotify.Write} },
-			func() (spec.Update, time.Duration) { u := <-out; return u, time.Since(start) })
+			func() (spec.Update, time.Duration) {
+				<-out.Ready()
+				u, _ := out.Take()
+				return u, time.Since(start)
+			})
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
 			t.Errorf("Watch ended with %v", err)
@@ -272,11 +276,11 @@ func TestSlowReceiver(t *testing.T) {
 		h.quietPass(func() { write(t, d+"/"+name+".yaml", fmt.Sprint(i)) })
 	}
 	h.quietPass(func() { write(t, d+"/e.yaml", "BAD") })
-	u := <-h.out
+	u, _ := h.next(deadline)
 	if got := h.rec.state(u.Snapshot); len(got) != 4 || !u.Delta.All {
 		t.Errorf("the first Update has %v, delta %+v; want the latest, with all", got, u.Delta)
 	}
-	if u = <-h.out; u.Err == nil {
+	if u, _ = h.next(deadline); u.Err == nil {
 		t.Error("the error after it is lost")
 	}
 }
@@ -289,34 +293,6 @@ func (h *harness) quietPass(change func()) {
 	case <-h.calls:
 	case <-time.After(deadline):
 		h.t.Fatal("no pass is made")
-	}
-}
-
-func TestOutbox(t *testing.T) {
-	good := func(names ...string) spec.Update {
-		u := spec.Update{Snapshot: &spec.Snapshot{}, Delta: spec.Delta{Config: len(names) == 0}}
-		for _, n := range names {
-			u.Delta.Services = append(u.Delta.Services, spec.Name{Name: n})
-		}
-		return u
-	}
-	var o spec.Outbox
-	o.Put(spec.Update{Err: errors.New("one")})
-	o.Put(good("a", "b"))
-	o.Put(spec.Update{Err: errors.New("two")})
-	o.Put(good("b", "c"))
-	o.Put(good())
-	o.Put(spec.Update{Err: errors.New("three")})
-	u := o.Next()
-	if fmt.Sprint(u.Delta) != "{false [/a /b /c] true false}" {
-		t.Errorf("merged delta %v", u.Delta)
-	}
-	o.Sent()
-	if u = o.Next(); u == nil || u.Err.Error() != "three" {
-		t.Errorf("then %+v, want the last error", u)
-	}
-	if o.Sent(); o.Next() != nil {
-		t.Error("something is left")
 	}
 }
 
@@ -334,7 +310,7 @@ func TestCostOfOneEvent(t *testing.T) {
 		write(t, d+"/d3/f3.yaml", "2")
 		h.await("the change", func() bool { return h.files[d+"/d3/f3.yaml"] == "2" })
 		after := <-h.calls
-		costs[n] = calls{after.Lstats - before.Lstats, after.Lists - before.Lists, after.Reads - before.Reads}
+		costs[n] = calls{Lstats: after.Lstats - before.Lstats, Lists: after.Lists - before.Lists, Reads: after.Reads - before.Reads}
 		if last := h.rec.updates[len(h.rec.updates)-1]; len(last) != 1 {
 			t.Errorf("%d files were handed over, want 1", len(last))
 		}
@@ -376,6 +352,25 @@ func TestStdin(t *testing.T) {
 	if _, err := s.Load(t.Context()); err == nil || !strings.Contains(err.Error(), "larger than") {
 		t.Errorf("too much on standard input: %v", err)
 	}
+}
+
+// TestStdinThatDoesNotEnd keeps standard input open: the other inputs are read, what is wrong with them is told with it,
+// and its end is taken up.
+func TestStdinThatDoesNotEnd(t *testing.T) {
+	d := t.TempDir()
+	write(t, d+"/a.yaml", "BAD")
+	ended := make(chan struct{})
+	h := start(t, Options{Paths: []string{"-", d}}, func(s *Source) {
+		s.stdinLimit = 10 * time.Millisecond
+		s.stdin = sync.OnceValues(func() ([]byte, error) { <-ended; return []byte("2"), nil })
+	})
+	h.awaitErr("standard input has not ended", "-")
+	replace(t, d+"/a.yaml", "1")
+	write(t, d+"/b.yaml", "1")
+	before := h.rev
+	h.await("want the other files to be read", func() bool { return h.rev != before })
+	close(ended)
+	h.awaitFiles("-", "2", d+"/a.yaml", "1", d+"/b.yaml", "1")
 }
 
 func TestLoad(t *testing.T) {
@@ -440,13 +435,13 @@ func TestRevision(t *testing.T) {
 	git(t, d, "add", ".")
 	git(t, d, "commit", "-qm", "a symlink")
 	three := git(t, d, "rev-parse", "HEAD")
-	expect(three, map[string]string{a: "1", b: "1", d + "/m/l.yaml": "1"})
+	expect(three, map[string]string{a: "1", b: "1"}) // a file that a symlink reaches too counts once
 	relink(t, "b.yaml", d+"/m/l.yaml")
 	h.await("a symlink that differs from its commit", func() bool { return h.rev.String() == three+"-dirty" })
 	must(t, os.Remove(d+"/m/l.yaml"))
 	expect(three+"-dirty", map[string]string{a: "1", b: "1"})
 	git(t, d, "checkout", "-q", ".")
-	expect(three, map[string]string{a: "1", b: "1", d + "/m/l.yaml": "1"})
+	expect(three, map[string]string{a: "1", b: "1"})
 }
 
 // TestChart makes a directory a Helm chart and takes it back: what is in templates counts only without Chart.yaml, also for
@@ -518,7 +513,7 @@ func TestRandom(t *testing.T) {
 			d := top + "/d"
 			write(t, d+"/keep.yaml", "k")
 			write(t, top+"/other/o.yaml", "o")
-			opts := Options{Paths: []string{d}}
+			opts := Options{Paths: []string{d}, StrictTree: true} // a symlink that led to something is otherwise judged by what was there
 			h := start(t, opts)
 			h.await("the start", func() bool { return h.files != nil })
 			names := []string{"a.yaml", "b.yaml", "x", "y", "x/a.yaml", "x/b.json", "x/y", "x/y/c.yml", "y/a.yaml", "y/z", "y/z/d.yaml", "l.yaml", "x/l", "y/Chart.yaml", "y/templates", "y/templates/t.yaml"}

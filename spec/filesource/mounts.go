@@ -11,8 +11,8 @@ import (
 // mountinfo is the kernel's list of mounts. It polls as exceptional after each change (proc_pid_mountinfo(5)).
 const mountinfo = "/proc/self/mountinfo"
 
-// watchMounts returns a channel that receives when something was mounted or unmounted, of which inotify says nothing. It
-// stops with ctx; wait returns when it has. Without it, rescans find the same a little later.
+// watchMounts returns a channel that receives when something was mounted or unmounted, because inotify does not report
+// mounts. It stops with ctx; wait returns when it has stopped. Without it, rescans find the same a little later.
 func watchMounts(ctx context.Context, log hclog.Logger) (changed <-chan struct{}, wait func()) {
 	fd, err := unix.Open(mountinfo, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// Reads says whether a file is read that lies at a path, with slashes, below a directory that Options.Paths names.
+// Reads reports whether a Source reads a file at this path, with slashes, below a directory of Options.Paths.
 func Reads(below string) bool {
 	for part := range strings.SplitSeq(below, "/") {
 		if hidden(part) {

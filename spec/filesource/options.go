@@ -1,8 +1,7 @@
-// Package filesource is a spec.Source over directories and files of YAML, typically a Git checkout or a mounted
-// ConfigMap, which it watches.
 package filesource
 
 import (
+	"os"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -10,28 +9,44 @@ import (
 	"weir/spec"
 )
 
-// Options say what a Source reads, and how much of it at most. Every zero limit stands for its default.
+// Options say what a Source reads, and its limits. A zero limit means the default.
 type Options struct {
 	// Paths are directories, files, or "-" for standard input, as the user named them. In a directory, files ending in
-	// .yaml, .yml and .json are read at any depth, and names that begin with a dot are ignored; a file that is named here
-	// is read whatever its name is.
+	// .yaml, .yml and .json are read at any depth, and names that begin with a dot are ignored. A file that is named
+	// here is read whatever its name is.
 	Paths []string
-	// Config is a further file, which holds the KubeProxyConfiguration; "" for none.
+	// Kustomize are directories with kustomizations, of which the Source reads what they render to.
+	Kustomize []string
+	// Config is a further file, which holds the KubeProxyConfiguration; "" means none.
 	Config string
-	// Weir changes the WeirConfiguration that was read, as flags do; nil for none. It may be called at any time, and often.
-	Weir func(*spec.WeirConfiguration)
-	// Log receives what the operator should know and an Update cannot say; nil for none.
+	// Lock is a further file, which may hold an AllocationLock and need not exist; "" means none.
+	Lock string
+	// Overrides win over the WeirConfiguration of the files.
+	Overrides spec.Overrides
+	// Log receives messages for the operator that do not fit into an Update; nil means none.
 	Log hclog.Logger
+
+	// AllowOutsideLinks accepts symlinks that lead out of everything that Paths and Config name, and
+	// kustomizations that read files outside of their Git work tree. They are refused by
+	// default, because the author of the tree could make weir read any file of the node.
+	AllowOutsideLinks bool
+
+	// StrictTree refuses the input for every document and symlink that cannot be read, even for those that are of no kind
+	// that weir reads.
+	StrictTree bool
+
+	// Reread asks for a full comparison by stat at once; nil never does.
+	Reread <-chan os.Signal
 
 	// MaxFileSize is the largest file accepted, in bytes. Default: 64 MiB.
 	MaxFileSize int64
-	// MaxTotalSize bounds the sum of all files, in bytes. Default: 512 MiB.
+	// MaxTotalSize limits the sum of all files, in bytes. Default: 512 MiB.
 	MaxTotalSize int64
-	// MaxFiles bounds the number of files. Default: 100,000.
+	// MaxFiles limits the number of files. Default: 100,000.
 	MaxFiles int
 
-	// RescanInterval is the time between two comparisons of everything with what is known, by stat, which find what no
-	// event reported, such as a mount. Default: 30 s.
+	// RescanInterval is the time between two full comparisons by stat, which find changes that no event reported, such
+	// as a mount. Default: 30 s.
 	RescanInterval time.Duration
 	// PollInterval replaces RescanInterval while the kernel cannot notify. Default: 1 s.
 	PollInterval time.Duration

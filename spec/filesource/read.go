@@ -1,29 +1,32 @@
 package filesource
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"syscall"
+
+	"weir/spec/stall"
 )
 
 var (
-	// errChanging says that a file changed while it was read.
+	// errChanging means that a file changed while it was read.
 	errChanging = errors.New("changed while it was read")
-	// errTooLarge says that a file grew past the limit after it was looked at.
+	// errTooLarge means that a file grew beyond the limit after it was looked at.
 	errTooLarge = errors.New("larger than the limit")
 )
 
-// read returns the content of the regular file that was found at p, or errChanging if it is not, before and after, what
-// it was when it was looked at. Anything but a regular file is never opened: opening a FIFO wakes its writer, opening a
-// device may do anything.
+// read returns the content of the regular file that was found at p. It returns errChanging if the file differs from p
+// before or after. It opens only regular files: opening a FIFO wakes its writer, and opening a device may do anything.
 func (c *calls) read(p place, limit int64) ([]byte, error) {
 	if !p.hint.isRegular() {
 		return nil, fmt.Errorf("not a regular file")
 	}
 	c.Reads++
-	f, err := os.OpenFile(p.real, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW|syscall.O_NOCTTY, 0)
+	f, err := c.open(p, 0)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ELOOP) {
 		return nil, errChanging
 	}
@@ -44,7 +47,32 @@ func (c *calls) read(p place, limit int64) ([]byte, error) {
 	return data, unchanged(f, p.hint)
 }
 
-func unchanged(f *os.File, want hint) error {
+// ReadFile returns the content of one file that a command reads besides its input, under the checks of the input: it is
+// regular, and not too large. The error is a spec.Problem, or os.ErrNotExist.
+func ReadFile(ctx context.Context, name string) ([]byte, error) {
+	o := Options{}.withDefaults()
+	abs, err := filepath.Abs(name)
+	if err != nil {
+		return nil, err
+	}
+	data, err := stall.Do(ctx, stall.Limit, "reading "+name, func() ([]byte, error) {
+		var c calls
+		p, err := c.resolve("/", abs, true)
+		switch {
+		case err != nil:
+			return nil, err
+		case !p.hint.isRegular():
+			return nil, errNotRegular
+		}
+		return c.read(p, o.MaxFileSize)
+	})
+	if err == nil || errors.Is(err, os.ErrNotExist) || errors.Is(err, stall.ErrStalled) || ctx.Err() != nil {
+		return data, err
+	}
+	return nil, problem(name, err, o)
+}
+
+func unchanged(f *file, want hint) error {
 	fi, err := f.Stat()
 	if err != nil {
 		return err
@@ -55,7 +83,7 @@ func unchanged(f *os.File, want hint) error {
 	return nil
 }
 
-// readBounded reads all of r, which is probably size bytes, or fails with errTooLarge if there are more than limit.
+// readBounded reads all of r, which is probably size bytes. It fails with errTooLarge if there are more than limit.
 func readBounded(r io.Reader, size, limit int64) ([]byte, error) {
 	buf := make([]byte, 0, min(size, limit)+1)
 	for {

@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// maxLinks is how many symlinks one path may lead through, as in the kernel.
+// maxLinks limits the symlinks on one path, as in the kernel.
 const maxLinks = 40
 
-// hint is what stat says of a file. Equal hints mean that the content is very probably the same: ctime moves with every
-// change, and no program can set it back.
+// hint is the result of stat for a file. Equal hints mean that the content is very probably the same: ctime moves with
+// every change, and no program can set it back.
 type hint struct {
 	dev, ino     uint64
 	mode         uint32
@@ -32,40 +32,43 @@ func hintOf(fi os.FileInfo) hint {
 func (h hint) isDir() bool     { return h.mode&syscall.S_IFMT == syscall.S_IFDIR }
 func (h hint) isRegular() bool { return h.mode&syscall.S_IFMT == syscall.S_IFREG }
 
-// sameInode says that both are one file or directory, whatever happened to its content.
+// sameInode reports whether both are the same file or directory, whatever happened to its content.
 func (h hint) sameInode(o hint) bool { return h.dev == o.dev && h.ino == o.ino }
 
-// recent says that the file may change once more without a visible change of its times, since file systems count time
+// recent reports whether the file may change once more without a visible change of its times. File systems count time
 // in steps of up to 2 s.
 func (h hint) recent(now time.Time) bool { return now.Sub(time.Unix(0, h.ctime)) < 2*time.Second }
 
-// place is where a path leads.
+// place is the target of a path.
 type place struct {
-	// real is the absolute path without a symlink in it.
+	// real is the absolute path without symlinks.
 	real string
 	hint hint
-	// seen are the absolute paths of the symlinks on the way, of the end, and of what is missing: a change to any of
-	// them may change where the path leads.
+	// seen holds the absolute paths of the symlinks on the way, of the end, and of what is missing. A change to any of
+	// them may change the target.
 	seen []string
-	// links counts the symlinks; text is what the first one says, and seen[0] is where it is.
+	// links counts the symlinks; text is the content of the first one, and seen[0] is its path.
 	links int
 	text  string
 }
 
-// errDangling says that a symlink leads to nothing.
+// errDangling means that the target of a symlink does not exist.
 var errDangling = errors.New("symlink to nothing")
 
-// resolve follows name, which is relative to the directory base; base holds no symlink. With all, every directory on the
-// way counts as seen, not only the symlinks. The place is meaningful with an error too: seen says what to wait for.
+// resolve follows name, which is relative to the directory base; base holds no symlink. With all, every directory on
+// the way counts as seen, not only the symlinks. The place is also valid with an error: seen says what to wait for.
 func (c *calls) resolve(base, name string, all bool) (place, error) {
 	var p place
-	at, cur, todo := "", base, split(name) // at is where p.hint was taken
+	at, cur, todo := "", base, split(name) // at is the path of p.hint
 	if filepath.IsAbs(name) {
 		cur = "/"
 	}
+	own := len(todo) // so many parts at the end of todo are of name, and those before them of a symlink
 	for len(todo) > 0 {
 		part := todo[0]
 		todo = todo[1:]
+		ofLink := len(todo) >= own
+		own = min(own, len(todo))
 		if part == ".." {
 			cur = filepath.Dir(cur)
 			continue
@@ -74,7 +77,7 @@ func (c *calls) resolve(base, name string, all bool) (place, error) {
 		fi, err := c.lstat(next)
 		if err != nil {
 			p.seen = append(p.seen, next)
-			if p.links > 0 && errors.Is(err, os.ErrNotExist) {
+			if ofLink && errors.Is(err, os.ErrNotExist) {
 				err = errDangling
 			}
 			return p, err
@@ -88,7 +91,7 @@ func (c *calls) resolve(base, name string, all bool) (place, error) {
 			continue
 		}
 		p.seen = append(p.seen, next)
-		text, err := os.Readlink(next)
+		text, err := c.readlink(next)
 		if err != nil {
 			return p, err
 		}
@@ -125,12 +128,91 @@ func split(path string) []string {
 	return parts
 }
 
-// calls does and counts what touches the file system, so that tests can say what a change costs.
+// calls makes and counts the calls to the file system, so that tests can state the cost of a change.
 type calls struct {
 	Lstats, Lists, Reads int
+	// oversight oversees the calls; nil oversees none.
+	oversight *oversight
 }
 
 func (c *calls) lstat(path string) (os.FileInfo, error) {
 	c.Lstats++
-	return os.Lstat(path)
+	if err := c.oversight.begin(path, 0, oneStep); err != nil {
+		return nil, err
+	}
+	fi, err := os.Lstat(path)
+	c.oversight.end()
+	return fi, err
+}
+
+func (c *calls) readlink(path string) (string, error) {
+	if err := c.oversight.begin(path, 0, oneStep); err != nil {
+		return "", err
+	}
+	text, err := os.Readlink(path)
+	c.oversight.end()
+	return text, err
+}
+
+// file is an open file, all of whose calls are overseen.
+type file struct {
+	*os.File
+	calls *calls
+	dev   uint64
+}
+
+// open opens the file or directory that was found at p.
+func (c *calls) open(p place, flags int) (*file, error) {
+	if err := c.oversight.begin(p.real, p.hint.dev, oneStep); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(p.real, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW|syscall.O_NOCTTY|flags, 0)
+	c.oversight.end()
+	if err != nil {
+		return nil, err
+	}
+	return &file{f, c, p.hint.dev}, nil
+}
+
+func (f *file) begin() error { return f.calls.oversight.begin(f.Name(), f.dev, oneStep) }
+
+// maxRead bounds one read, so that a slow disk makes progress between two of them.
+const maxRead = 1 << 20
+
+// Read implements io.Reader.
+func (f *file) Read(p []byte) (int, error) {
+	if err := f.begin(); err != nil {
+		return 0, err
+	}
+	n, err := f.File.Read(p[:min(len(p), maxRead)])
+	f.calls.oversight.end()
+	return n, err
+}
+
+// Stat is like that of os.File.
+func (f *file) Stat() (os.FileInfo, error) {
+	if err := f.begin(); err != nil {
+		return nil, err
+	}
+	fi, err := f.File.Stat()
+	f.calls.oversight.end()
+	return fi, err
+}
+
+// ReadDir is like that of os.File.
+func (f *file) ReadDir(n int) ([]os.DirEntry, error) {
+	if err := f.begin(); err != nil {
+		return nil, err
+	}
+	entries, err := f.File.ReadDir(n)
+	f.calls.oversight.end()
+	return entries, err
+}
+
+// Close closes the file. A file system that has stopped to answer keeps it open.
+func (f *file) Close() {
+	if f.begin() == nil {
+		_ = f.File.Close() // nothing was written
+		f.calls.oversight.end()
+	}
 }

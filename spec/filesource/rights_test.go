@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// again runs the test in a process of its own, with other rights, and says whether this is that process.
+// again runs the test in a process of its own, with other rights, and reports whether this is that process.
 func again(t *testing.T, attr *syscall.SysProcAttr) bool {
 	t.Helper()
 	if os.Getenv("WEIR_TEST_AGAIN") == t.Name() {

@@ -11,57 +11,125 @@ import (
 	"weir/spec/manifest"
 )
 
-// updater turns changed files into Snapshots, as *manifest.Set does. An error leaves it as it was.
+// updater turns changed files into Snapshots, as *manifest.Set does. An error leaves it unchanged; the Snapshot then has
+// the configuration, if that is valid.
 type updater interface {
 	Update(ctx context.Context, rev spec.Revision, files []manifest.File) (*spec.Snapshot, spec.Delta, error)
+	// Holds reports whether a file declares anything.
+	Holds(path string) bool
 }
 
-// session turns what the tree finds into Updates. The last accepted state stands until a whole pass is without fault and
-// the updater accepts it; what was refused stays pending in the tree and is tried again together with what changes next.
+// session turns the findings of the tree into Updates. The last accepted state stands until a whole pass has no fault
+// and the updater accepts it. Refused content stays pending in the tree and is retried with the next change.
 type session struct {
 	tree *tree
 	revs *revisions
-	set  updater
-	// good is the last Snapshot accepted, nil before the first.
+	// newSet returns an updater for a choice of objects, which is objects for set.
+	newSet  func(spec.ObjectChoice) updater
+	set     updater
+	objects spec.ObjectChoice
+	// accepted is the set of the last accepted state, or nil before the first.
+	accepted updater
+	// good is the last accepted Snapshot, or nil before the first.
 	good *spec.Snapshot
-	// refusal is why the last state was refused, "" if it was accepted; faulty says that the files were at fault, not
-	// what they say.
+	// refusal is why the last state was refused, or "". faulty reports whether the files could not be read, rather than
+	// being invalid.
 	refusal string
 	faulty  bool
 	rev     spec.Revision // of the last Update
 }
 
-func newSession(t *tree, set updater) *session {
-	return &session{tree: t, revs: &revisions{tree: t}, set: set}
+func newSession(t *tree, newSet func(spec.ObjectChoice) updater) *session {
+	s := &session{tree: t, revs: &revisions{tree: t}, newSet: newSet, objects: t.choice.Objects()}
+	s.set = newSet(s.objects)
+	t.holds = func(name string) bool { return s.accepted != nil && s.accepted.Holds(name) }
+	return s
 }
 
-// pass reads what is marked and returns the news, or nil if there is none or files changed while they were read; those
-// are still marked then. The error is ctx's.
-func (s *session) pass(ctx context.Context) (*spec.Update, error) {
+// look reads the marked names. If the files change what is chosen, it reads again what that changes.
+func (s *session) look(ctx context.Context) error {
 	if err := s.tree.refresh(ctx); err != nil {
+		return err
+	}
+	now := s.tree.chosen()
+	if len(s.tree.marked) > 0 || now.Equal(s.tree.choice) {
+		return nil
+	}
+	if now.Objects() != s.objects {
+		s.objects = now.Objects()
+		s.set = s.newSet(s.objects)
+		s.tree.forget()
+	}
+	s.tree.choose(now)
+	for _, r := range s.tree.roots {
+		if n := s.tree.nodes[r.name]; n != nil && n.kind == isDir {
+			s.tree.markBelow(n, "")
+		}
+	}
+	if err := s.tree.refresh(ctx); err != nil {
+		return err
+	}
+	if len(s.tree.marked) == 0 && !s.tree.chosen().Equal(now) {
+		s.tree.over = &spec.Problem{Origin: spec.Origin{File: s.tree.roots[0].name}, Detail: "the WeirConfiguration leaves out its own directory; have its exclude name less, or its include more"}
+	}
+	return nil
+}
+
+// inherit makes s go on where before was given up. The tree of before belongs to a goroutine that may still come back, so
+// only what no call to the file system changes is taken from it.
+func (s *session) inherit(before *session) {
+	s.set, s.good, s.refusal, s.faulty, s.rev = before.set, before.good, before.refusal, before.faulty, before.rev
+	s.accepted, s.objects = before.accepted, before.objects
+	s.tree.choose(before.tree.choice)
+	s.tree.accepted, s.tree.inherited = maps.Clone(before.tree.accepted), true
+}
+
+// compareInherited records that inherited files are gone, after the first refresh.
+func (t *tree) compareInherited() {
+	if !t.inherited {
+		return
+	}
+	t.inherited = false
+	rendered := map[string]bool{}
+	for _, b := range t.builts {
+		for file := range b.files {
+			rendered[manifest.RenderedPath(file, b.dir)] = true
+		}
+	}
+	for name := range t.accepted {
+		if !t.nodes[name].isFile() && !rendered[name] {
+			t.setContent(name, content{})
+		}
+	}
+}
+
+// pass reads the marked names and returns an Update. It returns nil if there is nothing to send, or if files changed
+// while they were read; those stay marked. The error is ctx's.
+func (s *session) pass(ctx context.Context) (*spec.Update, error) {
+	if err := s.look(ctx); err != nil {
 		return nil, err
 	}
 	if len(s.tree.marked) > 0 {
 		return nil, nil
 	}
+	s.tree.compareInherited()
 	changed := len(s.tree.touched) > 0
 	rev := s.revs.now()
-	if p := s.tree.problems(s.allowEmpty()); len(p) > 0 {
-		s.faulty = true
-		return s.refuse(p, rev), nil
-	}
-	if !changed && !s.faulty && rev == s.rev && (s.good != nil || s.refusal != "") {
+	faults := s.tree.problems(s.allowEmpty())
+	if len(faults) == 0 && !changed && !s.faulty && rev == s.rev && (s.good != nil || s.refusal != "") {
 		return nil, nil
 	}
-	s.faulty = false
-	snap, delta, err := s.set.Update(ctx, rev, s.tree.changes())
+	s.faulty = len(faults) > 0
+	snap, delta, err := s.set.Update(ctx, rev, withFaults(s.tree.changes(), faults))
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
 	if err != nil {
-		return s.refuse(err, rev), nil
+		return s.refuse(err, rev, snap), nil
 	}
+	s.tell(snap)
 	s.tree.accept()
+	s.accepted = s.set
 	same := s.refusal == "" && s.good != nil && delta.Empty() && rev == s.rev
 	s.good, s.refusal, s.rev = snap, "", rev
 	if same {
@@ -70,42 +138,61 @@ func (s *session) pass(ctx context.Context) (*spec.Update, error) {
 	return &spec.Update{Snapshot: snap, Delta: delta, Revision: rev}, nil
 }
 
-// refuse returns the Update that says why a state cannot be used, or nil if the last one said the same.
-func (s *session) refuse(err error, rev spec.Revision) *spec.Update {
+// refuse returns the Update with the reason for a refusal, or nil if the last one had the same reason.
+func (s *session) refuse(err error, rev spec.Revision, settings *spec.Snapshot) *spec.Update {
 	if s.refusal == err.Error() && s.rev == rev {
 		return nil
 	}
 	s.refusal, s.rev = err.Error(), rev
-	return &spec.Update{Err: err, Revision: rev}
+	return &spec.Update{Err: err, Revision: rev, Settings: settings}
 }
 
-// weir returns the settings in force.
+// tell logs what is skipped of the changed files.
+func (s *session) tell(snap *spec.Snapshot) {
+	if !s.tree.opts.Log.IsDebug() {
+		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.tree.pending)) {
+		for _, skipped := range snap.SkippedDocuments.Of(name) {
+			s.tree.opts.Log.Debug("document skipped", "place", skipped.Origin.String(), "kind", skipped.Kind, "reason", skipped.Reason)
+		}
+	}
+}
+
+// weir returns the current settings.
 func (s *session) weir() spec.WeirConfiguration {
 	if s.good != nil {
 		return s.good.Weir
 	}
-	w := spec.DefaultWeirConfiguration()
-	if s.tree.opts.Weir != nil {
-		s.tree.opts.Weir(&w)
-	}
-	return w
+	return s.tree.opts.Overrides.Apply(spec.DefaultWeirConfiguration())
 }
 
 func (s *session) allowEmpty() bool { return s.weir().AllowEmpty }
 
-// changes returns what is pending, ordered by name.
+// changes returns the pending files, ordered by name.
 func (t *tree) changes() []manifest.File {
 	files := make([]manifest.File, 0, len(t.pending))
 	for _, name := range slices.Sorted(maps.Keys(t.pending)) {
-		files = append(files, manifest.File{Path: name, Data: t.pending[name].data})
+		files = append(files, manifest.File{Path: name, Data: t.pending[name].data, Skipped: t.pending[name].skipped})
 	}
 	return files
 }
 
-// maxProblems bounds how many faults one Update lists.
+// withFaults adds the names that cannot be read. So an Update tells all that is wrong.
+func withFaults(files []manifest.File, faults spec.Problems) []manifest.File {
+	files = slices.DeleteFunc(files, func(f manifest.File) bool {
+		return slices.ContainsFunc(faults, func(p spec.Problem) bool { return p.Origin.File == f.Path })
+	})
+	for i := range faults {
+		files = append(files, manifest.File{Path: faults[i].Origin.File, Fault: &faults[i]})
+	}
+	return files
+}
+
+// maxProblems limits how many faults one Update lists.
 const maxProblems = 100
 
-// problems returns why what was found cannot be used, ordered by name.
+// problems returns why the state cannot be used, ordered by name.
 func (t *tree) problems(allowEmpty bool) spec.Problems {
 	var all spec.Problems
 	if t.over != nil {
@@ -118,11 +205,11 @@ func (t *tree) problems(allowEmpty bool) spec.Problems {
 		}
 		all = append(all, t.faults[name])
 	}
-	if len(all) > 0 || allowEmpty || t.files == 0 {
+	if len(all) > 0 || allowEmpty || t.files == 0 && len(t.builts) == 0 {
 		return all
 	}
-	// One empty directory among several is an unmounted one, not an instruction to delete what it declared. Whether all
-	// of them may be empty is decided by what they declare.
+	// One empty directory among several is probably not mounted. It must not delete what it declared. If all are empty,
+	// their declarations decide.
 	for _, r := range t.roots {
 		if n := t.nodes[r.name]; r.files == 0 && n != nil && n.kind == isDir && !t.covered(r.name) {
 			all = append(all, spec.Problem{Origin: spec.Origin{File: r.name},
@@ -132,12 +219,12 @@ func (t *tree) problems(allowEmpty bool) spec.Problems {
 	return all
 }
 
-// covered says that the files below a root count for another root, which it is below.
+// covered reports whether the files below a root belong to another root above it.
 func (t *tree) covered(name string) bool {
 	return slices.ContainsFunc(t.roots, func(r root) bool { return r.name != name && below(name, r.name) })
 }
 
-// load passes until nothing changes underneath.
+// load makes passes until no file changes during one.
 func (s *session) load(ctx context.Context, wait func(context.Context) error) (*spec.Snapshot, error) {
 	for {
 		u, err := s.pass(ctx)

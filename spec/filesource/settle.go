@@ -3,18 +3,18 @@ package filesource
 import "time"
 
 const (
-	// settleMax bounds how long changes that keep coming delay a reading.
+	// settleMax limits how long a series of changes delays a read.
 	settleMax = 2 * time.Second
-	// lockMax bounds how long .git/index.lock does.
+	// lockMax limits how long .git/index.lock delays a read.
 	lockMax = 30 * time.Second
 )
 
-// settle says when changes have come to rest. The zero value is at rest.
+// settle decides when changes have settled. The zero value is settled.
 type settle struct {
 	first, last time.Time
 }
 
-// touch notes a change.
+// touch records a change.
 func (s *settle) touch(now time.Time) {
 	if s.first.IsZero() {
 		s.first = now
@@ -22,15 +22,15 @@ func (s *settle) touch(now time.Time) {
 	s.last = now
 }
 
-// waiting says that there are changes that were not read.
+// waiting reports whether there are unread changes.
 func (s *settle) waiting() bool { return !s.first.IsZero() }
 
-// due returns when to read: after a quiet time, at the latest settleMax after the first change.
+// due returns when to read: after a quiet time, but at the latest settleMax after the first change.
 func (s *settle) due(quiet time.Duration) time.Time {
 	return earlier(s.last.Add(quiet), s.first.Add(max(settleMax, quiet)))
 }
 
-// expired says that the limit has passed since the first change, so that nothing is a reason to wait any longer.
+// expired reports whether the limit has passed since the first change, so that the read must not wait any longer.
 func (s *settle) expired(now time.Time, limit time.Duration) bool {
 	return now.Sub(s.first) >= limit
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"weir/spec"
+	"weir/spec/choice"
 	"weir/spec/gitrev"
 )
 
@@ -21,20 +22,26 @@ const (
 	isFile    kind = iota // read
 	isDir                 // listed
 	isFault               // cannot be used; the node's problem says why
-	isIgnored             // a symlink to something that is none of ours, or a chart's templates
+	isIgnored             // a symlink to another kind of file, a chart's templates, or what is not chosen
+	isRules               // a choice.IgnoreFile
 )
 
-// node is what is known of one name.
+// node is the known state of one name.
 type node struct {
 	kind  kind
 	root  int // index of the root it belongs to
 	place place
 	// children are the names directly below a directory.
 	children map[string]bool
-	// sum and blob are of the content of a file.
+	// sum and blob are hashes of the content of a file.
 	sum  digest
 	blob gitrev.ID
-	// recheck says that stat cannot tell whether the node changed.
+	// used reports whether the content of a file is what the updater has, or is told. Of several names of one file only
+	// one is used.
+	used bool
+	// told reports whether the updater is told that the name is skipped.
+	told bool
+	// recheck means that stat cannot tell whether the node changed.
 	recheck bool
 }
 
@@ -43,39 +50,62 @@ func (n *node) isFile() bool { return n != nil && n.kind == isFile }
 // root is one of the paths that the user gave.
 type root struct {
 	name  string
-	files int // below it, or itself
+	files int // below it, or the root itself
+	// only are the globs that the user gave with this directory; none stand for all files.
+	only choice.Patterns
+	// all reports whether the user gave the directory without a glob too.
+	all   bool
+	rules choice.Rules
 }
 
-// content is a file as it was last read, not yet accepted. Data is nil if it is gone.
+// content is a file as last read, not yet accepted. Data is nil if the file is gone.
 type content struct {
 	data []byte
 	sum  digest
+	// skipped says why nothing of the file is used; data is then nil.
+	skipped []spec.Skipped
 }
 
-// tree is what is known of all files, under the names by which the user knows them: a given path joined with the path
-// below it. It is changed in passes: names are marked as perhaps changed (by an event through mark, by a comparison
-// through probe), then refresh looks at each marked name and nothing else. What a refresh reads collects in pending until
-// the caller says that it was accepted. A tree belongs to one goroutine.
+func (c content) gone() bool { return c.data == nil && c.skipped == nil }
+
+// tree is the known state of all files, by their names for the user: a given path joined with the path below it. It
+// changes in passes. Names are marked as possibly changed, by an event (mark) or by a comparison (probe). Then refresh
+// looks at the marked names only. Its results stay pending until the caller accepts them. A tree belongs to one
+// goroutine.
 type tree struct {
 	calls
 	opts  Options
-	watch *watchSet // nil if nobody watches
+	watch *watchSet // nil without a watch
 	roots []root
 	nodes map[string]*node
+	// builts are the kustomizations to build, by names that no file has.
+	builts map[string]*built
 	// faults are the problems of nodes that cannot be used, by name.
 	faults map[string]spec.Problem
-	// over is set while the input exceeds a limit as a whole; what is beyond was not read.
+	// over is set while the input exceeds a limit as a whole; files beyond the limit were not read.
 	over *spec.Problem
 
-	// dirsAt and depsAt lead from real paths to names: of the directories that are there, and of the nodes whose place
-	// depends on the path.
-	dirsAt, depsAt map[string]map[string]bool
+	// choice selects the files that are used: by flags, and by the WeirConfiguration in weirs.
+	choice spec.Choice
+	// weirs are the Choices that files make, by name.
+	weirs map[string]spec.Choice
+	// holds reports whether a file declared anything that was accepted.
+	holds func(name string) bool
+	// skim returns what a file holds if it is surely nothing to use; nil is never called.
+	skim func(name string, data []byte) []spec.Skipped
+	// stdin is what was read from standard input.
+	stdin []byte
 
-	// marked are the names to refresh, with the hint that the probe saw (zero if an event marked it).
+	// realsAt maps real paths to the names of files that are there.
+	realsAt index
+	// dirsAt and depsAt map real paths to names: of existing directories, and of nodes whose place depends on the path.
+	dirsAt, depsAt index
+
+	// marked are the names to refresh, with the hint of the probe (zero if an event marked it).
 	marked map[string]hint
 	// unstable counts how often a file changed while it was read.
 	unstable map[string]int
-	// touched are the names whose content changed since revision was last asked.
+	// touched are the names whose content changed since the last revision.
 	touched map[string]bool
 
 	files    int   // read
@@ -83,26 +113,61 @@ type tree struct {
 	total    sumOfSums
 	pending  map[string]content
 	accepted map[string]digest
+	// inherited reports whether accepted comes from another tree, and was not compared with this one yet.
+	inherited bool
 }
 
 func newTree(o Options, w *watchSet) *tree {
 	t := &tree{
-		opts: o, watch: w, nodes: map[string]*node{}, faults: map[string]spec.Problem{},
-		dirsAt: map[string]map[string]bool{}, depsAt: map[string]map[string]bool{},
+		opts: o, watch: w, nodes: map[string]*node{}, builts: newBuilts(o), faults: map[string]spec.Problem{},
+		weirs: map[string]spec.Choice{}, holds: func(string) bool { return false }, realsAt: index{},
+		dirsAt: index{}, depsAt: index{},
 		marked: map[string]hint{}, unstable: map[string]int{}, touched: map[string]bool{},
 		pending: map[string]content{}, accepted: map[string]digest{},
 	}
-	for _, p := range append(slices.Clone(o.Paths), o.Config) {
-		if p == "" || slices.ContainsFunc(t.roots, func(r root) bool { return r.name == clean(p) }) {
-			continue
-		}
-		t.roots = append(t.roots, root{name: clean(p)})
-		t.marked[clean(p)] = hint{}
+	for _, p := range o.Paths {
+		t.addPath(p)
 	}
+	for _, p := range []string{o.Config, o.Lock} { // each is one file, so that a wildcard in its name has no meaning
+		if p != "" {
+			t.addRoot(clean(p), nil)
+		}
+	}
+	for name := range t.builts {
+		t.marked[name] = hint{}
+	}
+	t.choose(o.Overrides.Choice)
 	return t
 }
 
-// clean returns the name of a given path. Standard input keeps "-", a file of that name is "./-" to the user.
+// addPath adds a path that the user gave. A glob stands for the directory before its first wildcard. A file of this very
+// name comes first. So does one that does not exist if the wildcards are wrong: the directory holds more than was meant.
+func (t *tree) addPath(given string) {
+	if g, err := choice.ParseGlob(given); err == nil && g != nil {
+		if _, err := t.lstat(given); err != nil {
+			t.addRoot(clean(g.Dir), g.Files)
+			return
+		}
+	}
+	t.addRoot(clean(given), nil)
+}
+
+// addRoot adds a root, or the files below it that are meant; none stand for all.
+func (t *tree) addRoot(name string, only choice.Patterns) {
+	i := t.rootOf(name)
+	if i < 0 {
+		i = len(t.roots)
+		t.roots = append(t.roots, root{name: name})
+		t.marked[name] = hint{}
+	}
+	if r := &t.roots[i]; len(only) > 0 {
+		r.only = append(r.only, only...)
+	} else {
+		r.all = true
+	}
+}
+
+// clean returns the name of a given path. Standard input keeps "-"; a file of that name is "./-".
 func clean(path string) string {
 	if c := filepath.Clean(path); c != "-" || path == "-" {
 		return c
@@ -110,42 +175,43 @@ func clean(path string) string {
 	return "./-"
 }
 
-// rootOf returns the index of the root that is called name, or -1.
+// rootOf returns the index of the root with that name, or -1.
 func (t *tree) rootOf(name string) int {
 	return slices.IndexFunc(t.roots, func(r root) bool { return r.name == name })
 }
 
-// mark notes an event at a real path, and says whether it may matter.
+// mark records an event at a real path, and reports whether it may matter.
 func (t *tree) mark(path string) bool {
 	n := len(t.marked)
-	for name := range t.depsAt[path] {
+	t.markBuilts(path)
+	for name := range t.depsAt.names(path) {
 		t.marked[name] = hint{}
 	}
-	for name := range t.dirsAt[path] {
+	for name := range t.dirsAt.names(path) {
 		t.marked[name] = hint{}
 	}
 	base := filepath.Base(path)
-	known := len(t.marked) > n || t.depsAt[path] != nil || t.dirsAt[path] != nil
+	known := len(t.marked) > n || t.depsAt.has(path) || t.dirsAt.has(path)
 	if hidden(base) {
 		return known
 	}
-	for dir := range t.dirsAt[filepath.Dir(path)] {
+	for dir := range t.dirsAt.names(filepath.Dir(path)) {
 		t.marked[filepath.Join(dir, base)] = hint{}
 		known = true
 	}
 	return known
 }
 
-// hidden says that a name in a directory is not looked at.
-func hidden(base string) bool { return strings.HasPrefix(base, ".") }
+// hidden reports whether a name in a directory is ignored.
+func hidden(base string) bool { return strings.HasPrefix(base, ".") && base != choice.IgnoreFile }
 
-// A directory is a Helm chart if it has a ChartFile. What is in its ChartTemplates is not read.
+// A directory with a ChartFile is a Helm chart. Its ChartTemplates are not read.
 const (
 	ChartFile      = "Chart.yaml"
 	ChartTemplates = "templates"
 )
 
-// isManifest says that a file in a directory is read.
+// isManifest reports whether a file in a directory is read.
 func isManifest(base string) bool {
 	switch strings.ToLower(filepath.Ext(base)) {
 	case ".yaml", ".yml", ".json":
@@ -154,7 +220,7 @@ func isManifest(base string) bool {
 	return false
 }
 
-// moving compares the marked names with what the probe saw of them, and says whether any is still changing.
+// moving compares the marked names with their hints from the probe, and reports whether any is still changing.
 func (t *tree) moving() bool {
 	moving := false
 	for name, h := range t.marked {
@@ -169,7 +235,7 @@ func (t *tree) moving() bool {
 	return moving
 }
 
-// emptied says that a marked file which had content has none now, as between the two steps of a rewrite in place.
+// emptied reports whether a marked file has lost its content, as between the two steps of a rewrite in place.
 func (t *tree) emptied() bool {
 	for name := range t.marked {
 		n := t.nodes[name]
@@ -183,8 +249,7 @@ func (t *tree) emptied() bool {
 	return false
 }
 
-// refresh looks at everything that is marked, and at what it finds below. Names that changed while they were read stay
-// marked.
+// refresh looks at every marked name, and at new names below them. Names that changed while they were read stay marked.
 func (t *tree) refresh(ctx context.Context) error {
 	if t.over != nil {
 		t.over = nil
@@ -194,8 +259,8 @@ func (t *tree) refresh(ctx context.Context) error {
 	}
 	again := map[string]hint{}
 	for len(t.marked) > 0 {
-		// What is known goes first: a directory that moved has to be left at its old name before it is watched at its new
-		// one, since the kernel knows it as one and the same.
+		// Known names go first. A moved directory must be unwatched at its old name before it is watched at its new
+		// one, because the kernel sees one directory.
 		var names, unknown []string
 		for name := range t.marked {
 			if t.nodes[name] != nil {
@@ -220,7 +285,7 @@ func (t *tree) refresh(ctx context.Context) error {
 	return nil
 }
 
-// parent returns the directory that name was found in, or nil; a root has none.
+// parent returns the directory in which name was found, or nil; a root has none.
 func (t *tree) parent(name string) *node {
 	if t.rootOf(name) >= 0 {
 		return nil
@@ -231,7 +296,7 @@ func (t *tree) parent(name string) *node {
 	return nil
 }
 
-// find says where name leads now.
+// find returns the current place of name.
 func (t *tree) find(name string) (place, error) {
 	if t.rootOf(name) >= 0 {
 		abs, err := filepath.Abs(name)
@@ -244,10 +309,14 @@ func (t *tree) find(name string) (place, error) {
 	if parent == nil {
 		return place{}, errOrphan
 	}
-	return t.resolve(parent.place.real, filepath.Base(name), false)
+	p, err := t.resolve(parent.place.real, filepath.Base(name), false)
+	if p.real == name {
+		p.real = name // one string for both
+	}
+	return p, err
 }
 
-// put makes n what is known of name; nil forgets it, with everything below it.
+// put makes n the state of name; nil removes name and everything below it.
 func (t *tree) put(name string, n *node) {
 	old := t.nodes[name]
 	if n != nil {
@@ -266,24 +335,25 @@ func (t *tree) put(name string, n *node) {
 		delete(t.faults, name)
 	}
 	if filepath.Base(name) == ChartFile && old.isFile() != n.isFile() {
-		t.marked[filepath.Join(filepath.Dir(name), ChartTemplates)] = hint{} // they are read without it, and not with it
+		t.marked[filepath.Join(filepath.Dir(name), ChartTemplates)] = hint{} // a chart's templates are not read, others are
 	}
 }
 
-// enter adds n to the indexes and watches what it depends on.
+// enter adds n to the indexes and watches the directories that it depends on.
 func (t *tree) enter(name string, n *node) {
 	for _, path := range n.place.seen {
-		insert(t.depsAt, path, name)
+		t.depsAt.insert(path, name)
 		if t.watch.acquire(filepath.Dir(path)) {
-			// What happened between the look and the watch went unseen.
+			// A change between the look and the watch has no event.
 			t.marked[name] = hint{}
 		}
 	}
 	if n.kind == isDir {
-		insert(t.dirsAt, n.place.real, name)
+		t.dirsAt.insert(n.place.real, name)
 		t.watch.acquire(n.place.real)
 	}
 	if n.kind == isFile {
+		t.realsAt.insert(n.place.real, name)
 		t.files++
 		t.size += n.place.hint.size
 		t.roots[n.root].files++
@@ -293,17 +363,17 @@ func (t *tree) enter(name string, n *node) {
 	}
 }
 
-// leave undoes enter for old, which n replaces.
+// leave reverts enter for old, which n replaces.
 func (t *tree) leave(name string, old, n *node) {
 	for _, path := range old.place.seen {
 		if n == nil || !slices.Contains(n.place.seen, path) {
-			remove(t.depsAt, path, name)
+			t.depsAt.remove(path, name)
 		}
 		t.watch.release(filepath.Dir(path))
 	}
 	if old.kind == isDir {
 		if n == nil || n.kind != isDir || n.place.real != old.place.real {
-			remove(t.dirsAt, old.place.real, name)
+			t.dirsAt.remove(old.place.real, name)
 		}
 		t.watch.release(old.place.real)
 		if n == nil || n.kind != isDir {
@@ -311,13 +381,14 @@ func (t *tree) leave(name string, old, n *node) {
 		}
 	}
 	if old.kind == isFile {
-		t.files--
-		t.size -= old.place.hint.size
-		t.roots[old.root].files--
-		if n == nil || n.kind != isFile {
-			t.total.remove(t.key(name, old), old.sum)
-			t.setContent(name, content{})
-		}
+		t.leaveFile(name, old, n)
+	}
+	if old.kind == isRules && (n == nil || n.kind != isRules) {
+		t.total.remove(t.key(name, old), old.sum)
+		t.setRules(name, old.root, nil)
+	}
+	if old.told && (n == nil || !n.told) {
+		t.setContent(name, content{})
 	}
 	if n == nil && t.rootOf(name) < 0 {
 		if parent := t.nodes[filepath.Dir(name)]; parent != nil {
@@ -326,29 +397,50 @@ func (t *tree) leave(name string, old, n *node) {
 	}
 }
 
-// forgetBelow forgets the children of a directory. Those that were given by themselves are no children.
+// forgetBelow removes the children of a directory. Roots are no children.
 func (t *tree) forgetBelow(dir *node) {
 	for child := range dir.children {
 		t.put(child, nil)
 	}
 }
 
-// setContent notes what a name holds now; nil data means nothing.
+// leaveFile is the part of leave for a file.
+func (t *tree) leaveFile(name string, old, n *node) {
+	t.files--
+	t.size -= old.place.hint.size
+	t.roots[old.root].files--
+	moved := n == nil || n.kind != isFile || n.place.real != old.place.real
+	if moved {
+		t.realsAt.remove(old.place.real, name)
+	}
+	if n == nil || n.kind != isFile {
+		t.total.remove(t.key(name, old), old.sum)
+		t.setContent(name, content{})
+		delete(t.weirs, name)
+	}
+	if moved && old.used { // another name of the same file takes over
+		for other := range t.realsAt.names(old.place.real) {
+			t.marked[other] = hint{}
+		}
+	}
+}
+
+// setContent records the current content of a name; none means that there is no such file.
 func (t *tree) setContent(name string, c content) {
 	t.touched[name] = true
 	was, ok := t.accepted[name]
 	switch {
-	case ok && c.data != nil && was == c.sum, !ok && c.data == nil:
+	case ok && !c.gone() && was == c.sum, !ok && c.gone():
 		delete(t.pending, name)
 	default:
 		t.pending[name] = c
 	}
 }
 
-// accept notes that everything pending is now in force.
+// accept marks all pending content as accepted.
 func (t *tree) accept() {
 	for name, c := range t.pending {
-		if c.data == nil {
+		if c.gone() {
 			delete(t.accepted, name)
 		} else {
 			t.accepted[name] = c.sum
@@ -357,13 +449,13 @@ func (t *tree) accept() {
 	t.pending = map[string]content{}
 }
 
-// key returns what identifies a file on every node alike: its root and its path below it.
+// key returns an identifier of a file that is the same on every node: its root and its path below it.
 func (t *tree) key(name string, n *node) string {
 	r := t.roots[n.root].name
 	return string(rune('0'+n.root)) + strings.TrimPrefix(strings.TrimPrefix(name, r), "/")
 }
 
-// sumOfSums is a hash of a set of files, kept up to date by adding and removing files: the sum of their hashes.
+// sumOfSums is a hash of a set of files: the sum of their hashes. Adding or removing a file updates it.
 type sumOfSums digest
 
 func (s *sumOfSums) add(key string, d digest) {
@@ -386,19 +478,5 @@ func fileHash(key string, d digest) digest {
 	return sha256.Sum256(bytes.Join([][]byte{[]byte(key), d[:]}, []byte{0}))
 }
 
-func insert(m map[string]map[string]bool, key, name string) {
-	if m[key] == nil {
-		m[key] = map[string]bool{}
-	}
-	m[key][name] = true
-}
-
-func remove(m map[string]map[string]bool, key, name string) {
-	delete(m[key], name)
-	if len(m[key]) == 0 {
-		delete(m, key)
-	}
-}
-
-// now is the clock that ctimes are compared with.
+// now returns the clock that ctimes are compared with.
 func now() time.Time { return time.Now() }

@@ -109,7 +109,7 @@ func TestPain27_WatchPatterns(t *testing.T) {
 			d := filepath.Join(t.TempDir(), "p", "d")
 			write(t, d+"/a.yaml", "1")
 			write(t, d+"/sub/b.yaml", "1")
-			h := start(t, Options{Paths: []string{d}})
+			h := start(t, Options{Paths: []string{d}, AllowOutsideLinks: true})
 			h.awaitFiles(d+"/a.yaml", "1", d+"/sub/b.yaml", "1")
 			tt.do(t, d)
 			for i := 0; i < len(tt.want); i += 2 {
@@ -237,6 +237,24 @@ func TestFaults(t *testing.T) {
 			func(t *testing.T, d string) { must(t, os.Remove(d+"/sub/up")) }, []string{"sub/up", "above it"}},
 		{"symlink to nothing", func(t *testing.T, d string) { must(t, os.Symlink("../n.yaml", d+"/x.yaml")) },
 			func(t *testing.T, d string) { must(t, os.Remove(d+"/x.yaml")) }, []string{"x.yaml", "leads to nothing"}},
+		{"symlink to a file outside", func(t *testing.T, d string) {
+			write(t, d+"-secret/n.yaml", "1") // its name begins as the root's does
+			must(t, os.Symlink(d+"-secret/n.yaml", d+"/x.yaml"))
+		}, func(t *testing.T, d string) { must(t, os.Remove(d+"/x.yaml")) }, []string{"x.yaml", "out of the directory"}},
+		{"symlink to a directory outside", func(t *testing.T, d string) {
+			write(t, d+"-secret/n.yaml", "1")
+			must(t, os.Symlink("../../"+filepath.Base(d)+"-secret", d+"/sub/link"))
+		}, func(t *testing.T, d string) { must(t, os.Remove(d+"/sub/link")) }, []string{"sub/link", "out of the directory"}},
+		{"symlink that leads outside by another one", func(t *testing.T, d string) {
+			write(t, d+"-secret/n.yaml", "1")
+			must(t, os.Symlink("../"+filepath.Base(d)+"-secret", d+"/.hop"))
+			must(t, os.Symlink(".hop/n.yaml", d+"/x.yaml"))
+		}, func(t *testing.T, d string) { must(t, os.Remove(d+"/x.yaml")) }, []string{"x.yaml", "out of the directory"}},
+		{"symlink outside that led inside before", func(t *testing.T, d string) {
+			write(t, d+"-secret/n.yaml", "1")
+			must(t, os.Remove(d+"/a.yaml"))
+			must(t, os.Symlink(d+"-secret/n.yaml", d+"/a.yaml"))
+		}, func(t *testing.T, d string) { must(t, os.Remove(d+"/a.yaml")); write(t, d+"/a.yaml", "1") }, []string{"a.yaml", "out of the directory"}},
 		{"symlinked directory that vanishes", func(t *testing.T, d string) { must(t, os.Symlink("../gone", d+"/vol")) },
 			func(t *testing.T, d string) { must(t, os.Remove(d+"/vol")) }, []string{"vol", "leads to nothing"}},
 		{"directory that vanishes", func(t *testing.T, d string) { must(t, os.Rename(d, d+".away")) },
@@ -274,7 +292,8 @@ func TestFaults(t *testing.T) {
 			d := filepath.Join(t.TempDir(), "d")
 			write(t, d+"/a.yaml", "1")
 			write(t, d+"/sub/b.yaml", "1")
-			h := start(t, Options{Paths: []string{d}, MaxFiles: 5, MaxTotalSize: 1500, MaxFileSize: 1000, RescanInterval: 100 * time.Millisecond})
+			h := start(t, Options{Paths: []string{d}, MaxFiles: 5, MaxTotalSize: 1500, MaxFileSize: 1000, RescanInterval: 100 * time.Millisecond,
+				StrictTree: true}) // without it, a symlink that leads nowhere is skipped: testdata/repositories
 			h.awaitFiles(d+"/a.yaml", "1", d+"/sub/b.yaml", "1")
 			tt.break_(t, d)
 			h.awaitErr(append(tt.words, d)[:len(tt.words)]...)
@@ -306,4 +325,37 @@ func TestTouchSendsNothing(t *testing.T) {
 	h.quiet(func() { must(t, os.Chtimes(d+"/a.yaml", time.Now(), time.Now())) })
 	h.quiet(func() { replace(t, d+"/a.yaml", "1") })
 	h.quiet(func() { write(t, d+"/notes.txt", "x") })
+}
+
+// TestReread makes a pass when it is asked to, though no event reports anything.
+func TestReread(t *testing.T) {
+	d, reread := t.TempDir(), make(chan os.Signal, 1)
+	if err := os.WriteFile(filepath.Join(d, "a.yaml"), []byte("a"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := start(t, Options{Paths: []string{d}, Reread: reread})
+	for _, pass := range []string{"the first", "the one asked for"} {
+		select {
+		case <-h.calls:
+		case <-time.After(deadline):
+			t.Fatalf("no pass: %s", pass)
+		}
+		reread <- os.Interrupt
+	}
+}
+
+// TestLockComesAndGoes watches a file given as Lock, which need not exist, nor its directory.
+func TestLockComesAndGoes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, dir+"/d/a.yaml", "1")
+	lock := dir + "/locks/edge.lock.yaml"
+	h := start(t, Options{Paths: []string{dir + "/d"}, Lock: lock})
+	h.awaitFiles(dir+"/d/a.yaml", "1")
+	write(t, lock, "2")
+	h.awaitFiles(dir+"/d/a.yaml", "1", lock, "2")
+	replace(t, lock, "3")
+	h.awaitFiles(dir+"/d/a.yaml", "1", lock, "3")
+	must(t, os.RemoveAll(dir+"/locks"))
+	h.awaitFiles(dir+"/d/a.yaml", "1")
 }

@@ -11,23 +11,25 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// notifier is the part of fsnotify.Watcher that a watchSet needs. Add of what is watched already succeeds, and watches
-// what is now there if that is something else.
+// notifier is the part of fsnotify.Watcher that a watchSet needs. Add succeeds for a path that is already watched, and
+// watches the current directory there if it is a different one.
 type notifier interface {
 	Add(path string) error
 	Remove(path string) error
 }
 
-// watchSet holds the watched directories, by real path and counted, since several names may need the same one. A nil
+// watchSet holds the watched directories by real path, with a count, because several names may need the same one. A nil
 // watchSet watches nothing.
 type watchSet struct {
-	n    notifier // nil if the kernel gave none
-	log  hclog.Logger
-	refs map[string]int
-	// early are directories that an event announced and no pass has adopted yet: they are watched so that what is
-	// written into them counts as a change that has not settled.
+	n   notifier // nil if the kernel refused one
+	log hclog.Logger
+	// oversight oversees the calls that look up a path; nil oversees none.
+	oversight *oversight
+	refs      map[string]int
+	// early holds directories that an event announced and no pass has adopted yet. They are watched so that writes into
+	// them count as changes that have not settled.
 	early map[string]bool
-	// limited says that the kernel refused a watch for want of room, so that changes have to be looked for.
+	// limited reports whether the kernel refused a watch for lack of resources, so that changes must be polled for.
 	limited bool
 }
 
@@ -45,7 +47,7 @@ func (w *watchSet) acquire(path string) bool {
 	return w.refs[path] == 1
 }
 
-// release undoes one acquire.
+// release reverts one acquire.
 func (w *watchSet) release(path string) {
 	if w == nil {
 		return
@@ -61,10 +63,13 @@ func (w *watchSet) add(path string) {
 	if w.n == nil {
 		return
 	}
-	err := w.n.Add(path)
+	err, stuck := during(w.oversight, path, oneStep, func() error { return w.n.Add(path) })
+	if stuck != nil {
+		err = stuck
+	}
 	switch {
 	case err == nil, errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ENOTDIR):
-		// A directory that is gone is noticed by what watches its parent.
+		// If a directory is gone, the watch of its parent reports it.
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENOMEM):
 		if !w.limited {
 			w.log.Warn("the kernel's limit of file watches is reached; polling instead",
@@ -80,12 +85,12 @@ func (w *watchSet) remove(path string) {
 	if w.n == nil {
 		return
 	}
-	// It fails for a directory that is gone, whose watch went with it.
+	// Remove fails for a directory that is gone, because its watch is gone too.
 	_ = w.n.Remove(path)
 }
 
-// renew watches everything again: a watch is lost without notice when a file system is unmounted, and the limit may have
-// been raised.
+// renew watches everything again. The kernel drops a watch silently when a file system is unmounted, and the limit may
+// have been raised.
 func (w *watchSet) renew() {
 	was := w.limited
 	w.limited = w.n == nil
@@ -99,21 +104,32 @@ func (w *watchSet) renew() {
 	}
 }
 
-// announce watches the new directory at path and all below it, until the next pass.
+// announce watches the new directory at path and everything below it, until the next pass.
 func (w *watchSet) announce(path string) {
+	if w.oversight.begin(path, 0, oneStep) != nil {
+		return
+	}
+	var found []string
 	_ = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
+		if w.oversight.end(); w.oversight.begin(p, 0, oneStep) != nil { // one step came back
+			return filepath.SkipAll
+		}
 		if err != nil || !d.IsDir() {
 			return nil
 		}
 		if hidden(d.Name()) {
 			return filepath.SkipDir
 		}
+		found = append(found, p)
+		return nil
+	})
+	w.oversight.end()
+	for _, p := range found {
 		if w.refs[p] == 0 {
 			w.early[p] = true
 			w.add(p)
 		}
-		return nil
-	})
+	}
 }
 
 // settled drops the announced directories that no pass has adopted.
@@ -126,7 +142,7 @@ func (w *watchSet) settled() {
 	clear(w.early)
 }
 
-// watcher is fsnotify, or nothing where the kernel has no room for it.
+// watcher is an fsnotify watcher, or nothing if the kernel has no resources for one.
 type watcher struct {
 	notifier
 	events <-chan fsnotify.Event
@@ -134,7 +150,7 @@ type watcher struct {
 	close  func()
 }
 
-// newWatcher returns a watcher for directories; one without a notifier if the kernel refuses, with the reason.
+// newWatcher returns a watcher for directories. If the kernel refuses, it has no notifier, and the error is the reason.
 func newWatcher() (watcher, error) {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -143,7 +159,7 @@ func newWatcher() (watcher, error) {
 	return watcher{notifier: w, events: w.Events, errors: w.Errors, close: func() { _ = w.Close() }}, nil
 }
 
-// below says that path is dir or below it.
+// below reports whether path is dir or below it.
 func below(path, dir string) bool {
 	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }

@@ -22,11 +22,11 @@ const (
 )
 
 const (
-	// maxObject bounds the objects that are read, which are commits and trees.
+	// maxObject limits the size of objects that are read: commits and trees.
 	maxObject = 64 << 20
-	// maxDepth bounds the deltas between an object and its base, as Git does.
+	// maxDepth limits the chain of deltas between an object and its base, as Git does.
 	maxDepth = 4095
-	// maxAlternates bounds the object stores that refer to each other.
+	// maxAlternates limits the chain of object stores that refer to each other.
 	maxAlternates = 5
 )
 
@@ -41,8 +41,8 @@ func (r *Repo) object(id ID, depth int) (int, []byte, error) {
 	return typ, data, nil
 }
 
-// objectIn looks in one object store, and in those that it borrows from.
-func objectIn(dir string, id ID, depth, alternates int) (int, []byte, error) {
+// objectIn looks in one object store, and in the stores that it borrows from.
+func objectIn(dir string, id ID, depth, borrowed int) (int, []byte, error) {
 	typ, data, err := loose(dir, id)
 	if !errors.Is(err, errAbsent) {
 		return typ, data, err
@@ -58,15 +58,11 @@ func objectIn(dir string, id ID, depth, alternates int) (int, []byte, error) {
 		}
 		return packed(dir, idx, off, depth)
 	}
-	if alternates == 0 {
+	if borrowed == 0 {
 		return 0, nil, errAbsent
 	}
-	text, _ := readSmall(filepath.Join(dir, "info", "alternates"))
-	for line := range strings.Lines(text) {
-		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
-			continue
-		}
-		typ, data, err := objectIn(join(dir, line), id, depth, alternates-1)
+	for _, other := range alternates(dir) {
+		typ, data, err := objectIn(other, id, depth, borrowed-1)
 		if !errors.Is(err, errAbsent) {
 			return typ, data, err
 		}
@@ -74,10 +70,10 @@ func objectIn(dir string, id ID, depth, alternates int) (int, []byte, error) {
 	return 0, nil, errAbsent
 }
 
-// loose reads an object that has a file of its own.
+// loose reads an object that is stored in one file by itself.
 func loose(dir string, id ID) (int, []byte, error) {
 	hex := id.String()
-	f, err := os.Open(filepath.Join(dir, hex[:2], hex[2:]))
+	f, err := openRegular(filepath.Join(dir, hex[:2], hex[2:]))
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, nil, errAbsent
 	}
@@ -109,7 +105,7 @@ func loose(dir string, id ID) (int, []byte, error) {
 	return 0, nil, fmt.Errorf("a %s is neither commit nor tree", name)
 }
 
-// exactly reads all of r, which has to be size bytes.
+// exactly reads all of r, which must be size bytes.
 func exactly(r io.Reader, size int64) ([]byte, error) {
 	if size < 0 || size > maxObject {
 		return nil, fmt.Errorf("object of %d bytes: more than the limit of %d", size, maxObject)
@@ -130,7 +126,7 @@ const (
 
 // findPacked returns the offset of an object in the pack that the index belongs to.
 func findPacked(idx string, id ID) (int64, error) {
-	f, err := os.Open(idx)
+	f, err := openRegular(idx)
 	if err != nil {
 		return 0, err
 	}
@@ -187,7 +183,7 @@ func packOffset(f io.ReaderAt, n, i int64) (int64, error) {
 
 // packed reads the object at an offset of a pack.
 func packed(dir, idx string, off int64, depth int) (int, []byte, error) {
-	f, err := os.Open(strings.TrimSuffix(idx, ".idx") + ".pack")
+	f, err := openRegular(strings.TrimSuffix(idx, ".idx") + ".pack")
 	if err != nil {
 		return 0, nil, err
 	}
@@ -249,7 +245,7 @@ func entryHeader(in io.ByteReader) (typ int, size int64, err error) {
 	return typ, size, err
 }
 
-// ofsDistance reads how far before a delta its base is.
+// ofsDistance reads the distance from a delta back to its base.
 func ofsDistance(in io.ByteReader) (int64, error) {
 	b, err := in.ReadByte()
 	d := int64(b & 0x7f)
@@ -297,7 +293,7 @@ func applyDelta(base, delta []byte) ([]byte, error) {
 	return out, nil
 }
 
-// copyOperands reads the offset and length of a copy, whose bytes are there as the bits of op say.
+// copyOperands reads the offset and length of a copy. The bits of op tell which of their bytes are present.
 func copyOperands(in io.ByteReader, op byte) (off, n int, err error) {
 	for i := range 7 {
 		if op>>i&1 == 0 {

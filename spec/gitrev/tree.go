@@ -7,26 +7,25 @@ import (
 	"strings"
 )
 
-// Entry is what a commit holds at a path.
+// Entry is the content of a commit at one path.
 type Entry struct {
 	ID ID
-	// Link says that it is a symlink; ID is then of its text.
+	// Link reports whether it is a symlink; ID is then that of its text.
 	Link bool
 	dir  bool
 }
 
-// Tree is the content of one commit. It remembers the directories that it read, so that each costs once. It is not safe
+// Tree is the content of one commit. It keeps the directories that it read, so that each is read once. It is not safe
 // for concurrent use.
 type Tree struct {
 	repo *Repo
 	root ID
 	dirs map[ID]map[string]Entry
-	// before is what the Tree of the commit before had read.
+	// before holds the directories that the Tree of the commit before had read.
 	before map[ID]map[string]Entry
 }
 
-// Tree returns the content of a commit. What old, which may be nil, read of directories that are the same is not read
-// again.
+// Tree returns the content of a commit. It reuses equal directories of old, which may be nil.
 func (r *Repo) Tree(commit string, old *Tree) (*Tree, error) {
 	id, ok := parseID(commit)
 	if !ok {
@@ -49,7 +48,7 @@ func (r *Repo) Tree(commit string, old *Tree) (*Tree, error) {
 	return t, nil
 }
 
-// Entry returns what is at path, which is relative to the work tree; false if nothing is, or a directory.
+// Entry returns the entry at path, which is relative to the work tree. It returns false for a directory or nothing.
 func (t *Tree) Entry(path string) (Entry, bool, error) {
 	e, ok, err := t.at(path)
 	return e, ok && !e.dir, err
@@ -76,34 +75,55 @@ func (t *Tree) at(path string) (Entry, bool, error) {
 	return e, true, nil
 }
 
-// Walk calls visit for every file and symlink at or below path. Names for which skip is true are left out, with what is
-// below them; path itself never is.
+// Walk calls visit for every file and symlink at or below path. It leaves out names for which skip is true, with
+// everything below them, but never path itself.
 func (t *Tree) Walk(path string, skip func(base string) bool, visit func(path string, e Entry)) error {
 	e, ok, err := t.at(path)
 	if err != nil || !ok {
 		return err
 	}
-	return t.walk(strings.Trim(path, "/."), e, skip, visit)
+	w := &walker{tree: t, skip: skip, visit: visit}
+	return w.walk(strings.Trim(path, "/."), e)
 }
 
-func (t *Tree) walk(path string, e Entry, skip func(string) bool, visit func(string, Entry)) error {
+// Limits of one Walk. A few objects can describe an endless tree of directories that hold the same directory often.
+const (
+	maxWalked = 1 << 20 // files and directories
+	maxPath   = 4096    // bytes of a path, as in Linux
+)
+
+// walker is one Walk.
+type walker struct {
+	tree   *Tree
+	skip   func(base string) bool
+	visit  func(path string, e Entry)
+	walked int
+}
+
+func (w *walker) walk(path string, e Entry) error {
+	if w.walked++; w.walked > maxWalked {
+		return fmt.Errorf("more than %d files and directories", maxWalked)
+	}
+	if len(path) > maxPath {
+		return fmt.Errorf("a path is longer than %d bytes", maxPath)
+	}
 	if !e.dir {
-		visit(path, e)
+		w.visit(path, e)
 		return nil
 	}
-	entries, err := t.list(e.ID)
+	entries, err := w.tree.list(e.ID)
 	if err != nil {
 		return err
 	}
 	for name, child := range entries {
-		if skip(name) {
+		if w.skip(name) {
 			continue
 		}
 		p := name
 		if path != "" {
 			p = path + "/" + name
 		}
-		if err := t.walk(p, child, skip, visit); err != nil {
+		if err := w.walk(p, child); err != nil {
 			return err
 		}
 	}

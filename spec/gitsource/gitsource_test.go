@@ -28,8 +28,14 @@ func newRepo(t *testing.T) repo {
 
 func (r repo) git(args ...string) string {
 	r.t.Helper()
+	return r.gitWith("", args...)
+}
+
+func (r repo) gitWith(stdin string, args ...string) string {
+	r.t.Helper()
 	cmd := exec.Command("git", append([]string{"-c", "user.name=t", "-c", "user.email=t@example.org"}, args...)...)
 	cmd.Dir = r.dir
+	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		r.t.Fatalf("git %v: %v: %s", args, err, out)
@@ -57,7 +63,7 @@ func service(name string) string {
 
 func names(snap *spec.Snapshot) string {
 	var all []string
-	for s := range snap.Services() {
+	for s := range snap.Services.All() {
 		all = append(all, s.Name.Name+"@"+s.Origin.String())
 	}
 	return strings.Join(all, " ")
@@ -91,11 +97,11 @@ func TestSameAsCheckout(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want, err := filesource.New(filesource.Options{Paths: []string{dir}}).Load(t.Context())
+		want, err := filesource.New(filesource.Options{Paths: []string{dir}, AllowOutsideLinks: true}).Load(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if names(got) != names(want) || got.Len() != 4 || got.Revision.ID != id {
+		if names(got) != names(want) || got.Services.Len() != 4 || got.Revision.ID != id {
 			t.Errorf("got %s (%v)\nwant %s", names(got), got.Revision, names(want))
 		}
 	}
@@ -114,7 +120,7 @@ func TestWorkTreeUntouched(t *testing.T) {
 	r.commit()
 	before := listing(t, r.dir)
 	snap, err := Load(t.Context(), Options{Rev: "HEAD~1", Paths: []string{filepath.Join(r.dir, "cluster")}})
-	if err != nil || snap.Len() != 1 {
+	if err != nil || snap.Services.Len() != 1 {
 		t.Fatalf("%v, %v", snap, err)
 	}
 	if after := listing(t, r.dir); after != before {
@@ -159,7 +165,7 @@ func TestErrors(t *testing.T) {
 		{"HEAD", "absent", "there is no Service"},
 		{"HEAD", "../..", "not in"},
 	} {
-		_, err := Load(t.Context(), Options{Rev: tt.rev, Paths: []string{filepath.Join(r.dir, tt.path)}})
+		_, err := Load(t.Context(), Options{Rev: tt.rev, Paths: []string{filepath.Join(r.dir, tt.path)}, StrictTree: true})
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s %s: got %v, want %q", tt.rev, tt.path, err, tt.want)
 		}
@@ -171,5 +177,52 @@ func TestErrors(t *testing.T) {
 	cancel()
 	if _, err := Load(ctx, Options{Rev: "HEAD", Paths: []string{filepath.Join(r.dir, "good")}}); err == nil {
 		t.Error("a context that is done is not noticed")
+	}
+}
+
+// TestBrokenRevision reads a revision in which one file is invalid.
+func TestBrokenRevision(t *testing.T) {
+	r := newRepo(t)
+	r.write("good.yaml", service("good"))
+	r.write("bad.yaml", strings.Replace(service("bad"), "port: 80", "port: 800000", 1))
+	r.commit()
+	var left []string
+	o := Options{Rev: "HEAD", Paths: []string{string(r.dir)}}
+	if _, err := Load(t.Context(), o); !errors.As(err, new(spec.Problems)) {
+		t.Errorf("without Broken: %v", err)
+	}
+	o.Broken = func(p spec.Problems) { left = append(left, p.Error()) }
+	snap, err := Load(t.Context(), o)
+	if err != nil || !strings.Contains(names(snap), "good") || strings.Contains(names(snap), "bad") {
+		t.Fatalf("%v: %v", err, snap)
+	}
+	if len(left) != 1 || !strings.Contains(left[0], "bad.yaml:") {
+		t.Errorf("left out: %q", left)
+	}
+}
+
+// TestNamesWithWildcards has files whose names are globs. Such a name stands for the file if the revision has it, whatever
+// the work tree has, and a glob that is none stands for nothing.
+func TestNamesWithWildcards(t *testing.T) {
+	r := newRepo(t)
+	r.write("a.yaml", service("a"))
+	r.write("x[1", service("literal"))
+	r.write("b*.yaml", service("star"))
+	r.write("b1.yaml", service("b1"))
+	r.commit()
+	for _, name := range []string{"x[1", "b*.yaml"} {
+		if err := os.Remove(filepath.Join(r.dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.write("a*.yaml", service("forged"))
+	for name, want := range map[string]string{"x[1": "literal", "b*.yaml": "star", "a*.yaml": "a", "y[1": ""} {
+		snap, err := Load(t.Context(), Options{Rev: "HEAD", Paths: []string{filepath.Join(r.dir, name)}, Overrides: spec.Overrides{}.AllowingEmpty()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _, _ := strings.Cut(names(snap), "@"); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
 	}
 }

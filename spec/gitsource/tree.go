@@ -1,23 +1,25 @@
 package gitsource
 
 import (
-	"bytes"
+	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"path"
+	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"weir/spec"
+	"weir/spec/choice"
 	"weir/spec/filesource"
 )
 
-// tree is what a commit has, or the part of it that was asked for.
+// tree is the content of a commit, or the part of it that was requested.
 type tree struct {
 	entries  map[string]entry
 	children map[string][]string // the names in a directory
-	size     map[string]int64    // of blobs
 	links    bool
 }
 
@@ -28,33 +30,39 @@ type entry struct {
 	target string // of a symlink
 }
 
-// parseTree reads what "git ls-tree -r -z -l" writes: "mode type id size<TAB>path" with a zero byte at the end.
-func parseTree(out []byte) (*tree, error) {
-	t := &tree{entries: map[string]entry{}, children: map[string][]string{}, size: map[string]int64{}}
-	for len(out) > 0 {
-		line, rest, ok := bytes.Cut(out, []byte{0})
-		if !ok {
-			return nil, errors.New("git ls-tree was cut short")
+// Limits of a listing. A few objects can describe an endless tree of directories that hold the same directory often.
+const (
+	maxEntries   = 500_000
+	maxPathBytes = 64 << 20 // of all paths together
+)
+
+// parseTree reads the output of "git ls-tree -r -z": "mode type id<TAB>path" with a zero byte at the end.
+func parseTree(in *bufio.Reader) (*tree, error) {
+	t := &tree{entries: map[string]entry{}, children: map[string][]string{}}
+	in = bufio.NewReader(io.LimitReader(in, maxPathBytes+1))
+	for n, total := 0, 0; ; n++ {
+		line, err := in.ReadString(0)
+		if total += len(line); n > maxEntries || total > maxPathBytes {
+			return nil, fmt.Errorf("more than %d files, or %d bytes of paths; give -f a directory that holds only what is needed", maxEntries, maxPathBytes)
 		}
-		out = rest
-		meta, name, ok := strings.Cut(string(line), "\t")
+		if err == io.EOF && line == "" {
+			return t, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("git ls-tree was cut short: %w", err)
+		}
+		meta, name, ok := strings.Cut(strings.TrimSuffix(line, "\x00"), "\t")
 		parts := strings.Fields(meta)
-		if !ok || len(parts) != 4 {
+		if !ok || len(parts) != 3 {
 			return nil, fmt.Errorf("git ls-tree says %q", line)
 		}
 		if parts[1] != "blob" {
 			continue // a submodule
 		}
-		size, err := strconv.ParseInt(parts[3], 10, 64)
-		if err != nil {
-			return nil, fmt.Errorf("git ls-tree says %q", line)
-		}
 		e := entry{blob: parts[2], link: parts[0] == "120000"}
 		t.links = t.links || e.link
-		t.size[e.blob] = size
 		t.add(name, e)
 	}
-	return t, nil
 }
 
 func (t *tree) add(name string, e entry) {
@@ -77,10 +85,10 @@ var (
 	errLoop    = errors.New("is a symlink that leads to itself")
 )
 
-// maxLinks is how many symlinks may lead to each other.
+// maxLinks limits the chain of symlinks.
 const maxLinks = 40
 
-// resolve returns the path, without symlinks, of what a path in the repository leads to.
+// resolve returns the path, without symlinks, that a path in the repository leads to.
 func (t *tree) resolve(p string) (string, error) {
 	links := 0
 	done, rest := "", p
@@ -124,61 +132,94 @@ func (t *tree) resolve(p string) (string, error) {
 // collector finds the files below one root.
 type collector struct {
 	*loader
-	above []string // the directories that the walk is in
+	top   *root
+	above []string // the directories on the current path of the walk
 }
 
 func (c *collector) root(r root) {
 	real, err := c.tree.resolve(r.path)
 	if err != nil {
-		// A directory that the revision does not have yet is an empty one: all of it is new.
+		// A directory that the revision does not have counts as empty: all of it is new.
 		if !errors.Is(err, errAbsent) {
 			c.fault(r.name, err)
 		}
 		return
 	}
 	if e, isFile := c.tree.entries[real]; isFile {
-		c.found = append(c.found, found{name: r.name, blob: e.blob})
+		c.file(found{name: r.name, blob: e.blob, real: real})
 		return
 	}
-	c.dir(r.name, real)
+	c.dir(r.name, real, 0)
+}
+
+// file adds a file, under the name that is reached with the fewest symlinks.
+func (c *collector) file(f found) {
+	if i, ok := c.at[f.real]; ok {
+		if f.name == filepath.Clean(c.opts.Config) || f.links < c.found[i].links && c.found[i].name != filepath.Clean(c.opts.Config) {
+			c.found[i] = f
+		}
+		return
+	}
+	c.at[f.real] = len(c.found)
+	c.found = append(c.found, f)
 }
 
 func (c *collector) fault(name string, err error) {
 	c.problems = append(c.problems, spec.Problem{Origin: spec.Origin{File: name}, Detail: err.Error()})
 }
 
-// isChart says that a directory is a Helm chart, the templates of which are not read.
+// isChart reports whether a directory is a Helm chart, whose templates are not read.
 func (c *collector) isChart(real string) bool {
 	_, ok := c.tree.entries[path.Join(real, filesource.ChartFile)]
 	return ok
 }
 
-// dir collects what a directory holds. Its children are visited in order, so that names are found in the same order
-// always.
-func (c *collector) dir(name, real string) {
+// dir collects the files of a directory. It visits them in order, so that the result is always the same.
+func (c *collector) dir(name, real string, links int) {
 	if slices.Contains(c.above, real) {
-		c.fault(name, errLoop)
+		if c.opts.StrictTree {
+			c.fault(name, errLoop)
+		}
 		return
+	}
+	if c.dirs++; c.dirs > maxFiles {
+		return // list reports the excess
 	}
 	c.above = append(c.above, real)
 	defer func() { c.above = c.above[:len(c.above)-1] }()
+	below := strings.TrimPrefix(strings.TrimPrefix(name, c.top.name), "/")
+	if patterns, ok := c.ignores[path.Join(real, choice.IgnoreFile)]; ok {
+		c.top.rules.Ignores[cmp.Or(below, ".")] = patterns
+	}
 	for _, child := range slices.Sorted(slices.Values(c.tree.children[real])) {
 		if strings.HasPrefix(child, ".") || len(c.found) > maxFiles || child == filesource.ChartTemplates && c.isChart(real) {
 			continue
 		}
-		at := path.Join(name, child)
-		to, err := c.tree.resolve(path.Join(real, child))
-		if err != nil {
-			// What is no manifest is not missed.
-			if filesource.Reads(child) || path.Ext(child) == "" {
-				c.fault(at, err)
-			}
-			continue
+		c.child(path.Join(name, child), path.Join(below, child), path.Join(real, child), links)
+	}
+}
+
+// child takes one entry of a directory: its name, its path below the root, and its path in the repository.
+func (c *collector) child(name, below, at string, links int) {
+	to, err := c.tree.resolve(at)
+	dangling := errors.Is(err, errAbsent) || errors.Is(err, errLoop)
+	if err != nil {
+		// A dangling link is a problem only under StrictTree, and if it may be a manifest or a directory.
+		if base := path.Base(name); (c.opts.StrictTree || !dangling) && (filesource.Reads(base) || path.Ext(base) == "") {
+			c.fault(name, err)
 		}
-		if e, isFile := c.tree.entries[to]; !isFile {
-			c.dir(at, to)
-		} else if filesource.Reads(child) {
-			c.found = append(c.found, found{name: at, blob: e.blob})
-		}
+		return
+	}
+	if to != at {
+		links++
+	}
+	e, isFile := c.tree.entries[to]
+	if c.top.rules.Excludes(below, !isFile) || isFile && len(c.top.only) > 0 && !c.top.only.Covers(below) {
+		return
+	}
+	if !isFile {
+		c.dir(name, to, links)
+	} else if filesource.Reads(path.Base(name)) {
+		c.file(found{name: name, blob: e.blob, real: to, links: links})
 	}
 }

@@ -1,10 +1,9 @@
-// Package lastgood keeps on disk what a Kubernetes API said last, so that a node that starts while the API is away has
-// something to go by.
 package lastgood
 
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -13,15 +12,17 @@ import (
 	"hash"
 	"io"
 	"os"
-	"path/filepath"
 	"time"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
 
+	"weir/backends/dataplane"
 	"weir/spec"
 	"weir/spec/config"
+	"weir/spec/stall"
+	"weir/spec/statefile"
 )
 
 const (
@@ -37,62 +38,56 @@ const (
 const (
 	recordHeader byte = iota + 1
 	recordService
-	recordSlice // belongs to the Service before it
+	recordSlice // belongs to the preceding Service
 	recordNode
-	recordEnd // holds the SHA-256 of all before it
+	recordEnd // holds the SHA-256 of everything before it
+	recordSettings
+	recordPlace // of the following Service
+	recordLoose // the following slices belong to a Service that is not declared
 )
 
-// header says what a file is for.
+// header names the cluster and node that a file belongs to.
 type header struct {
 	Cluster  string    `json:"cluster"`
 	Node     string    `json:"node"`
 	Revision string    `json:"revision"`
+	Dirty    bool      `json:"dirty,omitempty"`
 	Saved    time.Time `json:"saved"`
 }
 
-// errForeign says that a file was kept for another node or cluster.
+// settings are the configuration in a Snapshot.
+type settings struct {
+	Config         *kubeproxyconfig.KubeProxyConfiguration
+	Origin         spec.Origin
+	UDPIdleTimeout time.Duration
+	Weir           spec.WeirConfiguration
+}
+
+// place is what a Snapshot knows of an object besides the object.
+type place struct {
+	Origin    spec.Origin
+	Allocated []spec.Allocation     `json:",omitempty"`
+	Service   dataplane.ServiceName `json:",omitzero"`
+	Object    string                `json:",omitempty"`
+}
+
+// errForeign means that a file belongs to another node or cluster.
 var errForeign = errors.New("was kept for another cluster or node")
 
-// save writes the Snapshot atomically, readable to its owner alone.
-func save(file string, h header, snap *spec.Snapshot) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+"-*") // 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		tmp.Close()
-		if err != nil {
-			os.Remove(tmp.Name())
+// save writes the Snapshot atomically, with a mode that only its owner can read.
+func save(file string, h header, snap *spec.Snapshot) error {
+	return statefile.Write(file, func(out io.Writer) error {
+		w := &writer{sum: sha256.New()}
+		w.out = bufio.NewWriterSize(io.MultiWriter(out, w.sum), 64<<10)
+		w.all(h, snap)
+		if w.err == nil && w.size > maxSize {
+			w.err = fmt.Errorf("the snapshot is larger than %d bytes", maxSize)
 		}
-	}()
-	w := &writer{sum: sha256.New()}
-	w.out = bufio.NewWriterSize(io.MultiWriter(tmp, w.sum), 64<<10)
-	w.all(h, snap)
-	if w.err == nil && w.size > maxSize {
-		w.err = fmt.Errorf("the snapshot is larger than %d bytes", maxSize)
-	}
-	if w.err != nil {
 		return w.err
-	}
-	if err := tmp.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp.Name(), file); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(file))
+	})
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
-// writer writes records. The first error sticks.
+// writer writes records. It keeps its first error and writes nothing after it.
 type writer struct {
 	out  *bufio.Writer
 	sum  hash.Hash
@@ -102,25 +97,44 @@ type writer struct {
 
 func (w *writer) all(h header, snap *spec.Snapshot) {
 	w.write([]byte(magic))
-	text, err := json.Marshal(h)
-	w.record(recordHeader, text, err)
+	w.json(recordHeader, h)
+	if snap.Config != nil {
+		w.json(recordSettings, settings{snap.Config, snap.ConfigOrigin, snap.UDPIdleTimeout, snap.Weir})
+	}
 	for _, n := range snap.Nodes {
 		data, err := n.Marshal()
 		w.record(recordNode, data, err)
 	}
-	for svc := range snap.Services() {
+	for svc := range snap.Services.All() {
+		if svc.Origin.File != "" {
+			w.json(recordPlace, place{Origin: svc.Origin, Allocated: svc.Allocated})
+		}
 		object := *svc.Object
 		object.ResourceVersion = svc.Origin.ResourceVersion
 		data, err := object.Marshal()
 		w.record(recordService, data, err)
-		for _, s := range svc.Slices {
-			data, err := s.Marshal()
-			w.record(recordSlice, data, err)
-		}
+		w.slices(svc.Slices)
+	}
+	for name := range snap.Slices.Names() {
+		s := snap.Slices.Get(name)
+		w.json(recordLoose, place{Origin: s.Origin, Service: name, Object: s.Object})
+		w.slices(s.List)
 	}
 	w.flush()
 	w.record(recordEnd, w.sum.Sum(nil), nil)
 	w.flush()
+}
+
+func (w *writer) slices(list []*discoveryv1.EndpointSlice) {
+	for _, s := range list {
+		data, err := s.Marshal()
+		w.record(recordSlice, data, err)
+	}
+}
+
+func (w *writer) json(kind byte, v any) {
+	text, err := json.Marshal(v)
+	w.record(kind, text, err)
 }
 
 func (w *writer) flush() {
@@ -144,20 +158,21 @@ func (w *writer) record(kind byte, data []byte, err error) {
 	w.write(data)
 }
 
-// load reads a file that save wrote. Anything else is an error.
-func load(file string, want header) (*spec.Snapshot, header, error) {
-	fi, err := os.Lstat(file)
+// load reads a file that save wrote. It returns an error for anything else, and for a file that another user may have
+// written.
+func load(ctx context.Context, file string, want header) (*spec.Snapshot, header, error) {
+	f, err := stall.Do(ctx, stall.Limit, "opening "+file, func() (*os.File, error) { return statefile.Open(file) })
+	if err != nil {
+		return nil, header{}, err
+	}
+	defer f.Close()
+	const limit = maxSize + maxRecord
+	data, err := io.ReadAll(stall.Reader(ctx, "reading "+file, io.LimitReader(f, limit+1)))
 	switch {
 	case err != nil:
 		return nil, header{}, err
-	case !fi.Mode().IsRegular():
-		return nil, header{}, errors.New("is not a regular file")
-	case fi.Size() > maxSize+maxRecord:
+	case len(data) > limit:
 		return nil, header{}, fmt.Errorf("is larger than %d bytes", maxSize)
-	}
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return nil, header{}, err
 	}
 	r := reader{rest: data, whole: data}
 	snap, h, err := r.all()
@@ -171,7 +186,7 @@ type reader struct{ rest, whole []byte }
 
 var errDamaged = errors.New("is damaged")
 
-// next returns a record.
+// next returns the next record.
 func (r *reader) next() (kind byte, data []byte, err error) {
 	if len(r.rest) == 0 {
 		return 0, nil, errDamaged
@@ -185,7 +200,8 @@ func (r *reader) next() (kind byte, data []byte, err error) {
 	return kind, data, nil
 }
 
-// checked says whether the checksum at the end is right. It comes first: what is damaged is not decoded.
+// checked reports whether the checksum at the end is right. load checks it first, so that damaged data is never
+// decoded.
 func (r *reader) checked() bool {
 	const tail = 2 + sha256.Size
 	if len(r.whole) < len(magic)+tail || !bytes.HasPrefix(r.whole, []byte(magic)) {
@@ -197,47 +213,87 @@ func (r *reader) checked() bool {
 }
 
 func (r *reader) all() (*spec.Snapshot, header, error) {
-	var h header
 	if !r.checked() {
-		return nil, h, errDamaged
+		return nil, header{}, errDamaged
 	}
 	r.rest = r.whole[len(magic):]
-	snap := spec.Snapshot{Config: config.Default().KubeProxyConfiguration, Weir: spec.DefaultWeirConfiguration(), Nodes: map[string]*corev1.Node{}}
-	txn := iradix.New[*spec.Service]().Txn()
-	var svc *spec.Service
+	c := collector{services: spec.Services{}.Edit(), loose: spec.ByName[spec.Slices]{}.Edit()}
+	c.snap = spec.Snapshot{Config: config.Default().KubeProxyConfiguration, Weir: spec.DefaultWeirConfiguration(), Nodes: map[string]*corev1.Node{}}
 	for {
 		kind, data, err := r.next()
-		if err != nil {
-			return nil, h, err
+		if err == nil && kind == recordEnd {
+			return c.finish(), c.header, nil
 		}
-		switch kind {
-		case recordHeader:
-			err = json.Unmarshal(data, &h)
-		case recordNode:
-			n := &corev1.Node{}
-			err = n.Unmarshal(data)
-			snap.Nodes[n.Name] = n
-		case recordService:
-			svc = &spec.Service{Object: &corev1.Service{}}
-			err = svc.Object.Unmarshal(data)
-			svc.Name = spec.Name{Namespace: svc.Object.Namespace, Name: svc.Object.Name}
-			svc.Origin.ResourceVersion, svc.Object.ResourceVersion = svc.Object.ResourceVersion, ""
-			txn.Insert(spec.ServiceKey(svc.Name), svc)
-		case recordSlice:
-			s := &discoveryv1.EndpointSlice{}
-			if err = s.Unmarshal(data); svc == nil {
-				err = errDamaged
-			} else {
-				svc.Slices = append(svc.Slices, s)
-			}
-		case recordEnd:
-			snap.Revision = spec.Revision{ID: h.Revision, Stale: true}
-			return snap.WithServices(txn.Commit()), h, nil
-		default:
-			err = errDamaged
+		if err == nil {
+			err = c.add(kind, data)
 		}
 		if err != nil {
-			return nil, h, err
+			return nil, c.header, err
 		}
 	}
+}
+
+// collector puts records together.
+type collector struct {
+	header   header
+	snap     spec.Snapshot
+	services *spec.Builder[*spec.Service]
+	loose    *spec.Builder[spec.Slices]
+
+	place place // of the next Service
+	// slice takes the next slice. It belongs to the last Service, or to loose slices.
+	slice func(*discoveryv1.EndpointSlice)
+}
+
+func (c *collector) add(kind byte, data []byte) error {
+	switch kind {
+	case recordHeader:
+		return json.Unmarshal(data, &c.header)
+	case recordSettings:
+		var s settings
+		err := json.Unmarshal(data, &s)
+		c.snap.Config, c.snap.ConfigOrigin, c.snap.UDPIdleTimeout, c.snap.Weir = s.Config, s.Origin, s.UDPIdleTimeout, s.Weir
+		return err
+	case recordNode:
+		n := &corev1.Node{}
+		err := n.Unmarshal(data)
+		c.snap.Nodes[n.Name] = n
+		return err
+	case recordPlace:
+		return json.Unmarshal(data, &c.place)
+	case recordService:
+		svc := &spec.Service{Object: &corev1.Service{}, Origin: c.place.Origin, Allocated: c.place.Allocated}
+		c.place = place{}
+		err := svc.Object.Unmarshal(data)
+		svc.Name = dataplane.ServiceName{Namespace: svc.Object.Namespace, Name: svc.Object.Name}
+		svc.Origin.ResourceVersion, svc.Object.ResourceVersion = svc.Object.ResourceVersion, ""
+		c.services.Put(svc.Name, svc)
+		c.slice = func(s *discoveryv1.EndpointSlice) { svc.Slices = append(svc.Slices, s) }
+		return err
+	case recordLoose:
+		var p place
+		err := json.Unmarshal(data, &p)
+		all := spec.Slices{Origin: p.Origin, Object: p.Object}
+		c.slice = func(s *discoveryv1.EndpointSlice) {
+			all.List = append(all.List, s)
+			c.loose.Put(p.Service, all)
+		}
+		return err
+	case recordSlice:
+		if c.slice == nil {
+			return errDamaged
+		}
+		s := &discoveryv1.EndpointSlice{}
+		err := s.Unmarshal(data)
+		c.slice(s)
+		return err
+	}
+	return errDamaged
+}
+
+func (c *collector) finish() *spec.Snapshot {
+	c.snap.Revision = spec.Revision{ID: c.header.Revision, Dirty: c.header.Dirty, Stale: true}
+	c.snap.Kept = c.header.Saved
+	c.snap.Services, c.snap.Slices = c.services.Commit(), c.loose.Commit()
+	return &c.snap
 }

@@ -1,24 +1,30 @@
 package lastgood
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
+	"github.com/hashicorp/go-hclog"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"weir/backends/dataplane"
 	"weir/spec"
 )
 
-var name = spec.Name{Namespace: "default", Name: "web"}
+var name = dataplane.ServiceName{Namespace: "default", Name: "web"}
 
 func snapshot(version string) *spec.Snapshot {
 	svc := &spec.Service{
@@ -26,9 +32,7 @@ func snapshot(version string) *spec.Snapshot {
 		Object: &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.9"}},
 		Slices: []*discoveryv1.EndpointSlice{{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web-1"}, AddressType: discoveryv1.AddressTypeIPv4}},
 	}
-	tree, _, _ := iradix.New[*spec.Service]().Insert(spec.ServiceKey(name), svc)
-	s := spec.Snapshot{Revision: spec.Revision{ID: version}, Nodes: map[string]*corev1.Node{"n": {ObjectMeta: metav1.ObjectMeta{Name: "n"}}}}
-	return s.WithServices(tree)
+	return &spec.Snapshot{Services: spec.ServicesOf(svc), Revision: spec.Revision{ID: version}, Nodes: map[string]*corev1.Node{"n": {ObjectMeta: metav1.ObjectMeta{Name: "n"}}}}
 }
 
 // scripted sends what it is given, and then nothing.
@@ -36,13 +40,9 @@ type scripted []spec.Update
 
 func (s scripted) Load(context.Context) (*spec.Snapshot, error) { return s[0].Snapshot, s[0].Err }
 
-func (s scripted) Watch(ctx context.Context, out chan<- spec.Update) error {
+func (s scripted) Watch(ctx context.Context, sink func(spec.Update)) error {
 	for _, u := range s {
-		select {
-		case out <- u:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		sink(u)
 	}
 	<-ctx.Done()
 	return ctx.Err()
@@ -58,9 +58,9 @@ func run(t *testing.T, file, cluster string, n int, script ...spec.Update) []spe
 func runUntil(t *testing.T, file string, cluster func() string, enough func([]spec.Update) bool, script ...spec.Update) []spec.Update {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	src := New(Options{Source: scripted(script), File: file, Cluster: cluster, Node: "n", Grace: time.Hour, Interval: time.Hour})
-	out, done := make(chan spec.Update), make(chan error, 1)
-	go func() { done <- src.Watch(ctx, out) }()
+	src := New(Options{Source: scripted(script), Input: "the test", File: func(*spec.Snapshot) string { return file }, Cluster: cluster, Node: "n", Grace: time.Hour, Interval: time.Hour})
+	out, done := make(chan spec.Update, 10), make(chan error, 1)
+	go func() { done <- src.Watch(ctx, func(u spec.Update) { out <- u }) }()
 	var got []spec.Update
 	for !enough(got) {
 		select {
@@ -89,7 +89,7 @@ func TestServesWhatWasKept(t *testing.T) {
 	if got[0].Snapshot == nil || !got[0].Delta.All || got[0].Revision.String() != "7-stale" || got[1].Err == nil {
 		t.Fatalf("without the API: %+v", got)
 	}
-	if d := cmp.Diff(good.Service(name), got[0].Snapshot.Service(name)); d != "" {
+	if d := cmp.Diff(good.Services.Get(name), got[0].Snapshot.Services.Get(name)); d != "" {
 		t.Errorf("not what was kept (-want +got):\n%s", d)
 	}
 	if got := run(t, file, "c", 1, spec.Update{Snapshot: snapshot("8"), Delta: spec.Delta{All: true}}); got[0].Snapshot.Revision.Stale {
@@ -116,6 +116,43 @@ func TestCredentialsComeLater(t *testing.T) {
 	runUntil(t, file, cluster, func(got []spec.Update) bool { return slices.ContainsFunc(got, stale) }, none, away)
 }
 
+// TestNoPlaceToKeep has a state directory that cannot be written to for an hour. It is told once, tried less and less often, and
+// told once when it works again.
+func TestNoPlaceToKeep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := filepath.Join(t.TempDir(), "state")
+		if err := os.WriteFile(dir, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var log lockedBuffer
+		var tries atomic.Int32
+		src := New(Options{
+			Source: scripted{{Snapshot: snapshot("7"), Delta: spec.Delta{All: true}}}, Input: "the test", Node: "n",
+			File:    func(*spec.Snapshot) string { return filepath.Join(dir, "kept") },
+			Cluster: func() string { tries.Add(1); return "c" },
+			Grace:   time.Hour, Interval: time.Second, Log: hclog.New(&hclog.LoggerOptions{Output: &log}),
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- src.Watch(ctx, func(spec.Update) {}) }()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if got := log.String(); strings.Count(got, "[WARN]") != 1 || strings.Count(got, "cannot be kept for the next start") != 1 || tries.Load() < 60 || tries.Load() > 70 {
+			t.Errorf("%d writes were tried, and the log is\n%s", tries.Load(), got)
+		}
+		if err := os.Remove(dir); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(maxRest)
+		synctest.Wait()
+		if _, err := os.Stat(filepath.Join(dir, "kept")); err != nil || strings.Count(log.String(), "is kept for the next start again") != 1 {
+			t.Errorf("%v, and the log is\n%s", err, log.String())
+		}
+		cancel()
+		<-done
+	})
+}
+
 func TestDamagedFilesAreIgnored(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "api")
 	want := header{Cluster: "c", Node: "n"}
@@ -131,9 +168,27 @@ func TestDamagedFilesAreIgnored(t *testing.T) {
 			if err := os.WriteFile(file, bad, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if _, _, err := load(file, want); err == nil {
+			if _, _, err := load(t.Context(), file, want); err == nil {
 				t.Fatalf("accepted with byte %d damaged or missing", i)
 			}
 		}
 	}
+}
+
+// lockedBuffer is a log that is read while it is written.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }

@@ -9,39 +9,38 @@ import (
 	"slices"
 	"strings"
 
-	"weir/spec"
+	"weir/backends/dataplane"
 )
 
-// pool hands out the values of a range (addresses, ports) to claims, such that who gets what depends on nothing but the
-// claims that exist and the values that were set by hand. Neither order nor history matters, so that every node and every
-// restart agrees.
+// pool hands out the values of a range (addresses, ports) to claims. The result depends only on the existing claims and
+// on the values that were set by hand. Neither order nor history matters, so that every node and every restart agrees.
 //
-// Each claim has its own order of preference among all values, and each pair of claims an order of rank, both from hashes
-// of their names. A claim holds the first of its preferences that is neither set by hand nor held by a claim of higher
-// rank. That is the one stable matching between claims and values, and any sequence of "take the next, evict who ranks
-// lower" ends in it. A claim that is added or removed thus moves others only if they want the same value.
+// Each claim has its own order of preference among all values. Each pair of claims has an order of rank. Both come from
+// hashes of their names. A claim holds the first of its preferences that is neither set by hand nor held by a claim of
+// higher rank. This is the only stable matching between claims and values. Any sequence of "take the next, evict the
+// claim of lower rank" ends in it. So an added or removed claim moves others only if they want the same value.
 //
-// It is not safe for concurrent use.
+// A pool is not safe for concurrent use.
 type pool[V comparable] struct {
 	size  uint64
 	value func(uint64) V
 
 	set     map[V]owner
 	held    map[V]*claim[V]
-	waiting map[V][]*claim[V] // those that would rather have this value than what they hold
+	waiting map[V][]*claim[V] // claims that prefer this value to the one they hold
 	claims  map[owner]*claim[V]
 	// setInside counts the set values that lie in the range.
 	setInside uint64
 	inside    func(V) bool
 }
 
-// owner is what a value is for: a Service and one of its needs.
+// owner is a Service and one of its needs.
 type owner struct {
-	service spec.Name
+	service dataplane.ServiceName
 	need    need
 }
 
-// need is a port number of a Service, or one of the following.
+// need is a port number of a Service, or one of the following constants.
 type need int32
 
 const (
@@ -53,7 +52,7 @@ const (
 type claim[V comparable] struct {
 	owner             owner
 	start, step, rank uint64
-	// tries counts the preferences that were tried, the one held included.
+	// tries counts the preferences that were tried, including the one held.
 	tries uint64
 	value V
 }
@@ -90,7 +89,7 @@ func (p *pool[V]) preference(c *claim[V], k uint64) V {
 	return p.value((c.start + bits.Rem64(hi, lo, p.size)) % p.size)
 }
 
-// outranks says whether a gets a value that both want.
+// outranks reports whether c wins against o if both want the same value.
 func (c *claim[V]) outranks(o *claim[V]) bool {
 	if c.rank != o.rank {
 		return c.rank > o.rank
@@ -101,10 +100,11 @@ func (c *claim[V]) outranks(o *claim[V]) bool {
 	return c.owner.need < o.owner.need
 }
 
-// full says whether there are not enough values for what is claimed.
+// full reports whether there are fewer values than claims.
 func (p *pool[V]) full() bool { return uint64(len(p.claims))+p.setInside > p.size }
 
-// place settles a claim that holds nothing, and everyone it evicts. moved is told of every claim whose value changed.
+// place finds a value for a claim that holds none, and for every claim that it evicts. It calls moved for every claim
+// whose value changed.
 func (p *pool[V]) place(u *undo, c *claim[V], moved func(owner)) {
 	for c.tries < p.size {
 		v := p.preference(c, c.tries)
@@ -137,7 +137,7 @@ func (p *pool[V]) wait(u *undo, v V, c *claim[V]) {
 	put(u, p.waiting, v, append(slices.Clip(p.waiting[v]), c))
 }
 
-// unwait takes a claim off the lists of its preferences from one to before another.
+// unwait removes a claim from the waiting lists of its preferences in the range [from, to).
 func (p *pool[V]) unwait(u *undo, c *claim[V], from, to uint64) {
 	for k := from; k < to; k++ {
 		v := p.preference(c, k)
@@ -150,7 +150,8 @@ func (p *pool[V]) unwait(u *undo, c *claim[V], from, to uint64) {
 	}
 }
 
-// offer gives a value that became free to the highest of those that wait for it, and then what that one held before.
+// offer gives a free value to the waiting claim of the highest rank, and then does the same with that claim's former
+// value.
 func (p *pool[V]) offer(u *undo, v V, moved func(owner)) {
 	for len(p.waiting[v]) > 0 {
 		best := p.waiting[v][0]
@@ -172,7 +173,7 @@ func (p *pool[V]) offer(u *undo, v V, moved func(owner)) {
 	}
 }
 
-// add adds a claim, which must not be there yet. Afterwards it has to be placed.
+// add adds a claim, which must not exist yet. The caller must then place it.
 func (p *pool[V]) add(u *undo, o owner) *claim[V] {
 	c := p.newClaim(o)
 	put(u, p.claims, o, c)
@@ -190,7 +191,7 @@ func (p *pool[V]) release(u *undo, o owner, moved func(owner)) {
 	p.offer(u, c.value, moved)
 }
 
-// reserve sets a value by hand and returns who else has done so.
+// reserve marks a value as set by hand, and returns another owner that has set it too.
 func (p *pool[V]) reserve(u *undo, v V, o owner, moved func(owner)) (owner, bool) {
 	if other, ok := p.set[v]; ok {
 		return other, false
@@ -215,8 +216,8 @@ func (p *pool[V]) unreserve(u *undo, v V, moved func(owner)) {
 	p.offer(u, v, moved)
 }
 
-// addressPool allocates from a service CIDR. It leaves out the network, the first and the last address, and the low end,
-// a sixteenth of the range but at least 16 and at most 256 addresses, which is where people set addresses by hand.
+// addressPool returns a pool for a service CIDR. It leaves out the network, the first and the last address, and the low
+// end: a sixteenth of the range, but at least 16 and at most 256 addresses. Users set addresses by hand there.
 func addressPool(cidr netip.Prefix) *pool[netip.Addr] {
 	hostBits := min(cidr.Addr().BitLen()-cidr.Bits(), 62)
 	all := uint64(1) << hostBits
@@ -230,7 +231,7 @@ func addressPool(cidr netip.Prefix) *pool[netip.Addr] {
 	})
 }
 
-// portPool allocates node ports, but for the low end of the range, as addressPool does.
+// portPool returns a pool for node ports. It leaves out the low end of the range, as addressPool does.
 func portPool(low, high uint16) *pool[uint16] {
 	all := uint64(high) - uint64(low) + 1
 	first := staticBand(all, 32, 16, 128)
@@ -242,7 +243,7 @@ func portPool(low, high uint16) *pool[uint16] {
 	})
 }
 
-// staticBand is the part of a range that the API server leaves to people.
+// staticBand returns the size of the part of a range that the API server reserves for values set by hand.
 func staticBand(all, share, least, most uint64) uint64 { return min(max(all/share, least), most) }
 
 func offset(a netip.Addr, by uint64) netip.Addr {

@@ -9,10 +9,10 @@ import (
 	"slices"
 	"strings"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"weir/backends/dataplane"
 	"weir/spec"
 	"weir/spec/config"
 )
@@ -20,20 +20,20 @@ import (
 var defaultConfig = config.Default().KubeProxyConfiguration
 
 func sameSettings(a, b *spec.Snapshot) bool {
-	return reflect.DeepEqual(a.Config, b.Config) && a.UDPIdleTimeout == b.UDPIdleTimeout && reflect.DeepEqual(a.Weir, b.Weir)
+	return reflect.DeepEqual(a.Config, b.Config) && a.UDPIdleTimeout == b.UDPIdleTimeout && reflect.DeepEqual(a.Weir, b.Weir) && maps.Equal(a.Silenced, b.Silenced)
 }
 
 func sameNodes(a, b map[string]*corev1.Node) bool {
 	return maps.EqualFunc(a, b, func(x, y *corev1.Node) bool { return x == y || reflect.DeepEqual(x, y) })
 }
 
-// moved is told of Services whose allocated values changed.
+// moved marks a Service whose allocation changed as dirty.
 func (u *update) moved(o owner) { u.dirty[o.service] = true }
 
-// allocate brings the pools in line with what the dirty Services need: first what is given up, then what is set by hand,
-// then what is left to choose.
+// allocate brings the pools in line with the needs of the dirty Services. It first releases values, then reserves those
+// set by hand, then allocates the rest.
 func (u *update) allocate() {
-	wanted := map[spec.Name]needs{}
+	wanted := map[dataplane.ServiceName]needs{}
 	for name := range u.dirty {
 		n := needs{}
 		if e := u.entries[name]; e != nil && e.service != nil {
@@ -85,8 +85,8 @@ func (u *update) poolOf(n need) *pool[netip.Addr] {
 
 func isAddress(n need) bool { return n == needIPv4 || n == needIPv6 }
 
-// giveUp releases what a Service had and does not need any more.
-func (u *update) giveUp(name spec.Name, had, n needs) {
+// giveUp releases what a Service had and no longer needs.
+func (u *update) giveUp(name dataplane.ServiceName, had, n needs) {
 	for _, w := range had.wanted {
 		switch o := (owner{name, w}); {
 		case slices.Contains(n.wanted, w):
@@ -108,7 +108,7 @@ func (u *update) giveUp(name spec.Name, had, n needs) {
 	}
 }
 
-// setPool returns the pool that knows of an address that was set by hand.
+// setPool returns the pool that keeps account of an address that was set by hand.
 func (u *update) setPool(a netip.Addr) *pool[netip.Addr] {
 	if p := u.pools.ip[familyOf(a)]; p != nil {
 		return p
@@ -116,7 +116,7 @@ func (u *update) setPool(a netip.Addr) *pool[netip.Addr] {
 	return u.pools.foreign
 }
 
-func (u *update) reserve(name spec.Name, had, n needs) {
+func (u *update) reserve(name dataplane.ServiceName, had, n needs) {
 	for _, a := range n.addrs {
 		if slices.Contains(had.addrs, a) {
 			continue
@@ -135,15 +135,15 @@ func (u *update) reserve(name spec.Name, had, n needs) {
 	}
 }
 
-func contest[V comparable](m map[V][]spec.Name, v V, first, second spec.Name) {
+func contest[V comparable](m map[V][]dataplane.ServiceName, v V, first, second dataplane.ServiceName) {
 	if len(m[v]) == 0 {
 		m[v] = append(m[v], first)
 	}
 	m[v] = append(m[v], second)
 }
 
-// claim registers what Services want to be allocated, without settling who gets what.
-func (u *update) claim(wanted map[spec.Name]needs) (ips []*claim[netip.Addr], ports []*claim[uint16]) {
+// claim registers the values that Services want to be allocated, without placing them.
+func (u *update) claim(wanted map[dataplane.ServiceName]needs) (ips []*claim[netip.Addr], ports []*claim[uint16]) {
 	for name, n := range wanted {
 		for _, w := range n.wanted {
 			switch o := (owner{name, w}); {
@@ -176,8 +176,8 @@ func (u *update) full() bool {
 	return full
 }
 
-// reportContested reports values that several Services set. The one that has it pinned may keep it, else the first, in the
-// order of files and lines.
+// reportContested reports values that several Services set. A Service that has the value pinned may keep it. Otherwise
+// the first one in the order of files and lines keeps it.
 func (u *update) reportContested() {
 	for a, names := range u.contestedIPs {
 		u.contested(names, fmt.Sprintf("%s is the ClusterIP", a), func(s *service) string {
@@ -204,7 +204,7 @@ func (u *update) reportContested() {
 	}
 }
 
-func (u *update) contested(names []spec.Name, what string, field func(*service) string) {
+func (u *update) contested(names []dataplane.ServiceName, what string, field func(*service) string) {
 	type claimant struct {
 		*placed
 		field string // "" if it is pinned
@@ -219,7 +219,7 @@ func (u *update) contested(names []spec.Name, what string, field func(*service) 
 		all = append(all, c)
 	}
 	slices.SortFunc(all, func(a, b claimant) int {
-		pinned := func(c claimant) int { return min(len(c.field), 1) } // what is pinned was there before
+		pinned := func(c claimant) int { return min(len(c.field), 1) } // pinned claims sort first, because they existed before
 		return cmp.Or(cmp.Compare(pinned(a), pinned(b)), compareOrigins(a.origin(), b.origin()))
 	})
 	for _, c := range all[1:] {
@@ -227,107 +227,94 @@ func (u *update) contested(names []spec.Name, what string, field func(*service) 
 	}
 }
 
-// vip is an address at which a Service is reached besides its ClusterIP.
-type vip struct {
-	addr     netip.Addr
-	port     int32
-	protocol corev1.Protocol
-}
-
-func vipsOf(svc *corev1.Service) []vip {
-	addrs := slices.Clone(svc.Spec.ExternalIPs)
-	for _, in := range svc.Status.LoadBalancer.Ingress {
-		if in.IP != "" {
-			addrs = append(addrs, in.IP)
-		}
-	}
-	var out []vip
-	for _, s := range addrs {
-		if a, err := netip.ParseAddr(s); err == nil {
-			for _, p := range svc.Spec.Ports {
-				if v := (vip{a, p.Port, p.Protocol}); !slices.Contains(out, v) {
-					out = append(out, v)
-				}
-			}
-		}
-	}
-	return out
-}
-
-// registerVIPs notes which Services share an external address and port. Those that share one with a dirty Service become
-// dirty themselves, since their notices change.
-func (u *update) registerVIPs() {
-	for _, name := range slices.Collect(maps.Keys(u.dirty)) {
-		if old, ok := u.tree.Get(spec.ServiceKey(name)); ok {
-			for _, v := range vipsOf(old.Object) {
-				rest := slices.DeleteFunc(slices.Clone(u.vips[v]), func(n spec.Name) bool { return n == name })
-				u.shareVIP(v, rest)
-			}
-		}
-		if e := u.entries[name]; e != nil && e.service != nil && e.service.service.proxied() {
-			for _, v := range vipsOf(e.service.service.base) {
-				all := append(slices.Clip(u.vips[v]), name)
-				slices.SortFunc(all, compareNames)
-				u.shareVIP(v, all)
-			}
-		}
-	}
-}
-
-func (u *update) shareVIP(v vip, names []spec.Name) {
-	for _, n := range u.vips[v] {
-		u.dirty[n] = true
-	}
-	if len(names) == 0 {
-		remove(&u.undo, u.vips, v)
-		return
-	}
-	put(&u.undo, u.vips, v, names)
-}
-
-func compareNames(a, b spec.Name) int {
+func compareNames(a, b dataplane.ServiceName) int {
 	if n := strings.Compare(a.Namespace, b.Namespace); n != 0 {
 		return n
 	}
 	return strings.Compare(a.Name, b.Name)
 }
 
-// build makes the dirty Services anew and returns the tree of all.
-func (u *update) build() *iradix.Tree[*spec.Service] {
-	txn := u.tree.Txn()
+// build makes the dirty Services again and returns all Services.
+func (u *update) build() (spec.Services, spec.ByName[spec.Slices]) {
+	all, loose := u.services.Edit(), u.slices.Edit()
 	for _, name := range slices.SortedFunc(maps.Keys(u.dirty), compareNames) {
-		key := spec.ServiceKey(name)
-		old, existed := txn.Get(key)
+		old := all.Get(name)
 		e := u.entries[name]
 		if e == nil || e.service == nil {
-			if existed {
-				txn.Delete(key)
+			if old != nil {
+				all.Delete(name)
 				u.changed = append(u.changed, name)
 			}
-			if e != nil {
-				put(&u.undo, u.orphan, name, true)
-			} else if u.orphan[name] {
-				remove(&u.undo, u.orphan, name)
+			had, has := loose.Get(name), u.looseSlices(e)
+			if u.leftOut(name) {
+				has = spec.Slices{}
 			}
+			if !sameSlices(had.List, has.List) && old == nil {
+				u.changed = append(u.changed, name)
+			}
+			if len(has.List) > 0 {
+				loose.Put(name, has)
+			} else {
+				loose.Delete(name)
+			}
+			u.pinnedForNone(name, e != nil && e.pin != nil && !u.leftOut(name))
 			continue
 		}
-		if u.orphan[name] {
-			remove(&u.undo, u.orphan, name)
-		}
+		loose.Delete(name)
+		u.pinnedForNone(name, false)
 		svc := u.service(name, e)
 		switch {
-		case !existed || !sameService(old, svc):
+		case old == nil || !sameService(old, svc):
 			u.changed = append(u.changed, name)
 		case old.Origin == svc.Origin:
 			e.service.service.base = old.Object
 			continue
 		}
-		txn.Insert(key, svc)
+		all.Put(name, svc)
 	}
-	return txn.Commit()
+	return all.Commit(), loose.Commit()
 }
 
-// pinned returns what is pinned for the Service, or nil.
+// looseSlices returns the slices of a Service that is not declared.
+func (u *update) looseSlices(e *entry) spec.Slices {
+	switch {
+	case e == nil:
+		return spec.Slices{}
+	case len(e.slices) > 0:
+		return spec.Slices{List: u.slicesOf(e), Origin: e.slices[0].origin(), Object: e.slices[0].id.String()}
+	case e.endpoints != nil:
+		return spec.Slices{List: u.slicesOf(e), Origin: e.endpoints.origin(), Object: e.endpoints.id.String()}
+	}
+	return spec.Slices{}
+}
+
+// slicesOf returns the slices of a Service, converting Endpoints if there are no others.
+func (u *update) slicesOf(e *entry) []*discoveryv1.EndpointSlice {
+	if len(e.slices) == 0 && e.endpoints != nil && e.endpoints.endpoints.Labels[discoveryv1.LabelSkipMirror] != "true" {
+		return u.decoder.intern.toSlices(e.endpoints.endpoints)
+	}
+	var all []*discoveryv1.EndpointSlice
+	for _, p := range e.slices {
+		all = append(all, p.slice)
+	}
+	return all
+}
+
+// pinnedForNone records whether values are pinned for a Service that does not exist.
+func (u *update) pinnedForNone(name dataplane.ServiceName, pinned bool) {
+	switch {
+	case pinned:
+		put(&u.undo, u.unusedPins, name, true)
+	case u.unusedPins[name]:
+		remove(&u.undo, u.unusedPins, name)
+	}
+}
+
+func sameSlices(a, b []*discoveryv1.EndpointSlice) bool {
+	return slices.EqualFunc(a, b, func(x, y *discoveryv1.EndpointSlice) bool { return x == y || reflect.DeepEqual(x, y) })
+}
+
+// pinned returns the pin of the Service, or nil.
 func (e *entry) pinned() *pin {
 	if e.pin == nil {
 		return nil
@@ -335,27 +322,20 @@ func (e *entry) pinned() *pin {
 	return e.pin.pin
 }
 
-// sameService says whether two Services differ in nothing but their place.
+// sameService reports whether two Services differ at most in their Origin.
 func sameService(a, b *spec.Service) bool {
-	return reflect.DeepEqual(a.Object, b.Object) && slices.Equal(a.Allocated, b.Allocated) && slices.EqualFunc(a.Slices, b.Slices, func(x, y *discoveryv1.EndpointSlice) bool {
-		return x == y || reflect.DeepEqual(x, y)
-	}) && slices.EqualFunc(a.Notices, b.Notices, func(x, y spec.Problem) bool {
+	return reflect.DeepEqual(a.Object, b.Object) && slices.Equal(a.Allocated, b.Allocated) && sameSlices(a.Slices, b.Slices) && slices.EqualFunc(a.Notices, b.Notices, func(x, y spec.Notice) bool {
 		x.Origin, y.Origin = spec.Origin{}, spec.Origin{}
 		return x == y
 	})
 }
 
 // service completes one Service.
-func (u *update) service(name spec.Name, e *entry) *spec.Service {
+func (u *update) service(name dataplane.ServiceName, e *entry) *spec.Service {
 	own := e.service.service
 	own.base = u.pools.complete(name, own, u.needs[name], e.pinned())
 	svc := &spec.Service{Name: name, Object: own.base, Allocated: u.pools.allocations(own, u.needs[name], e.pinned()), Origin: e.service.origin()}
-	for _, p := range e.slices {
-		svc.Slices = append(svc.Slices, p.slice)
-	}
-	if len(e.slices) == 0 && e.endpoints != nil && e.endpoints.endpoints.Labels[discoveryv1.LabelSkipMirror] != "true" {
-		svc.Slices = u.decoder.intern.toSlices(e.endpoints.endpoints)
-	}
+	svc.Slices = u.slicesOf(e)
 	if own.proxied() {
 		u.serviceNotices(svc, e)
 	}
@@ -363,54 +343,17 @@ func (u *update) service(name spec.Name, e *entry) *spec.Service {
 	return svc
 }
 
-// serviceNotices tells the author of a Service what will not work as it was probably meant.
+// serviceNotices adds notices about parts of a Service that probably do not work as its author meant, regardless of the
+// other sources.
 func (u *update) serviceNotices(svc *spec.Service, e *entry) {
-	notice := func(code spec.Code, field, detail string) {
-		svc.Notices = append(svc.Notices, spec.Problem{Origin: svc.Origin, Object: e.service.id.String(), Field: field, Detail: detail, Code: code})
+	notice := func(id spec.NoticeID, detail string) {
+		svc.Notices = append(svc.Notices, id.Notice(svc.Origin, e.service.id.String(), "", detail))
 	}
-	const ways = "add an EndpointSlice labelled kubernetes.io/service-name, or an Endpoints object of the same name, or let weir read them from an API server"
 	switch {
-	case len(svc.Slices) > 0 || len(e.slices) > 0:
-	case e.endpoints != nil && e.endpoints.endpoints.Labels[discoveryv1.LabelSkipMirror] == "true":
-		notice(spec.CodeNoEndpoints, "", "has no endpoints: its Endpoints object is labelled "+discoveryv1.LabelSkipMirror)
-	case e.endpoints != nil:
-		notice(spec.CodeNoEndpoints, "", "has no endpoints: its Endpoints object has no addresses")
-	case e.service.service.selects:
-		notice(spec.CodeNoEndpoints, "spec.selector", "selects nothing, since no controller is here to look for pods; programmed without endpoints: "+ways)
+	case len(svc.Slices) > 0 || e.endpoints == nil:
+	case e.endpoints.endpoints.Labels[discoveryv1.LabelSkipMirror] == "true":
+		notice(spec.NoReadyEndpoint, "has no endpoints: its Endpoints object is labelled "+discoveryv1.LabelSkipMirror)
 	default:
-		notice(spec.CodeNoEndpoints, "", "has no endpoints: "+ways)
+		notice(spec.NoReadyEndpoint, "has no endpoints: its Endpoints object has no addresses")
 	}
-	for _, s := range svc.Slices {
-		if f := corev1.IPFamily(s.AddressType); s.AddressType != discoveryv1.AddressTypeFQDN && !slices.Contains(svc.Object.Spec.IPFamilies, f) {
-			notice("", "spec.ipFamilies", fmt.Sprintf("EndpointSlice %s is not used, since the Service is not of family %s", s.Name, f))
-		}
-	}
-	for i, p := range svc.Object.Spec.Ports {
-		if missing, has := portMissing(svc.Slices, p.Name, p.Protocol); missing {
-			notice("", fmt.Sprintf("spec.ports[%d].name", i), fmt.Sprintf("no endpoints have a port with the name %q and protocol %s; they have %s", p.Name, p.Protocol, has))
-		}
-	}
-	for _, v := range vipsOf(svc.Object) {
-		for _, other := range u.vips[v] {
-			if other != svc.Name {
-				notice(spec.CodeSharedAddress, "", fmt.Sprintf("%s port %d/%s is also an address of Service %s; only one of them will be reached there", v.addr, v.port, v.protocol, other))
-			}
-		}
-	}
-}
-
-// portMissing says whether there are endpoints and none has the port, and what ports they have.
-func portMissing(all []*discoveryv1.EndpointSlice, name string, protocol corev1.Protocol) (missing bool, has string) {
-	var names []string
-	for _, s := range all {
-		for _, p := range s.Ports {
-			if *p.Name == name && *p.Protocol == protocol {
-				return false, ""
-			}
-			if n := fmt.Sprintf("%q (%s)", *p.Name, *p.Protocol); len(s.Endpoints) > 0 && !slices.Contains(names, n) && len(names) < 5 {
-				names = append(names, n)
-			}
-		}
-	}
-	return len(names) > 0, strings.Join(names, ", ")
 }

@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"weir/backends/dataplane"
 	"weir/spec"
 )
 
@@ -45,16 +46,16 @@ func TestComplete(t *testing.T) {
 	s := NewSet(Options{})
 	var files []File
 	for _, tt := range tests {
-		files = append(files, File{tt.name, []byte(yamlService(tt.name, tt.spec))})
+		files = append(files, File{Path: tt.name, Data: []byte(yamlService(tt.name, tt.spec))})
 	}
-	files = append(files, File{"dns", []byte(strings.Replace(yamlService("dns", "  type: NodePort\n"), "  - port: 80\n", "  - {name: u, port: 53, protocol: UDP}\n  - {name: t, port: 53, nodePort: 30053}\n", 1))})
+	files = append(files, File{Path: "dns", Data: []byte(strings.Replace(yamlService("dns", "  type: NodePort\n"), "  - port: 80\n", "  - {name: u, port: 53, protocol: UDP}\n  - {name: t, port: 53, nodePort: 30053}\n", 1))})
 	snap, _ := mustUpdate(t, s, files...)
 	for _, tt := range tests {
-		if got := show(snap.Service(name(tt.name))); got != tt.want {
+		if got := show(snap.Services.Get(name(tt.name))); got != tt.want {
 			t.Errorf("%s:\ngot  %s\nwant %s", tt.name, got, tt.want)
 		}
 	}
-	if got := show(snap.Service(name("dns"))); !strings.HasSuffix(got, " 53/UDP>53:30053 53/TCP>53:30053") {
+	if got := show(snap.Services.Get(name("dns"))); !strings.HasSuffix(got, " 53/UDP>53:30053 53/TCP>53:30053") {
 		t.Errorf("one port of two protocols: %s", got)
 	}
 }
@@ -62,18 +63,18 @@ func TestComplete(t *testing.T) {
 // TestNobodyMoves adds and removes a thousand Services around one.
 func TestNobodyMoves(t *testing.T) {
 	s := NewSet(Options{})
-	snap, _ := mustUpdate(t, s, File{"one", []byte(yamlService("one", "  type: NodePort\n"))})
-	want := show(snap.Service(name("one")))
+	snap, _ := mustUpdate(t, s, File{Path: "one", Data: []byte(yamlService("one", "  type: NodePort\n"))})
+	want := show(snap.Services.Get(name("one")))
 	var others []File
 	for i := range 1000 {
-		others = append(others, File{fmt.Sprint(i), []byte(yamlService(fmt.Sprintf("other-%d", i), ""))})
+		others = append(others, File{Path: fmt.Sprint(i), Data: []byte(yamlService(fmt.Sprintf("other-%d", i), ""))})
 	}
 	snap, delta := mustUpdate(t, s, others...)
-	if got := show(snap.Service(name("one"))); got != want || len(delta.Services) != 1000 {
+	if got := show(snap.Services.Get(name("one"))); got != want || len(delta.Services) != 1000 {
 		t.Errorf("moved from %s to %s; %d changed", want, got, len(delta.Services))
 	}
-	taken := map[string]spec.Name{}
-	for svc := range snap.Services() {
+	taken := map[string]dataplane.ServiceName{}
+	for svc := range snap.Services.All() {
 		ip := svc.Object.Spec.ClusterIP
 		if other, ok := taken[ip]; ok {
 			t.Errorf("%s and %s both have %s", svc.Name, other, ip)
@@ -94,23 +95,23 @@ func TestNobodyMoves(t *testing.T) {
 // TestSetValueWins sets by hand the address that another Service was allocated.
 func TestSetValueWins(t *testing.T) {
 	s := NewSet(Options{})
-	snap, _ := mustUpdate(t, s, File{"a", []byte(yamlService("a", ""))})
-	first := snap.Service(name("a")).Object.Spec.ClusterIP
-	snap, delta := mustUpdate(t, s, File{"b", []byte(yamlService("b", "  clusterIP: "+first+"\n"))})
-	if moved := snap.Service(name("a")).Object.Spec.ClusterIP; moved == first || len(delta.Services) != 2 {
+	snap, _ := mustUpdate(t, s, File{Path: "a", Data: []byte(yamlService("a", ""))})
+	first := snap.Services.Get(name("a")).Object.Spec.ClusterIP
+	snap, delta := mustUpdate(t, s, File{Path: "b", Data: []byte(yamlService("b", "  clusterIP: "+first+"\n"))})
+	if moved := snap.Services.Get(name("a")).Object.Spec.ClusterIP; moved == first || len(delta.Services) != 2 {
 		t.Errorf("a has %s, as it was set for b; changed %v", moved, delta.Services)
 	}
 	snap, _ = mustUpdate(t, s, File{Path: "b"})
-	if back := snap.Service(name("a")).Object.Spec.ClusterIP; back != first {
+	if back := snap.Services.Get(name("a")).Object.Spec.ClusterIP; back != first {
 		t.Errorf("a has %s after b is gone, had %s", back, first)
 	}
 }
 
 func TestServiceCIDRChanges(t *testing.T) {
 	s := NewSet(Options{})
-	mustUpdate(t, s, File{"a", []byte(yamlService("a", ""))})
-	snap, delta := mustUpdate(t, s, File{"w", []byte("apiVersion: weir/v1alpha1\nkind: WeirConfiguration\nserviceCIDRs: [fd00:1::/108, 172.20.0.0/16]\n")})
-	if got := snap.Service(name("a")).Object.Spec.ClusterIP; !strings.HasPrefix(got, "fd00:1::") || !delta.Config || len(delta.Services) != 1 {
+	mustUpdate(t, s, File{Path: "a", Data: []byte(yamlService("a", ""))})
+	snap, delta := mustUpdate(t, s, File{Path: "w", Data: []byte("apiVersion: weir/v1alpha1\nkind: WeirConfiguration\nserviceCIDRs: [fd00:1::/108, 172.20.0.0/16]\n")})
+	if got := snap.Services.Get(name("a")).Object.Spec.ClusterIP; !strings.HasPrefix(got, "fd00:1::") || !delta.Config || len(delta.Services) != 1 {
 		t.Errorf("%s, delta %v", got, delta)
 	}
 }
@@ -136,10 +137,10 @@ endpoints: [{addresses: [10.2.0.1]}]
 
 func TestEndpoints(t *testing.T) {
 	s := NewSet(Options{})
-	a := File{"a", []byte(yamlService("a", ""))}
-	snap, _ := mustUpdate(t, s, a, File{"e", []byte(endpointsYAML)})
+	a := File{Path: "a", Data: []byte(yamlService("a", ""))}
+	snap, _ := mustUpdate(t, s, a, File{Path: "e", Data: []byte(endpointsYAML)})
 	var got []string
-	for _, sl := range snap.Service(name("a")).Slices {
+	for _, sl := range snap.Services.Get(name("a")).Slices {
 		for _, e := range sl.Endpoints {
 			got = append(got, fmt.Sprintf("%s %v ready=%v port=%d", sl.AddressType, e.Addresses, *e.Conditions.Ready, *sl.Ports[0].Port))
 		}
@@ -148,18 +149,17 @@ func TestEndpoints(t *testing.T) {
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("got %q", got)
 	}
-	snap, delta := mustUpdate(t, s, File{"s", []byte(sliceYAML)})
-	if all := snap.Service(name("a")).Slices; len(all) != 1 || all[0].Name != "a-1" || len(delta.Services) != 1 {
+	snap, delta := mustUpdate(t, s, File{Path: "s", Data: []byte(sliceYAML)})
+	if all := snap.Services.Get(name("a")).Slices; len(all) != 1 || all[0].Name != "a-1" || len(delta.Services) != 1 {
 		t.Errorf("slices besides Endpoints: %d, delta %v", len(all), delta)
 	}
-	snap, _ = mustUpdate(t, s, File{Path: "s"}, File{"e", []byte(strings.Replace(endpointsYAML, "{name: a}", `{name: a, labels: {endpointslice.kubernetes.io/skip-mirror: "true"}}`, 1))})
-	if all := snap.Service(name("a")).Slices; len(all) != 0 {
+	snap, _ = mustUpdate(t, s, File{Path: "s"}, File{Path: "e", Data: []byte(strings.Replace(endpointsYAML, "{name: a}", `{name: a, labels: {endpointslice.kubernetes.io/skip-mirror: "true"}}`, 1))})
+	if all := snap.Services.Get(name("a")).Slices; len(all) != 0 {
 		t.Errorf("Endpoints that are not to be mirrored were: %v", all)
 	}
 }
 
 func TestNotices(t *testing.T) {
-	external := "  externalIPs: [203.0.113.5]\n"
 	tests := []struct {
 		name string
 		docs []string
@@ -170,23 +170,24 @@ func TestNotices(t *testing.T) {
 		{"no selector", []string{yamlService("a", "")}, "f.yaml:1: Service default/a: has no endpoints: add an EndpointSlice"},
 		{"headless", []string{yamlService("a", "  clusterIP: None\n  selector: {app: a}\n")}, ""},
 		{"port name", []string{strings.Replace(yamlService("a", ""), "- port", "- name: http\n    port", 1), sliceYAML}, `f.yaml:1: Service default/a: spec.ports[0].name: no endpoints have a port with the name "http" and protocol TCP; they have "" (TCP)`},
+		{"other target port", []string{strings.Replace(yamlService("a", ""), "- port: 80\n", "- {port: 80, targetPort: 9090}\n", 1), sliceYAML}, "f.yaml:1: Service default/a: spec.ports[0].targetPort: is 9090, and the endpoints have port 8080"},
+		{"same target port", []string{strings.Replace(yamlService("a", ""), "- port: 80\n", "- {port: 80, targetPort: 8080}\n", 1), sliceYAML}, ""},
+		{"named target port", []string{strings.Replace(yamlService("a", ""), "- port: 80\n", "- {port: 80, targetPort: http}\n", 1), sliceYAML}, ""},
 		{"family", []string{yamlService("a", "  ipFamilies: [IPv6]\n"), sliceYAML}, "f.yaml:1: Service default/a: spec.ipFamilies: EndpointSlice a-1 is not used"},
 		{"orphan", []string{yamlService("b", "  clusterIP: None\n"), sliceYAML}, "f.yaml:10: EndpointSlice default/a-1: belongs to Service default/a, which is not in the input"},
 		{"no label", []string{yamlService("b", "  clusterIP: None\n"), strings.Replace(sliceYAML, "  labels: {kubernetes.io/service-name: a}\n", "", 1)}, "metadata.labels[kubernetes.io/service-name]: is missing"},
-		{"external IP", []string{yamlService("a", external), yamlService("b", external), sliceYAML},
-			"f.yaml:1: Service default/a: 203.0.113.5 port 80/TCP is also an address of Service default/b"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			s := NewSet(Options{})
-			snap, _ := mustUpdate(t, s, File{"f.yaml", []byte(strings.Join(tt.docs, "---\n"))})
+			snap, _ := mustUpdate(t, s, File{Path: "f.yaml", Data: []byte(strings.Join(tt.docs, "---\n"))})
 			var all []string
-			for svc := range snap.Services() {
-				for _, n := range svc.Notices {
+			for svc := range snap.Services.All() {
+				for _, n := range svc.AllNotices() {
 					all = append(all, n.Error())
 				}
 			}
-			for _, n := range snap.Notices {
+			for _, n := range snap.AllNotices() {
 				all = append(all, n.Error())
 			}
 			got := strings.Join(all, "|")
@@ -200,12 +201,12 @@ func TestNotices(t *testing.T) {
 func TestNodes(t *testing.T) {
 	s := NewSet(Options{})
 	node := "apiVersion: v1\nkind: Node\nmetadata:\n  name: n1\n  labels: {topology.kubernetes.io/zone: z1, other: x}\nspec: {podCIDR: 10.244.1.0/24}\nstatus: {addresses: [{type: InternalIP, address: 192.168.0.1}]}\n"
-	snap, _ := mustUpdate(t, s, File{"a", []byte(yamlService("a", ""))}, File{"n", []byte(node)})
+	snap, _ := mustUpdate(t, s, File{Path: "a", Data: []byte(yamlService("a", ""))}, File{Path: "n", Data: []byte(node)})
 	n := snap.Nodes["n1"]
 	if n == nil || n.Labels[corev1.LabelTopologyZone] != "z1" || len(n.Labels) != 1 || fmt.Sprint(n.Spec.PodCIDRs) != "[10.244.1.0/24]" {
 		t.Errorf("%+v", n)
 	}
-	if _, delta := mustUpdate(t, s, File{"n", []byte(strings.Replace(node, "other: x", "other: z", 1))}); !delta.Empty() {
+	if _, delta := mustUpdate(t, s, File{Path: "n", Data: []byte(strings.Replace(node, "other: x", "other: z", 1))}); !delta.Empty() {
 		t.Errorf("a label that means nothing changed %v", delta)
 	}
 	if _, delta := mustUpdate(t, s, File{Path: "n"}); !delta.Nodes {

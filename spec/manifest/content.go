@@ -9,27 +9,30 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/maphash"
+	"net/netip"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	kjson "sigs.k8s.io/json"
 
+	"weir/backends/dataplane"
 	"weir/spec"
 	"weir/spec/config"
-	"weir/spec/yamlpos"
+	"weir/spec/document"
 )
 
 const (
-	// maxProblemsPerDocument keeps a hostile document from filling the memory with what is wrong with it.
+	// maxProblemsPerDocument limits the memory that the problems of a hostile document can take.
 	maxProblemsPerDocument = 100
-	// noKind is how documents that are no Kubernetes objects are counted.
-	noKind = "(no kind)"
-	// maxLookedUp bounds the bytes of a document that are searched for the lines of fields, since each search parses anew.
-	maxLookedUp = 4 << 20
+	// noKind is the name under which documents that are no Kubernetes objects are counted.
+	noKind = spec.SkippedNoKind
 	// template is reported once for a file.
 	template = "is a template that has not been rendered; give weir what it renders to (helm template, envsubst, ...), or keep it elsewhere"
 )
@@ -53,7 +56,7 @@ func (k kind) String() string {
 // objectID names an object. Nodes have no namespace.
 type objectID struct {
 	kind kind
-	name spec.Name
+	name dataplane.ServiceName
 }
 
 func (id objectID) String() string {
@@ -66,11 +69,11 @@ func (id objectID) String() string {
 	return fmt.Sprintf("%s %s", id.kind, id.name)
 }
 
-// object is one valid object of a document, with its defaults set as far as they depend on nothing else, and without what
-// resolving has no use for. It is immutable, but for service.base.
+// object is one valid object of a document. Defaults are set where they depend on nothing else, and fields that
+// resolving does not use are removed. It is immutable, except for service.base.
 type object struct {
 	id   objectID
-	line int // counted from the beginning of its document, from 1
+	line int // from the beginning of its document, counted from 1
 
 	service   *service
 	slice     *discoveryv1.EndpointSlice
@@ -82,312 +85,376 @@ type object struct {
 
 // configuration is a document that configures weir. At most one of proxy and weir is set.
 type configuration struct {
-	line  int // counted from the beginning of the document, from 1
+	line  int // from the beginning of the document, counted from 1
 	proxy *config.KubeProxy
-	weir  *spec.WeirConfiguration
+	// embedded reports whether it was written in a string of a ConfigMap.
+	embedded bool
+	weir     *spec.WeirConfiguration
+	// subnets are the service subnets of a ClusterConfiguration.
+	subnets []netip.Prefix
 }
 
-// content is what one document declares. All lines count from the beginning of the document, so that it stays valid
-// when the document moves within its file.
+// content is what one document declares. All lines count from the beginning of the document, so that content stays
+// valid when the document moves within its file.
 type content struct {
 	size int
 	hash uint64
+	// body is the hash of the text without its marker and the blanks around it.
+	body uint64
 
 	objects []*object
+	// ours reports whether it is of a kind that a Set reads, valid or not.
+	ours bool
 	*others
 
-	// raw is the document itself while an Update that brought it runs, for finding the lines of fields.
-	raw []byte
+	// text is the document's text while its Update runs. It serves to find the lines of fields.
+	text document.Text
 }
 
-// others is what few documents have besides objects. Those that have none of it share noOthers, which saves memory.
+// others is what few documents have besides objects. Documents without any of it share noOthers, which saves memory.
 type others struct {
-	config   *configuration
-	lock     bool // it is an AllocationLock
-	problems []spec.Problem
-	notices  []spec.Problem
-	// skipped counts objects of other kinds; nil for none.
-	skipped map[string]int
+	config *configuration
+	lock   bool // it is an AllocationLock
+	chart  bool // it describes a Helm chart
+	// kustomization is the kustomization that it is, or nil.
+	kustomization *kustomization
+	problems      []spec.Problem
+	notices       []spec.Notice
+	// skipped are the objects of other kinds.
+	skipped []spec.Skipped
+	// unchosen are the Services that were left out.
+	unchosen []dataplane.ServiceName
+	// aside are the problems of a document that is skipped because of them.
+	aside []spec.Problem
 }
 
 var noOthers = &others{}
 
 func (o *others) none() bool {
-	return o.config == nil && !o.lock && len(o.problems)+len(o.notices)+len(o.skipped) == 0
+	return o.config == nil && !o.lock && !o.chart && o.kustomization == nil && len(o.problems)+len(o.notices)+len(o.skipped)+len(o.aside)+len(o.unchosen) == 0
 }
+
+// declares reports whether the document holds anything that a Set uses.
+func (c *content) declares() bool { return len(c.objects) > 0 || c.config != nil || c.lock }
 
 // decoder decodes documents. It is safe for concurrent use.
 type decoder struct {
 	seed   maphash.Seed
 	intern *interner
-	// ignoreConfig says, for a path, that configuration in that file does not count.
-	ignoreConfig func(path string) bool
+	// configFile is the file named with --config, or "".
+	configFile string
+	// lockFile is the file named with --lock, or "".
+	lockFile string
+	// strict refuses documents of every kind.
+	strict bool
+	// namespace is the only one that is used, and that of objects that name none; "" stands for all.
+	namespace string
+	// selector chooses Services; nil chooses all.
+	selector labels.Selector
 }
 
-// document decodes one document.
-type document struct {
+// ignoreConfig reports whether configuration in the file of that path is ignored.
+func (d *decoder) ignoreConfig(path string) bool { return d.configFile != "" && path != d.configFile }
+
+// named reports whether the user named the file of that path for what it holds.
+func (d *decoder) named(path string) bool {
+	return d.configFile != "" && path == d.configFile || d.lockFile != "" && path == d.lockFile
+}
+
+// decoding is the decoding of one document.
+type decoding struct {
 	*decoder
 	path string
-	text text
+	text document.Text
 	out  *content
-	// lookedUp counts the bytes that were searched for the lines of fields.
-	lookedUp int
+	// isObject reports whether the document is an object, and ours whether it is of a kind that a Set reads.
+	isObject, ours bool
+	// known reports whether its kind is surely one that a Set reads, so that its fields may be named.
+	known bool
+	// foreignItems are the items of a List that are of other kinds.
+	foreignItems []string
 }
 
-func (d *decoder) decode(path string, t text, hash uint64) *content {
-	doc := &document{decoder: d, path: path, text: t, out: &content{size: len(t.data), hash: hash, others: &others{}, raw: t.data}}
-	doc.decode()
-	doc.unrendered()
-	if doc.out.none() {
-		doc.out.others = noOthers
+// decode decodes a document. Lines count from its own first line.
+func (d *decoder) decode(path string, t document.Text, hash uint64) *content {
+	t.Line = 1
+	in := &decoding{decoder: d, path: path, text: t, out: &content{size: len(t.Data), hash: hash, body: maphash.Bytes(d.seed, t.Body()), others: &others{}, text: t}}
+	in.decode()
+	in.unrendered()
+	in.setAside()
+	in.out.ours = in.ours
+	if in.out.none() {
+		in.out.others = noOthers
 	}
-	return doc.out
+	return in.out
 }
 
-// header is what tells documents apart.
+// header holds the fields that identify a document's kind.
 type header struct {
 	APIVersion json.RawMessage `json:"apiVersion"`
 	Kind       json.RawMessage `json:"kind"`
 	Metadata   json.RawMessage `json:"metadata"`
 }
 
-func (d *document) decode() {
-	data, problems := toJSON(d.text)
-	for _, p := range problems {
-		d.problemAt(p.line, "", p.field, p.detail)
+func (d *decoding) decode() {
+	doc := document.Parse(d.text)
+	if data := doc.JSON(); len(data) > 0 && data[0] == '{' {
+		d.isObject = true
+		d.object(doc, header{}, "")
+	} else if data != nil {
+		d.notAnObject(doc)
 	}
-	if data == nil {
-		return
+	if d.out.config == nil || d.out.config.embedded { // a problem in the header of a configuration was reported with it
+		for _, p := range doc.Problems() {
+			if !slices.ContainsFunc(d.foreignItems, func(item string) bool { return strings.HasPrefix(p.Field, item) }) {
+				if !d.known || d.out.config == nil && slices.ContainsFunc(d.out.skipped, func(s spec.Skipped) bool { return s.Kind != kubeadmKind }) {
+					p.Field = "" // the keys of a document of another kind are not printed
+				}
+				d.problemAt(p.Line, "", p.Field, p.Detail)
+			}
+		}
 	}
-	if data[0] != '{' {
-		d.notAnObject(data)
-		return
-	}
-	d.object(data, d.place(d.firstLine(), 1, "", d.text.data), "")
 }
 
-func (d *document) notAnObject(data []byte) {
+// setAside skips a document with problems that can be of no kind that a Set reads.
+func (d *decoding) setAside() {
+	o := d.out.others
+	switch {
+	case len(o.problems) == 0 || d.strict || d.named(d.path):
+		return
+	case d.isObject && d.ours, !d.isObject && mayBeOurs(d.text.Data):
+		return
+	}
+	first := o.problems[0]
+	o.aside, o.problems = o.problems, nil
+	if len(o.skipped) == 0 {
+		kind := noKind
+		if m := topKind.FindSubmatch(d.text.Data); m != nil && len(m[1]) > 0 {
+			kind = string(m[1])
+		}
+		d.skip(kind, first.Origin.Line)
+	}
+	o.skipped[0].Reason = first.Detail
+	if first.Field != "" && d.known {
+		o.skipped[0].Reason = first.Field + ": " + first.Detail
+	}
+}
+
+func (d *decoding) notAnObject(doc *document.Document) {
+	data := string(doc.JSON())
 	switch {
 	case data[0] == '[':
-		d.skip(noKind)
-	case bytes.HasPrefix(d.text.data, []byte("version https://git-lfs")):
+		d.skip(noKind, doc.Start())
+	case bytes.HasPrefix(d.text.Data, []byte("version https://git-lfs")):
 		d.problemAt(1, "", "", "is a Git LFS pointer; run git lfs pull to have the file itself")
-	case string(data) != "null":
-		d.problemAt(d.firstLine(), "", "", "is not a Kubernetes object: it has no fields, only "+quote(strings.Trim(string(data), `"`)))
+	case data != "null":
+		d.problemAt(doc.Start(), "", "", "is not a Kubernetes object: it has no fields")
 	}
 }
 
-// firstLine is the line of the document's first field.
-func (d *document) firstLine() int {
-	n := 0
-	for line := range bytes.Lines(d.text.data) {
-		n++
-		line = bytes.TrimSpace(line)
-		if len(line) > 0 && line[0] != '#' && line[0] != '%' && !(isMarker(line, "---") && len(bytes.TrimSpace(bytes.TrimLeft(line, "-"))) == 0) {
-			return n
-		}
-	}
-	return 1
-}
-
-// place says where in its document an object is written.
-type place struct {
-	line int
-	find func(field string) int
-}
-
-// place returns the place of an object that begins on a line. Its fields are to be looked for, below prefix, in text that
-// begins on textLine.
-func (d *document) place(line, textLine int, prefix string, text []byte) place {
-	return place{line: line, find: func(field string) int {
-		if d.lookedUp += len(text); d.lookedUp > maxLookedUp {
-			return line
-		}
-		return yamlpos.Line(text, textLine, prefix+field)
-	}}
-}
-
-// object takes in an object, or the objects of a List.
-func (d *document) object(data []byte, at place, within string) {
+// object takes an object, or the objects of a List. An object without a kind has the implied header.
+func (d *decoding) object(at *document.Document, implied header, within string) {
 	var h header
-	if err := kjson.UnmarshalCaseSensitivePreserveInts(data, &h); err != nil {
-		d.problemAt(at.line, "", within, "is not an object: "+err.Error())
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(at.JSON(), &h); err != nil {
+		d.problemAt(at.Start(), "", within, "is not an object: "+err.Error())
 		return
+	}
+	if h.APIVersion == nil && h.Kind == nil {
+		h.APIVersion, h.Kind = implied.APIVersion, implied.Kind
 	}
 	apiVersion, okVersion := unquoteJSON(h.APIVersion)
 	name, okKind := unquoteJSON(h.Kind)
+	if !d.strict && within == "" && okKind && apiVersion == "" && onlyNamed(name, at.JSON()) {
+		d.problemAt(at.Start(), "", "", "has the kind of one of weir's, no apiVersion, and no field of such an object")
+		return
+	}
+	ours := d.strict || okKind && isOurs(apiVersion, name) || !okKind && names(h.Kind)
+	d.ours = d.ours || ours
+	d.known = d.known || okKind && isOurs(apiVersion, name)
+	if !ours && within != "" {
+		d.foreignItems = append(d.foreignItems, within)
+	}
 	if !okVersion || !okKind {
-		d.problemAt(at.line, "", within, "apiVersion and kind must be strings")
+		d.fault(ours, at.Start(), noKind, "", within, "apiVersion and kind must be strings")
 		return
 	}
 	base := filepath.Base(d.path)
 	switch {
 	case name == "" && base == "Chart.yaml" && h.Metadata == nil:
-		d.notRendered(at.line, "Helm chart", "is not rendered here, and its templates are not read: give weir what helm template makes of it")
-	case name == "Kustomization" || base == "kustomization.yaml" || base == "kustomization.yml":
-		d.notRendered(at.line, "Kustomization", "is not built here, and what it refers to is read as it is: give weir what kustomize build makes of it if it changes Services")
-	case name == "" && (apiVersion != "" && h.Metadata != nil || hasName(h.Metadata)):
-		d.problemAt(at.line, "", "kind", "is missing")
+		d.out.chart = true
+		d.skip(spec.SkippedChart, at.Start())
+	case within == "" && d.isKustomization(apiVersion, name):
+		d.kustomization(at)
+	case name == "" && within == "" && groupOf(apiVersion) != nil && groupOf(apiVersion).closed:
+		d.ours = true
+		d.problemAt(at.Start(), "", "kind", "is missing")
+	case name == "" && h.Metadata != nil && (apiVersion != "" && groupOf(apiVersion) != nil || d.strict && (apiVersion != "" || hasName(h.Metadata))):
+		d.ours = true
+		d.problemAt(at.Start(), "", "kind", "is missing")
 	case name == "":
-		d.skip(noKind)
+		d.skip(noKind, at.Start())
 	case config.IsKubeProxy(name), config.IsWeir(name):
-		d.config(name, config.Doc{File: d.path, Line: 1, Bytes: d.text.data}, at, within)
+		d.config(name, config.Doc{File: d.path, Document: at}, at, within)
 	case name == spec.LockKind:
-		d.lock(data, at, within)
+		d.lock(at, within)
+	case name == kubeadmKind && strings.HasPrefix(apiVersion, kubeadmGroup+"/") && within == "":
+		d.kubeadm(at)
 	case name == "ConfigMap" && apiVersion == "v1":
 		d.configMap(at, within)
 	case apiVersion == "":
-		d.problemAt(at.line, printable(name), "apiVersion", "is missing")
+		d.fault(ours, at.Start(), name, kindName(name), "apiVersion", "is missing")
 	default:
-		d.byKind(data, apiVersion, name, at, within)
+		d.byKind(apiVersion, name, h.Metadata, at, within)
 	}
 }
 
-func (d *document) byKind(data []byte, apiVersion, name string, at place, within string) {
+// fault reports a problem of an object that is ours, and skips any other.
+func (d *decoding) fault(ours bool, line int, kind, object, field, detail string) {
+	if ours {
+		d.problemAt(line, object, field, detail)
+		return
+	}
+	d.skip(kind, line)
+}
+
+func (d *decoding) byKind(apiVersion, name string, metadata json.RawMessage, at *document.Document, within string) {
+	if namespaced := apiVersion+" "+name != "v1 Node"; namespaced && isOurs(apiVersion, name) && d.leaveOut(name, metadata, at.Start()) {
+		return
+	}
 	switch apiVersion + " " + name {
 	case "v1 Service":
-		d.service(data, at)
+		d.service(at)
 	case "v1 Endpoints":
-		d.endpoints(data, at)
+		d.endpoints(at)
 	case "discovery.k8s.io/v1 EndpointSlice":
-		d.slice(data, at)
+		d.slice(at)
 	case "v1 Node":
-		d.node(data, at)
+		d.node(at)
 	case "v1 List", "v1 ServiceList", "v1 EndpointsList", "v1 NodeList", "discovery.k8s.io/v1 EndpointSliceList":
 		if within != "" {
-			d.problemAt(at.line, name, within, "is a List within a List")
+			d.problemAt(at.Start(), name, within, "is a List within a List")
 			return
 		}
-		d.list(data, apiVersion, name)
+		d.list(at, apiVersion, name)
 	default:
-		if hint := mistaken(apiVersion, name); hint != "" {
-			d.problemAt(at.find("apiVersion"), printable(name), "apiVersion", fmt.Sprintf("%s, kind %s: %s", quote(apiVersion), quote(name), hint))
+		if field, hint := misspelt(apiVersion, name); hint != "" {
+			d.problemAt(at.Line(field), document.Printable(name), field, fmt.Sprintf("%s, kind %s: %s", document.Quote(apiVersion), document.Quote(name), hint))
 			return
 		}
-		d.skip(name)
+		d.skip(name, at.Start())
 	}
 }
 
-// mistaken says what is wrong with a kind that was surely meant to be one of those understood, or "".
-func mistaken(apiVersion, name string) string {
-	group, _, grouped := strings.Cut(apiVersion, "/")
-	if !grouped {
-		group = ""
-	}
-	for _, known := range []struct{ group, version, kind string }{
-		{"", "v1", "Service"}, {"", "v1", "Endpoints"}, {"", "v1", "Node"}, {"", "v1", "List"},
-		{"discovery.k8s.io", "v1", "EndpointSlice"},
-	} {
-		version := known.version
-		if known.group != "" {
-			version = known.group + "/" + known.version
-		}
-		switch {
-		case known.kind == "EndpointSlice" && name == known.kind && strings.HasPrefix(apiVersion, "discovery.k8s.io/v1beta"):
-			return "is an old version; write discovery.k8s.io/v1 and move each endpoint's topology to its nodeName and zone"
-		case name == known.kind && known.kind == "EndpointSlice" && apiVersion != version, name == known.kind && group == "" && apiVersion != version:
-			return "must be apiVersion " + version
-		case name != known.kind && strings.EqualFold(name, known.kind) && apiVersion == version:
-			return "must be kind " + known.kind
-		}
-	}
-	return ""
-}
-
-// list takes in the items of a List.
-func (d *document) list(data []byte, apiVersion, name string) {
+// list takes the items of a List.
+func (d *decoding) list(doc *document.Document, apiVersion, name string) {
 	var list struct {
 		metav1.TypeMeta `json:",inline"`
 		Metadata        json.RawMessage   `json:"metadata"`
 		Items           []json.RawMessage `json:"items"`
 	}
-	whole := d.place(d.firstLine(), 1, "", d.text.data)
-	for _, p := range decodeStrict(data, &list) {
-		d.problemAt(whole.find(p.field), name, p.field, p.detail)
+	for _, p := range doc.Decode(&list) {
+		d.problemAt(p.Line, name, p.Field, p.Detail)
 	}
-	if len(list.Items) == 0 {
-		return
+	var implied header
+	if name != "List" { // the API leaves out the kind of items in its own lists
+		implied = header{APIVersion: quoteJSON(apiVersion), Kind: quoteJSON(strings.TrimSuffix(name, "List"))}
 	}
-	places := d.itemPlaces("items")
-	for i, item := range list.Items {
+	for i, item := range doc.Items("items") {
 		if len(d.out.problems) >= maxProblemsPerDocument {
 			return
 		}
 		within := fmt.Sprintf("items[%d]", i)
-		at := whole
-		if i < len(places) {
-			at = places[i]
-		}
-		if len(item) == 0 || item[0] != '{' {
-			d.problemAt(at.line, name, within, "is not an object")
+		if item.JSON()[0] != '{' {
+			d.problemAt(item.Start(), name, within, "is not an object")
 			continue
 		}
-		if name != "List" { // the API leaves the kind out of the items of its own lists
-			item = withKind(item, apiVersion, strings.TrimSuffix(name, "List"))
-		}
-		d.object(item, at, within)
+		d.object(item, implied, within)
 	}
 }
 
-// withKind gives an object an apiVersion and kind, if it has no kind.
-func withKind(item []byte, apiVersion, name string) []byte {
-	var meta metav1.TypeMeta
-	if kjson.UnmarshalCaseSensitivePreserveInts(item, &meta) != nil || meta.Kind != "" || meta.APIVersion != "" {
-		return item
-	}
-	head := fmt.Sprintf(`{"apiVersion":%q,"kind":%q`, apiVersion, name)
-	rest := bytes.TrimSpace(item[1:])
-	if len(rest) > 0 && rest[0] != '}' {
-		head += ","
-	}
-	return append([]byte(head), rest...)
-}
-
-func (d *document) config(name string, doc config.Doc, at place, within string) {
+func (d *decoding) config(name string, doc config.Doc, at *document.Document, within string) {
+	d.ours = true
 	switch {
 	case d.ignoreConfig(d.path):
-		d.notice(at.line, name, "is ignored, since --config names another file")
-		d.skip(name)
+		d.out.notices = append(d.out.notices, spec.SettingIgnored.Notice(spec.Origin{File: d.path, Line: at.Start()}, name, "", "is ignored, since --config names another file"))
+		d.skip(name, at.Start())
 	case within != "":
-		d.problemAt(at.line, name, within, "must be a document of its own, not part of a List")
+		d.problemAt(at.Start(), name, within, "must be a document of its own, not part of a List")
 	case config.IsWeir(name):
 		c, errs := config.DecodeWeir(doc)
-		d.out.config = &configuration{line: at.line, weir: &c}
+		d.out.config = &configuration{line: at.Start(), weir: &c}
 		d.out.problems = append(d.out.problems, errs...)
 	default:
 		c, warnings, errs := config.Decode(doc)
-		d.out.config = &configuration{line: at.line, proxy: c}
+		d.out.config = &configuration{line: at.Start(), proxy: c, embedded: doc.Document != at}
 		d.out.notices = append(d.out.notices, warnings...)
 		d.out.problems = append(d.out.problems, errs...)
 	}
 }
 
 // configMap looks for kubeadm's ConfigMap, which holds a KubeProxyConfiguration.
-func (d *document) configMap(at place, within string) {
-	doc := config.Doc{File: d.path, Line: 1, Bytes: d.text.data}
-	if within == "" && bytes.Contains(d.text.data, []byte(config.KubeProxyKind)) {
+func (d *decoding) configMap(at *document.Document, within string) {
+	doc := config.Doc{File: d.path, Document: at}
+	if within == "" && carriesConfig(d.text.Data) {
 		if inner, ok := config.FromConfigMap(doc); ok {
 			d.config(config.KubeProxyKind, inner, at, within)
 			return
 		}
+		if inner, ok := config.Carried(doc); ok && !d.ignoreConfig(d.path) && d.misspeltConfig(inner) {
+			return
+		}
 	}
-	d.skip("ConfigMap")
-}
-
-func (d *document) skip(name string) {
-	if d.out.skipped == nil {
-		d.out.skipped = map[string]int{}
+	if within == "" && bytes.Contains(d.text.Data, []byte(kubeadmKind)) && at.String("metadata.name") == "kubeadm-config" {
+		if text, ok := at.Embedded("data." + kubeadmKind); ok {
+			inner := document.Parse(text)
+			for _, p := range inner.Problems() {
+				d.ours = true
+				d.problemAt(p.Line, kubeadmKind, p.Field, p.Detail)
+			}
+			if inner.JSON() != nil {
+				d.kubeadm(inner)
+				return
+			}
+			d.skip(kubeadmKind, at.Start())
+			return
+		}
 	}
-	d.out.skipped[printable(name)]++
+	d.skip("ConfigMap", at.Start())
 }
 
-// notRendered skips a document that says how manifests are made.
-func (d *document) notRendered(line int, what, detail string) {
-	d.out.notices = append(d.out.notices, spec.Problem{Origin: spec.Origin{File: d.path, Line: line}, Object: what, Detail: detail, Code: spec.CodeNotRendered})
-	d.skip(what)
+// misspeltConfig reports a document in a ConfigMap that is of no kind, but surely meant to be a KubeProxyConfiguration.
+func (d *decoding) misspeltConfig(at config.Doc) bool {
+	apiVersion, kind := at.String("apiVersion"), at.String("kind")
+	own := groupOf(config.KubeProxyAPIVersion)
+	switch {
+	case groupOf(apiVersion) == own && kind == "" && at.JSON() != nil:
+		d.problemAt(at.Start(), "ConfigMap", "kind", "is missing in "+config.ConfigMapKey+"; write "+config.KubeProxyKind)
+	case groupOf(apiVersion) == own || own.nearest(kind) != "":
+		_, hint := misspelt(config.KubeProxyAPIVersion, kind)
+		d.problemAt(at.Line("kind"), "ConfigMap", "kind", fmt.Sprintf("%s, kind %s: %s", document.Quote(apiVersion), document.Quote(kind), hint))
+	default:
+		return false
+	}
+	d.ours = true
+	return true
 }
 
-// hasName says whether this is the metadata of an object.
+func (d *decoding) skip(kind string, line int) {
+	kind = d.intern.string(kindName(kind))
+	d.out.skipped = append(d.out.skipped, spec.Skipped{Origin: spec.Origin{Line: line}, Kind: kind})
+}
+
+var kindForm = regexp.MustCompile(`^[A-Z][A-Za-z0-9]{1,62}$`)
+
+// kindName returns the kind of a document if it has the form of one. Anything else may be a secret.
+func kindName(name string) string {
+	if name == spec.SkippedChart || kindForm.MatchString(name) {
+		return name
+	}
+	return noKind
+}
+
+// hasName reports whether this is the metadata of an object, which has a name.
 func hasName(metadata json.RawMessage) bool {
 	var m struct {
 		Name *string `json:"name"`
@@ -395,11 +462,7 @@ func hasName(metadata json.RawMessage) bool {
 	return json.Unmarshal(metadata, &m) == nil && m.Name != nil
 }
 
-func (d *document) notice(line int, object, detail string) {
-	d.out.notices = append(d.out.notices, spec.Problem{Origin: spec.Origin{File: d.path, Line: line}, Object: object, Detail: detail})
-}
-
-func (d *document) problemAt(line int, object, field, detail string) {
+func (d *decoding) problemAt(line int, object, field, detail string) {
 	switch n := len(d.out.problems); {
 	case n == maxProblemsPerDocument:
 		object, field, detail = "", "", "and more problems in this document"
@@ -407,19 +470,16 @@ func (d *document) problemAt(line int, object, field, detail string) {
 		return
 	}
 	d.out.problems = append(d.out.problems, spec.Problem{
-		Origin: spec.Origin{File: d.path, Line: line}, Object: object, Field: printable(field), Detail: detail,
+		Origin: spec.Origin{File: d.path, Line: line}, Object: object, Field: document.Printable(field), Detail: detail,
 	})
 }
 
-// unrendered replaces what is wrong with a template that nobody rendered, or with a merge that nobody finished, by what is
-// really wrong with it.
-func (d *document) unrendered() {
+// unrendered replaces the problems of an unrendered template, or of an unfinished merge, by the real cause.
+func (d *decoding) unrendered() {
 	if len(d.out.problems) == 0 {
 		return
 	}
-	line := 0
-	for l := range bytes.Lines(d.text.data) {
-		line++
+	for line, l := range d.text.Lines {
 		switch {
 		case bytes.HasPrefix(l, []byte("<<<<<<< ")):
 			d.replaceProblems(line, "has the conflict markers of a Git merge that was not finished")
@@ -431,31 +491,33 @@ func (d *document) unrendered() {
 	}
 }
 
-// isTemplate says whether a line has the syntax of Go templates or Jinja.
+// isTemplate reports whether a line has the syntax of Go templates or Jinja.
 func isTemplate(line []byte) bool {
 	return bytes.Contains(line, []byte("{{")) || bytes.HasPrefix(bytes.TrimSpace(line), []byte("{%"))
 }
 
-// isSubstituted says whether a line has the syntax of envsubst or ytt, which is also that of shell scripts and comments.
+// isSubstituted reports whether a line has the syntax of envsubst or ytt. Shell scripts and comments may have it too.
 func isSubstituted(line []byte) bool {
 	return bytes.Contains(line, []byte("${")) || bytes.Contains(line, []byte("#@ "))
 }
 
-// atFault says whether a line with template syntax is what a problem is about.
-func (d *document) atFault(line int) bool {
+// atFault reports whether a problem is due to this line with template syntax.
+func (d *decoding) atFault(line int) bool {
 	return d.blamed(line) || slices.ContainsFunc(d.out.problems, func(p spec.Problem) bool { return strings.HasPrefix(p.Detail, "not YAML") })
 }
 
-// blamed says whether a problem is on a line.
-func (d *document) blamed(line int) bool {
+// blamed reports whether a problem is on this line.
+func (d *decoding) blamed(line int) bool {
 	return slices.ContainsFunc(d.out.problems, func(p spec.Problem) bool { return p.Origin.Line == line })
 }
 
-func (d *document) replaceProblems(line int, detail string) {
+func (d *decoding) replaceProblems(line int, detail string) {
 	d.out.problems = []spec.Problem{{Origin: spec.Origin{File: d.path, Line: line}, Detail: detail}}
 }
 
-// unquoteJSON returns the string that a field holds, "" if there is no field.
+func quoteJSON(s string) json.RawMessage { return json.RawMessage(strconv.Quote(s)) }
+
+// unquoteJSON returns the string that a field holds, or "" if there is no field.
 func unquoteJSON(raw json.RawMessage) (s string, ok bool) {
 	if raw == nil {
 		return "", true

@@ -15,7 +15,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilvalidation "k8s.io/apimachinery/pkg/util/validation"
 
+	"weir/backends/dataplane"
 	"weir/spec"
+	"weir/spec/document"
 )
 
 // The API server's limits.
@@ -26,22 +28,22 @@ const (
 	maxHints         = 8
 )
 
-// slice takes in an EndpointSlice.
-func (d *document) slice(data []byte, at place) {
+// slice takes an EndpointSlice.
+func (d *decoding) slice(at *document.Document) {
 	var s discoveryv1.EndpointSlice
-	shape := decodeStrict(data, &s)
-	v := &validator{}
+	shape := at.Decode(&s)
+	v := &validator{namespace: d.namespace}
 	v.meta(&s.ObjectMeta, true, utilvalidation.IsDNS1123Subdomain)
 	if name, ok := s.Labels[discoveryv1.LabelServiceName]; !ok {
-		v.notice("is missing, so that the slice belongs to no Service", "metadata.labels[%s]", discoveryv1.LabelServiceName)
+		v.notice(spec.UnusedEndpoints, "is missing, so that the slice belongs to no Service", "metadata.labels[%s]", discoveryv1.LabelServiceName)
 	} else {
 		v.addAll(utilvalidation.IsDNS1123Label(name), name, "metadata.labels[%s]", discoveryv1.LabelServiceName)
 	}
 	v.slice(&s)
-	id := objectID{kindSlice, spec.Name{Namespace: d.intern.string(s.Namespace), Name: s.Name}}
+	id := objectID{kindSlice, dataplane.ServiceName{Namespace: d.intern.string(s.Namespace), Name: s.Name}}
 	if d.accept(id, at, shape, v) {
 		service := d.intern.string(s.Labels[discoveryv1.LabelServiceName])
-		d.out.objects = append(d.out.objects, &object{id: id, line: at.line, slice: d.trimSlice(&s), sliceOf: service})
+		d.out.objects = append(d.out.objects, &object{id: id, line: at.Start(), slice: d.trimSlice(&s), sliceOf: service})
 	}
 }
 
@@ -50,7 +52,7 @@ func (v *validator) slice(s *discoveryv1.EndpointSlice) {
 	case "":
 		v.add("is missing: IPv4 or IPv6", "addressType")
 	case discoveryv1.AddressTypeFQDN:
-		v.notice("is FQDN; endpoints that are names are not programmed", "addressType")
+		v.notice(spec.EndpointsSkipped, "is FQDN; endpoints that are names are not programmed", "addressType")
 	default:
 		v.oneOf(string(s.AddressType), []string{"IPv4", "IPv6", "FQDN"}, "addressType")
 	}
@@ -82,18 +84,18 @@ func (v *validator) slice(s *discoveryv1.EndpointSlice) {
 	}
 }
 
-// portName validates the name of one endpoint port, by which Service ports find it.
+// portName validates the name of one endpoint port. Service ports find endpoint ports by it.
 func (v *validator) portName(name string, seen map[string]int, path string, args ...any) {
 	if name != "" {
 		v.addAll(utilvalidation.IsDNS1123Label(name), name, path, args...)
 	}
 	if first, ok := seen[name]; ok {
-		v.add(fmt.Sprintf("%s is also the name of the port at index %d", quote(name), first), path, args...)
+		v.add(fmt.Sprintf("%s is also the name of the port at index %d", document.Quote(name), first), path, args...)
 	}
 	seen[name] = len(seen)
 }
 
-// appProtocol validates a field that means nothing to a proxy.
+// appProtocol validates a field that a proxy does not use.
 func (v *validator) appProtocol(name *string, path string, args ...any) {
 	if name != nil {
 		v.addAll(utilvalidation.IsQualifiedName(*name), *name, path, args...)
@@ -101,25 +103,7 @@ func (v *validator) appProtocol(name *string, path string, args ...any) {
 }
 
 func (v *validator) endpoint(e *discoveryv1.Endpoint, family discoveryv1.AddressType, i int) {
-	switch n := len(e.Addresses); {
-	case n == 0:
-		v.add("is missing: an endpoint needs an address", "endpoints[%d].addresses", i)
-	case n > maxAddresses:
-		v.add(fmt.Sprintf("has %d addresses, more than %d", n, maxAddresses), "endpoints[%d].addresses", i)
-		return
-	case n > 1 && family != discoveryv1.AddressTypeFQDN:
-		v.notice("has several addresses, of which only the first is used; give each an endpoint of its own", "endpoints[%d].addresses", i)
-	}
-	for j, s := range e.Addresses {
-		if family == discoveryv1.AddressTypeFQDN {
-			v.addAll(utilvalidation.IsDNS1123Subdomain(s), s, "endpoints[%d].addresses[%d]", i, j)
-			continue
-		}
-		a, ok := v.plainAddress(s, "endpoints[%d].addresses[%d]", i, j)
-		if known := family == discoveryv1.AddressTypeIPv4 || family == discoveryv1.AddressTypeIPv6; ok && known && string(familyOf(a)) != string(family) {
-			v.add(fmt.Sprintf("%s is an %s address in a slice of addressType %s", a, familyOf(a), family), "endpoints[%d].addresses[%d]", i, j)
-		}
-	}
+	v.sliceAddresses(e, family, i)
 	if e.Hostname != nil {
 		v.addAll(utilvalidation.IsDNS1123Label(*e.Hostname), *e.Hostname, "endpoints[%d].hostname", i)
 	}
@@ -131,6 +115,28 @@ func (v *validator) endpoint(e *discoveryv1.Endpoint, family discoveryv1.Address
 	}
 	if e.Hints != nil {
 		v.hints(e.Hints, i)
+	}
+}
+
+func (v *validator) sliceAddresses(e *discoveryv1.Endpoint, family discoveryv1.AddressType, i int) {
+	switch n := len(e.Addresses); {
+	case n == 0:
+		v.add("is missing: an endpoint needs an address", "endpoints[%d].addresses", i)
+	case n > maxAddresses:
+		v.add(fmt.Sprintf("has %d addresses, more than %d", n, maxAddresses), "endpoints[%d].addresses", i)
+		return
+	case n > 1 && family != discoveryv1.AddressTypeFQDN:
+		v.notice(spec.EndpointsSkipped, "has several addresses, of which only the first is used; give each an endpoint of its own", "endpoints[%d].addresses", i)
+	}
+	for j, s := range e.Addresses {
+		if family == discoveryv1.AddressTypeFQDN {
+			v.addAll(utilvalidation.IsDNS1123Subdomain(s), s, "endpoints[%d].addresses[%d]", i, j)
+			continue
+		}
+		a, ok := v.plainAddress(s, "endpoints[%d].addresses[%d]", i, j)
+		if known := family == discoveryv1.AddressTypeIPv4 || family == discoveryv1.AddressTypeIPv6; ok && known && string(familyOf(a)) != string(family) {
+			v.add(fmt.Sprintf("%s is an %s address in a slice of addressType %s", a, familyOf(a), family), "endpoints[%d].addresses[%d]", i, j)
+		}
 	}
 }
 
@@ -147,7 +153,7 @@ func (v *validator) hints(h *discoveryv1.EndpointHints, i int) {
 		case z.Name == "":
 			v.add("is missing", "endpoints[%d].hints.forZones[%d].name", i, j)
 		case zones[z.Name]:
-			v.add(quote(z.Name)+" is given twice", "endpoints[%d].hints.forZones[%d].name", i, j)
+			v.add(document.Quote(z.Name)+" is given twice", "endpoints[%d].hints.forZones[%d].name", i, j)
 		default:
 			v.addAll(utilvalidation.IsValidLabelValue(z.Name), z.Name, "endpoints[%d].hints.forZones[%d].name", i, j)
 		}
@@ -156,7 +162,7 @@ func (v *validator) hints(h *discoveryv1.EndpointHints, i int) {
 	nodes := map[string]bool{}
 	for j, n := range h.ForNodes {
 		if nodes[n.Name] {
-			v.add(quote(n.Name)+" is given twice", "endpoints[%d].hints.forNodes[%d].name", i, j)
+			v.add(document.Quote(n.Name)+" is given twice", "endpoints[%d].hints.forNodes[%d].name", i, j)
 		} else {
 			v.addAll(apivalidation.NameIsDNSSubdomain(n.Name, false), n.Name, "endpoints[%d].hints.forNodes[%d].name", i, j)
 		}
@@ -164,12 +170,12 @@ func (v *validator) hints(h *discoveryv1.EndpointHints, i int) {
 	}
 }
 
-// trimSlice keeps of a slice what resolving needs.
-func (d *document) trimSlice(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
+// trimSlice returns a slice with only the fields that resolving needs.
+func (d *decoding) trimSlice(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
 	out := &discoveryv1.EndpointSlice{
 		ObjectMeta:  d.intern.trimMeta(&s.ObjectMeta),
 		AddressType: discoveryv1.AddressType(d.intern.string(string(s.AddressType))),
-		Endpoints:   slices.Clone(s.Endpoints), // decoding leaves room for more
+		Endpoints:   slices.Clone(s.Endpoints), // Clone releases the spare capacity that decoding left
 		Ports:       slices.Clone(s.Ports),
 	}
 	for i := range out.Endpoints {
@@ -178,7 +184,7 @@ func (d *document) trimSlice(s *discoveryv1.EndpointSlice) *discoveryv1.Endpoint
 		e.Conditions = discoveryv1.EndpointConditions{
 			Ready: sharedBool(e.Conditions.Ready), Serving: sharedBool(e.Conditions.Serving), Terminating: sharedBool(e.Conditions.Terminating),
 		}
-		e.Hostname, e.TargetRef, e.DeprecatedTopology = nil, nil, nil
+		e.Hostname, e.TargetRef, e.DeprecatedTopology = d.intern.pointer(e.Hostname), nil, nil
 		e.NodeName, e.Zone = d.intern.pointer(e.NodeName), d.intern.pointer(e.Zone)
 		if e.Hints != nil {
 			for j := range e.Hints.ForZones {
@@ -196,19 +202,19 @@ func (d *document) trimSlice(s *discoveryv1.EndpointSlice) *discoveryv1.Endpoint
 	return out
 }
 
-// endpoints takes in an Endpoints object.
-func (d *document) endpoints(data []byte, at place) {
+// endpoints takes an Endpoints object.
+func (d *decoding) endpoints(at *document.Document) {
 	var e corev1.Endpoints
-	shape := decodeStrict(data, &e)
-	v := &validator{}
+	shape := at.Decode(&e)
+	v := &validator{namespace: d.namespace}
 	v.meta(&e.ObjectMeta, true, utilvalidation.IsDNS1123Subdomain)
 	for i := range e.Subsets {
 		v.subset(&e.Subsets[i], i)
 	}
-	id := objectID{kindEndpoints, spec.Name{Namespace: d.intern.string(e.Namespace), Name: e.Name}}
+	id := objectID{kindEndpoints, dataplane.ServiceName{Namespace: d.intern.string(e.Namespace), Name: e.Name}}
 	if d.accept(id, at, shape, v) {
 		out := &corev1.Endpoints{ObjectMeta: d.intern.trimMeta(&e.ObjectMeta), Subsets: e.Subsets}
-		d.out.objects = append(d.out.objects, &object{id: id, line: at.line, endpoints: out})
+		d.out.objects = append(d.out.objects, &object{id: id, line: at.Start(), endpoints: out})
 	}
 }
 
@@ -288,21 +294,21 @@ func (in *interner) toEndpoints(out []discoveryv1.Endpoint, addresses []corev1.E
 	return out
 }
 
-// node takes in a Node.
-func (d *document) node(data []byte, at place) {
+// node takes a Node.
+func (d *decoding) node(at *document.Document) {
 	var n corev1.Node
-	shape := decodeStrict(data, &n)
-	v := &validator{}
+	shape := at.Decode(&n)
+	v := &validator{namespace: d.namespace}
 	v.meta(&n.ObjectMeta, false, utilvalidation.IsDNS1123Subdomain)
 	v.nodeSpec(&n)
-	id := objectID{kindNode, spec.Name{Name: n.Name}}
+	id := objectID{kindNode, dataplane.ServiceName{Name: n.Name}}
 	if !d.accept(id, at, shape, v) {
 		return
 	}
 	out := &corev1.Node{ObjectMeta: d.intern.trimMeta(&n.ObjectMeta)}
 	out.Spec.PodCIDR, out.Spec.PodCIDRs = n.Spec.PodCIDR, n.Spec.PodCIDRs
 	out.Status.Addresses = n.Status.Addresses
-	d.out.objects = append(d.out.objects, &object{id: id, line: at.line, node: out})
+	d.out.objects = append(d.out.objects, &object{id: id, line: at.Start(), node: out})
 }
 
 func (v *validator) nodeSpec(n *corev1.Node) {
@@ -313,7 +319,7 @@ func (v *validator) nodeSpec(n *corev1.Node) {
 	case len(s.PodCIDRs) > 0 && s.PodCIDR == "":
 		s.PodCIDR = s.PodCIDRs[0]
 	case len(s.PodCIDRs) > 0 && s.PodCIDRs[0] != s.PodCIDR:
-		v.add(fmt.Sprintf("%s must be the same as spec.podCIDR, which is %s", quote(s.PodCIDRs[0]), quote(s.PodCIDR)), "spec.podCIDRs[0]")
+		v.add(fmt.Sprintf("%s must be the same as spec.podCIDR, which is %s", document.Quote(s.PodCIDRs[0]), document.Quote(s.PodCIDR)), "spec.podCIDRs[0]")
 	}
 	if len(s.PodCIDRs) > 2 {
 		v.add("has more than two CIDRs; at most one of each family is possible", "spec.podCIDRs")
@@ -323,7 +329,7 @@ func (v *validator) nodeSpec(n *corev1.Node) {
 		v.prefix(cidr, "spec.podCIDRs[%d]", i)
 		if p, err := netip.ParsePrefix(cidr); err == nil {
 			if families[p.Addr().Is4()] {
-				v.add(quote(cidr)+" is the second of its family", "spec.podCIDRs[%d]", i)
+				v.add(document.Quote(cidr)+" is the second of its family", "spec.podCIDRs[%d]", i)
 			}
 			families[p.Addr().Is4()] = true
 		}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"weir/spec"
+	"weir/spec/document"
 )
 
 // TestHostile reads files whose cost would be out of proportion to their size if it were not bounded. Without the bounds
@@ -23,10 +24,12 @@ func TestHostile(t *testing.T) {
 		{"a list of wrong items in JSON", "a.json", `{"apiVersion":"v1","kind":"ServiceList","items":[` + strings.Repeat("{},\n", 100_000) + "{}]}", "is missing"},
 		{"many fields that nobody knows", "a.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n" + manyLines("  f%d: 1\n", 30_000), "unknown field"},
 		{"many ports of the same name", "a.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports:\n" + strings.Repeat("  - {name: a, port: 1}\n", 20_000), "also used"},
-		{"too many documents", "a.yaml", strings.Repeat("---\na: 1\n", maxDocuments+2), "more than"},
-		{"too many JSON values", "a.json", strings.Repeat("{} ", maxDocuments+2), "more than"},
-		{"brackets", "a.yaml", strings.Repeat("[", 1<<20), "not YAML"},
-		{"dashes", "a.yaml", strings.Repeat("- ", 1<<20), "not YAML"},
+		{"too many documents", "a.yaml", strings.Repeat("---\na: 1\n", document.MaxDocuments+2), "more than"},
+		{"too many JSON values", "a.json", strings.Repeat("{} ", document.MaxDocuments+2), "more than"},
+		{"brackets", "a.yaml", strings.Repeat("[", 1<<18), "not YAML: exceeded max depth"},
+		{"dashes", "a.yaml", strings.Repeat("- ", 1<<18), "not YAML: exceeded max depth"},
+		{"more brackets", "a.yaml", strings.Repeat("[", 1<<21), "more than"},
+		{"more dashes", "a.yaml", strings.Repeat("- ", 1<<21), "more than"},
 		{"one long string, often", "a.yaml", "a: &a " + longText + "\nb: [" + strings.Repeat("*a,", 100_000) + "]\n", "aliases"},
 		{"a comment before a list", "a.yaml", strings.Repeat("#\n", 1<<20) + "apiVersion: v1\nkind: List\nitems:\n" + strings.Repeat("- 5\n", 1000), "is not an object"},
 		{"a name", "a.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: " + longText + "}\n", "no more than 63"},
@@ -34,7 +37,7 @@ func TestHostile(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, _, err := NewSet(Options{}).Update(context.Background(), spec.Revision{}, []File{{tt.file, []byte(tt.data)}})
+			_, _, err := NewSet(Options{StrictTree: true}).Update(context.Background(), spec.Revision{}, []File{{Path: tt.file, Data: []byte(tt.data)}})
 			var problems spec.Problems
 			if !errors.As(err, &problems) || !strings.Contains(err.Error(), tt.want) {
 				t.Fatalf("got %.300v", err)
@@ -61,7 +64,7 @@ func TestCancelled(t *testing.T) {
 	if _, _, err := s.Update(ctx, spec.Revision{}, manyFiles(3)); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	if snap, _ := mustUpdate(t, s, manyFiles(3)...); snap.Len() != 3 {
-		t.Errorf("%d Services after a cancelled update", snap.Len())
+	if snap, _ := mustUpdate(t, s, manyFiles(3)...); snap.Services.Len() != 3 {
+		t.Errorf("%d Services after a cancelled update", snap.Services.Len())
 	}
 }

@@ -9,14 +9,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// interner lets equal strings share memory, since namespaces, nodes and zones recur in every object. It is safe for
+// interner lets equal strings share memory, because namespaces, nodes and zones recur in every object. It is safe for
 // concurrent use.
 type interner struct {
 	mu       sync.Mutex
 	pointers map[string]*string
 }
 
-// maxPointers bounds what the interner itself keeps alive.
+// maxPointers limits the strings that the interner itself keeps alive.
 const maxPointers = 10_000
 
 func (in *interner) string(s string) string {
@@ -26,7 +26,7 @@ func (in *interner) string(s string) string {
 	return unique.Make(s).Value()
 }
 
-// pointer returns a pointer to an equal string, which must not be written to.
+// pointer returns a pointer to an equal string. The caller must not write to it.
 func (in *interner) pointer(s *string) *string {
 	if s == nil {
 		return nil
@@ -44,7 +44,7 @@ func (in *interner) pointer(s *string) *string {
 	return &v
 }
 
-// Shared values for the pointers that the API types are full of.
+// Shared targets for the many pointers of the API types.
 var (
 	yes, no = true, false
 	tcp     = corev1.ProtocolTCP
@@ -62,7 +62,7 @@ func sharedBool(b *bool) *bool {
 	return &no
 }
 
-// sharedProtocol returns the default for nil.
+// sharedProtocol returns a shared pointer to an equal protocol, or to the default for nil.
 func sharedProtocol(p *corev1.Protocol) *corev1.Protocol {
 	switch {
 	case p == nil || *p == tcp || *p == "":
@@ -75,7 +75,7 @@ func sharedProtocol(p *corev1.Protocol) *corev1.Protocol {
 	return p
 }
 
-// keptLabels and keptAnnotations are those that change how an object is resolved; annotations of weir's own are kept too.
+// keptLabels and keptAnnotations change how an object is resolved. Annotations with ownPrefix are kept too.
 var (
 	keptLabels = map[string]bool{
 		"service.kubernetes.io/service-proxy-name": true,
@@ -92,7 +92,7 @@ var (
 	}
 )
 
-// ownPrefix begins the labels and annotations of weir's own.
+// ownPrefix is the prefix of weir's own labels and annotations.
 const ownPrefix = "weir/"
 
 // trimMeta returns what resolving needs of an object's metadata.
@@ -114,6 +114,18 @@ func (in *interner) trimMap(m map[string]string, kept map[string]bool) map[strin
 			}
 			out[in.string(k)] = in.string(v)
 		}
+	}
+	return out
+}
+
+// stringMap returns an equal map of shared strings. The caller must not write to it.
+func (in *interner) stringMap(m map[string]string) map[string]string {
+	if len(m) == 0 {
+		return nil
+	}
+	out := make(map[string]string, len(m))
+	for k, v := range m {
+		out[in.string(k)] = in.string(v)
 	}
 	return out
 }

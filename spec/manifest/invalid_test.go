@@ -6,6 +6,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
@@ -39,10 +40,15 @@ func TestInvalid(t *testing.T) {
 	}
 }
 
+// foreignCases are the cases that can be of no kind that a Set reads. They are skipped, for the same reason, and --strict-tree
+// refuses them.
+var foreignCases = []string{"alias-bomb.yaml", "binary.yaml", "git-lfs.yaml", "nested-deep.yaml", "nested-deep-json.json", "scalar.yaml"}
+
 func testInvalid(t *testing.T, name string) {
 	files := readCase(t, name)
-	s := NewSet(Options{})
-	good := File{"good.yaml", []byte("apiVersion: v1\nkind: Service\nmetadata: {name: unharmed}\nspec: {clusterIP: None}\n")}
+	isForeign := slices.Contains(foreignCases, filepath.Base(name))
+	s := NewSet(Options{StrictTree: isForeign})
+	good := File{Path: "good.yaml", Data: []byte("apiVersion: v1\nkind: Service\nmetadata: {name: unharmed}\nspec: {clusterIP: None}\n")}
 	if name := filepath.Base(name); !strings.HasPrefix(name, "empty.") && !strings.HasPrefix(name, "comments-only.") && !strings.HasPrefix(name, "no-service.") {
 		mustUpdate(t, s, good)
 	}
@@ -58,6 +64,17 @@ func testInvalid(t *testing.T, name string) {
 	got := problems.Error() + "\n"
 	if strings.ContainsFunc(got, func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }) {
 		t.Errorf("a message has unprintable characters: %q", got)
+	}
+	if isForeign {
+		snap, _ := mustUpdate(t, NewSet(allowEmpty), files...)
+		for skipped := range snap.SkippedDocuments.All() {
+			if skipped.Reason != "" && !strings.HasPrefix(got, skipped.Origin.String()+": "+skipped.Reason+"\n") {
+				t.Errorf("skipped: %+v, refused: %s", skipped, got)
+			}
+		}
+		if snap.SkippedFiles.Others != 1 {
+			t.Errorf("skipped: %+v", snap.SkippedFiles)
+		}
 	}
 	golden := name + ".golden"
 	if *updateGolden {
@@ -80,11 +97,11 @@ func readCase(t testing.TB, name string) []File {
 		t.Fatal(err)
 	}
 	if filepath.Ext(name) != ".txtar" {
-		return []File{{filepath.Base(name), data}}
+		return []File{{Path: filepath.Base(name), Data: data}}
 	}
 	var files []File
 	for _, f := range txtar.Parse(data).Files {
-		files = append(files, File{f.Name, f.Data})
+		files = append(files, File{Path: f.Name, Data: f.Data})
 	}
 	return files
 }

@@ -13,19 +13,20 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilvalidation "k8s.io/apimachinery/pkg/util/validation"
-	"sigs.k8s.io/yaml"
 
+	"weir/backends/dataplane"
 	"weir/spec"
 	"weir/spec/config"
+	"weir/spec/document"
 )
 
-// lockDocument is an AllocationLock as it is written.
+// lockDocument is the written form of an AllocationLock.
 type lockDocument struct {
 	metav1.TypeMeta `json:",inline"`
 	Services        []json.RawMessage `json:"services"`
 }
 
-// lockedService is what an AllocationLock pins for one Service.
+// lockedService holds what an AllocationLock pins for one Service.
 type lockedService struct {
 	Namespace           string           `json:"namespace" yaml:"namespace"`
 	Name                string           `json:"name" yaml:"name"`
@@ -39,14 +40,14 @@ type lockedNodePort struct {
 	NodePort int32 `json:"nodePort" yaml:"nodePort"`
 }
 
-// pin is what a Service keeps of what it was allocated, whatever other Services want.
+// pin holds the allocated values that a Service keeps, regardless of the needs of other Services.
 type pin struct {
-	addrs  []netip.Addr // at most one of each family
+	addrs  []netip.Addr // at most one per family
 	ports  map[int32]uint16
 	health uint16
 }
 
-// addr returns the pinned address of a family; nil pins nothing.
+// addr returns the pinned address of a family. A nil pin has none.
 func (p *pin) addr(f corev1.IPFamily) (netip.Addr, bool) {
 	if p != nil {
 		for _, a := range p.addrs {
@@ -58,7 +59,7 @@ func (p *pin) addr(f corev1.IPFamily) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// port returns the pinned node port for a port of a Service, unless the Service sets it for another.
+// port returns the pinned node port for a port of a Service, unless the Service sets that node port for another port.
 func (p *pin) port(s *service, port int32) (uint16, bool) {
 	if p == nil {
 		return 0, false
@@ -77,41 +78,36 @@ func (p *pin) free(s *service, v uint16) (uint16, bool) {
 	return v, v != 0 && !slices.Contains(s.nodePorts, int32(v)) && int32(v) != s.healthPort
 }
 
-// lock takes in an AllocationLock: each of its entries is an object that belongs to a Service.
-func (d *document) lock(data []byte, at place, within string) {
+// lock takes an AllocationLock: each of its entries is an object that belongs to a Service.
+func (d *decoding) lock(at *document.Document, within string) {
 	if within != "" {
-		d.problemAt(at.line, spec.LockKind, within, "must be a document of its own, not part of a List")
+		d.problemAt(at.Start(), spec.LockKind, within, "must be a document of its own, not part of a List")
 		return
 	}
 	var doc lockDocument
-	for _, p := range decodeStrict(data, &doc) {
-		d.problemAt(at.find(p.field), spec.LockKind, p.field, p.detail)
+	for _, p := range at.Decode(&doc) {
+		d.problemAt(p.Line, spec.LockKind, p.Field, p.Detail)
 	}
 	if doc.APIVersion != config.WeirAPIVersion {
-		d.problemAt(at.find("apiVersion"), spec.LockKind, "apiVersion", quote(doc.APIVersion)+": must be "+config.WeirAPIVersion)
+		d.problemAt(at.Line("apiVersion"), spec.LockKind, "apiVersion", document.Quote(doc.APIVersion)+": must be "+config.WeirAPIVersion)
 		return
 	}
 	d.out.lock = true
-	places := d.itemPlaces("services")
-	for i, item := range doc.Services {
+	for i, item := range at.Items("services") {
 		if len(d.out.problems) >= maxProblemsPerDocument {
 			return
 		}
-		entry, prefix := at, fmt.Sprintf("services[%d]", i)
-		if i < len(places) {
-			entry = places[i]
-		}
-		if len(item) == 0 || item[0] != '{' {
-			d.problemAt(entry.line, spec.LockKind, prefix, "is not an object")
+		if item.JSON()[0] != '{' {
+			d.problemAt(item.Start(), spec.LockKind, fmt.Sprintf("services[%d]", i), "is not an object")
 			continue
 		}
-		d.locked(item, entry)
+		d.locked(item)
 	}
 }
 
-func (d *document) locked(data []byte, at place) {
+func (d *decoding) locked(at *document.Document) {
 	var in lockedService
-	shape := decodeStrict(data, &in)
+	shape := at.Decode(&in)
 	v := &validator{}
 	if in.Namespace == "" {
 		in.Namespace = metav1.NamespaceDefault
@@ -123,9 +119,9 @@ func (d *document) locked(data []byte, at place) {
 		v.addAll(utilvalidation.IsDNS1123Label(in.Name), in.Name, "name")
 	}
 	p := v.pin(&in)
-	id := objectID{kindLocked, spec.Name{Namespace: d.intern.string(in.Namespace), Name: d.intern.string(in.Name)}}
+	id := objectID{kindLocked, dataplane.ServiceName{Namespace: d.intern.string(in.Namespace), Name: d.intern.string(in.Name)}}
 	if d.accept(id, at, shape, v) {
-		d.out.objects = append(d.out.objects, &object{id: id, line: at.line, pin: p})
+		d.out.objects = append(d.out.objects, &object{id: id, line: at.Start(), pin: p})
 	}
 }
 
@@ -167,7 +163,17 @@ func (v *validator) pin(in *lockedService) *pin {
 	return p
 }
 
-// pinned returns the need with what of it is pinned taken from what is to be allocated to what is set.
+// checkLock reports a file named with --lock that holds none, because the values that it pinned would move.
+func (u *update) checkLock() {
+	f := u.files[u.opts.LockFile]
+	if f == nil || u.unread[f.path] || slices.ContainsFunc(f.docs, func(d doc) bool { return d.lock || len(d.problems) > 0 }) || f.broken != nil {
+		return
+	}
+	u.problems = append(u.problems, spec.Problem{Origin: spec.Origin{File: f.path, Line: 1},
+		Detail: "is named with --lock and has no " + spec.LockKind + "; restore it, or delete it to have all values allocated anew"})
+}
+
+// pinned returns the need after its pinned values were moved from "to be allocated" to "set by hand".
 func (p *pools) pinned(s *service, n needs, pin *pin) needs {
 	if pin == nil {
 		return n
@@ -203,10 +209,10 @@ func familyNeeded(w need) corev1.IPFamily {
 	return corev1.IPv6Protocol
 }
 
-// locked says whether anything is pinned anywhere, so that what is not is worth a notice.
+// locked reports whether any lock exists, so that unpinned values deserve a notice.
 func (u *update) locked() bool { return len(u.locks) > 0 }
 
-// lockOrigins returns where the AllocationLocks are written.
+// lockOrigins returns the places where the AllocationLocks are written.
 func (u *update) lockOrigins() []spec.Origin {
 	var all []spec.Origin
 	for _, d := range u.locks {
@@ -216,8 +222,13 @@ func (u *update) lockOrigins() []spec.Origin {
 	return all
 }
 
-// checkPinned reports pinned node ports that are out of the range: the range was changed after they were pinned.
+// checkPinned reports pinned values that are out of their range, because the range was changed after they were pinned.
 func (u *update) checkPinned(s *service, p *placed, n needs) {
+	for _, a := range n.addrs {
+		if detail := u.pools.outside(a); detail != "" && !slices.Contains(s.clusterIPs, a) {
+			u.problem(p, "", detail+"; remove it to have another one allocated")
+		}
+	}
 	for _, port := range n.ports {
 		out := port < u.pools.min || port > u.pools.max
 		if out && !slices.Contains(s.nodePorts, int32(port)) && int32(port) != s.healthPort {
@@ -226,7 +237,7 @@ func (u *update) checkPinned(s *service, p *placed, n needs) {
 	}
 }
 
-// allocations returns what of a Service was allocated. Most of the results are shared.
+// allocations returns the allocated values of a Service. Most of the results are shared.
 func (p *pools) allocations(s *service, n needs, pin *pin) []spec.Allocation {
 	if !s.proxied() {
 		return nil
@@ -257,25 +268,25 @@ func (p *pools) allocations(s *service, n needs, pin *pin) []spec.Allocation {
 
 var commonAllocations = [][]spec.Allocation{{{}}, {{Pinned: true}}}
 
-// lockNotices tells which values of a Service are not pinned, though others are, and which of its pins nothing needs.
+// lockNotices adds notices about values of a Service that are not pinned although others are, and about unused pins.
 func (u *update) lockNotices(svc *spec.Service, e *entry) {
 	if u.locked() {
 		for _, a := range svc.Allocated {
 			if !a.Pinned {
-				svc.Notices = append(svc.Notices, spec.Problem{Origin: svc.Origin, Object: e.service.id.String(), Field: a.Field(), Code: spec.CodeUnpinned,
-					Detail: a.Value(svc.Object) + " was allocated and is not pinned, so that a new Service could displace it: weir allocate --write pins it"})
+				svc.Notices = append(svc.Notices, spec.UnpinnedAllocation.Notice(svc.Origin, e.service.id.String(), a.Field(),
+					a.Value(svc.Object)+" was allocated and is not pinned, so that a new Service could displace it: weir allocate --write pins it"))
 			}
 		}
 	}
 	if e.pin != nil {
 		for _, what := range e.pin.pin.unused(svc) {
-			svc.Notices = append(svc.Notices, spec.Problem{Origin: e.pin.origin(), Object: e.service.id.String(), Code: spec.CodeStaleLock,
-				Detail: what + " is pinned and not needed: weir allocate --write drops it"})
+			svc.Notices = append(svc.Notices, spec.StaleLock.Notice(e.pin.origin(), e.service.id.String(), "",
+				what+" is pinned and not needed: weir allocate --write drops it"))
 		}
 	}
 }
 
-// unused returns what is pinned and not in the Service.
+// unused returns the pinned values that the Service does not have.
 func (p *pin) unused(svc *spec.Service) (out []string) {
 	used := map[string]bool{}
 	for _, a := range svc.Allocated {
@@ -305,10 +316,10 @@ const lockComment = `# Written by "weir allocate --write": the ClusterIPs and no
 # its values allocated anew.
 `
 
-// WriteLock returns the AllocationLock that pins everything that was allocated in a Snapshot.
+// WriteLock returns the AllocationLock that pins all allocated values of a Snapshot.
 func WriteLock(snap *spec.Snapshot) ([]byte, error) {
 	services := []lockedService{}
-	for svc := range snap.Services() {
+	for svc := range snap.Services.All() {
 		if len(svc.Allocated) == 0 {
 			continue
 		}
@@ -322,7 +333,7 @@ func WriteLock(snap *spec.Snapshot) ([]byte, error) {
 				l.HealthCheckNodePort = sp.HealthCheckNodePort
 			case spec.AllocatedNodePort:
 				n := lockedNodePort{sp.Ports[a.Index].Port, sp.Ports[a.Index].NodePort}
-				if !slices.Contains(l.NodePorts, n) { // one port of several protocols has one node port
+				if !slices.Contains(l.NodePorts, n) { // ports of one number have one node port for all protocols
 					l.NodePorts = append(l.NodePorts, n)
 				}
 			}
@@ -340,12 +351,8 @@ func WriteLock(snap *spec.Snapshot) ([]byte, error) {
 	return text.Bytes(), errors.Join(err, enc.Close())
 }
 
-// OnlyLock says whether a file holds an AllocationLock and nothing else, so that it can be written anew.
+// OnlyLock reports whether a file holds an AllocationLock and nothing else, so that it can be overwritten.
 func OnlyLock(data []byte) bool {
-	texts, broken := split("", data)
-	if broken != nil || len(texts) != 1 {
-		return false
-	}
-	var h metav1.TypeMeta
-	return yaml.Unmarshal(texts[0].data, &h) == nil && h.Kind == spec.LockKind
+	texts, broken := document.Split("", data)
+	return broken == nil && len(texts) == 1 && document.Parse(texts[0]).String("kind") == spec.LockKind
 }

@@ -4,13 +4,14 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
-	"weir/spec"
+	"weir/backends/dataplane"
 )
 
-// needs is what a Service takes from the pools.
+// needs holds the values that a Service takes from the pools.
 type needs struct {
 	families []corev1.IPFamily
 	addrs    []netip.Addr // set by hand
@@ -22,7 +23,7 @@ func (n needs) equal(o needs) bool {
 	return slices.Equal(n.families, o.families) && slices.Equal(n.addrs, o.addrs) && slices.Equal(n.ports, o.ports) && slices.Equal(n.wanted, o.wanted)
 }
 
-// needsOf works out what a Service needs where the given families can be allocated. Problems are what cannot be had.
+// needsOf returns what a Service needs from the pools, and the problems with needs that cannot be met.
 func (p *pools) needsOf(s *service, pin *pin) (needs, []fieldProblem) {
 	var problems []fieldProblem
 	n := needs{addrs: s.clusterIPs}
@@ -46,6 +47,15 @@ func (p *pools) needsOf(s *service, pin *pin) (needs, []fieldProblem) {
 		}
 		n.wanted = append(n.wanted, needOf(f))
 	}
+	for i, a := range s.clusterIPs {
+		if detail := p.outside(a); detail != "" {
+			field := "spec.clusterIP"
+			if i > 0 {
+				field = fmt.Sprintf("spec.clusterIPs[%d]", i)
+			}
+			problems = append(problems, fieldProblem{field, detail + "; leave it out to have one allocated, or change serviceCIDRs"})
+		}
+	}
 	n, problems = p.portNeeds(s, n, problems)
 	n = p.pinned(s, n, pin)
 	if slices.Equal(n.wanted, onlyNeedIPv4) {
@@ -54,7 +64,19 @@ func (p *pools) needsOf(s *service, pin *pin) (needs, []fieldProblem) {
 	return n, problems
 }
 
-// What most Services need, for all of them to share.
+// outside returns what is wrong with an address that is in none of the service CIDRs that a user set, or "".
+func (p *pools) outside(a netip.Addr) string {
+	if p.given == nil || slices.ContainsFunc(p.given, func(cidr netip.Prefix) bool { return cidr.Contains(a) }) {
+		return ""
+	}
+	var ranges []string
+	for _, cidr := range p.given {
+		ranges = append(ranges, cidr.String())
+	}
+	return fmt.Sprintf("%s is not in the service CIDR, %s", a, strings.Join(ranges, " or "))
+}
+
+// The needs of most Services, shared between them.
 var (
 	onlyNeedIPv4 = []need{needIPv4}
 	onlyIPv4     = []corev1.IPFamily{corev1.IPv4Protocol}
@@ -123,8 +145,8 @@ func (p *pools) portNeeds(s *service, n needs, problems []fieldProblem) (needs, 
 	return n, problems
 }
 
-// setNodePort returns the node port that is set for a port, perhaps of another protocol; 0 for none. As with the API
-// server, one port of several protocols has one node port.
+// setNodePort returns the node port that is set for a port, perhaps of another protocol, or 0. As with the API server,
+// ports of one number have one node port for all protocols.
 func (s *service) setNodePort(port int32) int32 {
 	for i, p := range s.nodePorts {
 		if p != 0 && s.base.Spec.Ports[i].Port == port {
@@ -134,8 +156,8 @@ func (s *service) setNodePort(port int32) int32 {
 	return 0
 }
 
-// complete returns the Service with everything set that an API server would have set, of which base is all the rest.
-func (p *pools) complete(name spec.Name, s *service, n needs, pin *pin) *corev1.Service {
+// complete returns the Service with all fields that an API server would have set. base holds the other fields.
+func (p *pools) complete(name dataplane.ServiceName, s *service, n needs, pin *pin) *corev1.Service {
 	out := *s.base
 	sp := &out.Spec
 	sp.IPFamilies = n.families

@@ -4,81 +4,163 @@ import (
 	"context"
 	"hash/maphash"
 	"runtime"
+	"slices"
+	"strings"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
 	"weir/spec"
+	"weir/spec/document"
 )
 
-// file is one file taken apart and decoded.
+// file is one file, split and decoded.
 type file struct {
-	path string
-	docs []doc
-	// broken says why the file could not be taken apart; docs is then empty.
-	broken *spec.Problem
+	key      string // the Path of its File
+	path     string
+	rendered bool // by a kustomization
+	docs     []doc
+	// broken is the reason why the file could not be split into documents; docs is then empty. aside is the same of a
+	// file that cannot hold anything that a Set reads.
+	broken, aside *spec.Problem
+	// skipped are the documents that are not in docs, because they need not be parsed.
+	skipped []spec.Skipped
 }
 
-// doc is where a content is.
+// doc is a content and its place in a file.
 type doc struct {
-	line int // of its beginning, from 1
+	line int // the first line of the document, counted from 1
 	*content
 }
 
-// contentID tells the bytes of documents apart. The hash is keyed, so that nobody can make two of the same.
+// contentID identifies the bytes of a document. The hash is keyed, so that nobody can forge a collision.
 type contentID struct {
 	size int
 	hash uint64
 }
 
-// parse decodes files on all cores. Documents that known has with the same bytes are taken from there.
-func (d *decoder) parse(ctx context.Context, files []File, known func(path string) []doc) ([]*file, error) {
-	type job struct {
-		to   *doc
-		path string
-		text text
-		hash uint64
-	}
+// job is a document that is yet to be decoded, and the place for what it holds.
+type job struct {
+	to   *doc
+	path string
+	text document.Text
+	hash uint64
+}
+
+// parse decodes files on all cores. It reuses the contents that known returns for documents with the same bytes.
+// Documents that are surely of no kind that a Set reads are not decoded, unless holds returns true for their file.
+func (d *decoder) parse(ctx context.Context, files []File, known func(path string) []doc, holds func(path string) bool) ([]*file, error) {
 	parsed := make([]*file, len(files))
 	jobs := make([][]job, len(files))
+	check := make([][]int, len(files)) // the lines of documents that are decoded only to see whether they are broken
 	err := parallel(ctx, len(files), func(i int) {
-		f := &file{path: files[i].Path}
+		f := &file{key: files[i].Path}
+		f.path, _, f.rendered = strings.Cut(f.key, "\x00")
 		parsed[i] = f
-		texts, broken := split(f.path, files[i].Data)
-		if broken != nil {
-			f.broken = &spec.Problem{Origin: spec.Origin{File: f.path, Line: broken.line}, Detail: broken.detail}
-			return
-		}
-		cache := map[contentID][]*content{}
-		for _, old := range known(f.path) {
-			id := contentID{old.size, old.hash}
-			cache[id] = append(cache[id], old.content)
-		}
-		f.docs = make([]doc, len(texts))
-		for j, t := range texts {
-			hash := maphash.Bytes(d.seed, t.data)
-			f.docs[j].line = t.line
-			if id := (contentID{len(t.data), hash}); len(cache[id]) > 0 {
-				f.docs[j].content = cache[id][0]
-				f.docs[j].raw = t.data
-				cache[id] = cache[id][1:]
-				continue
-			}
-			jobs[i] = append(jobs[i], job{&f.docs[j], f.path, t, hash})
+		if f.skipped = skippedWhole(f, &files[i]); f.skipped == nil {
+			jobs[i], check[i] = d.documents(f, files[i].Data, known(f.key), holds(f.key))
 		}
 	})
 	if err != nil {
 		return nil, err
 	}
-	var all []job
-	for _, j := range jobs {
-		all = append(all, j...)
-	}
+	all := slices.Concat(jobs...)
 	err = parallel(ctx, len(all), func(i int) { all[i].to.content = d.decode(all[i].path, all[i].text, all[i].hash) })
-	return parsed, err
+	if err != nil {
+		return nil, err
+	}
+	for i, lines := range check {
+		if len(lines) > 0 {
+			parsed[i].forgetSound(lines)
+		}
+	}
+	return parsed, nil
 }
 
-// parallel calls do for 0 to n-1 on all cores. One alone is not worth waking another for.
+// skippedWhole returns a file as skipped if it is not even split: it was not read, is empty, or is to be ignored.
+func skippedWhole(f *file, from *File) []spec.Skipped {
+	switch {
+	case from.Skipped != nil:
+		return from.Skipped
+	case from.Data != nil && isEmpty(from.Data) && !f.rendered:
+		return []spec.Skipped{{Origin: spec.Origin{File: f.path, Line: 1}, Kind: spec.SkippedEmpty, Reason: "it is empty"}}
+	}
+	return ignored(f.path, from.Data)
+}
+
+// documents splits a file into its documents. It returns those that are not among known and so are yet to be decoded, and
+// the lines of those that are decoded only to see whether they are broken, because the file held one of weir's kinds.
+func (d *decoder) documents(f *file, data []byte, known []doc, held bool) (jobs []job, check []int) {
+	texts, broken := d.split(f, data)
+	if broken {
+		return nil, nil
+	}
+	cache := map[contentID][]*content{}
+	for _, old := range known {
+		id := contentID{old.size, old.hash}
+		cache[id] = append(cache[id], old.content)
+	}
+	f.docs = make([]doc, 0, len(texts)) // never grows, because jobs point into it
+	for _, t := range texts {
+		if kind, ok := d.foreign(f.path, t.Data); ok && !d.strict {
+			if !held {
+				f.skipped = append(f.skipped, spec.Skipped{Origin: spec.Origin{File: f.path, Line: t.Start()}, Kind: kind})
+				continue
+			}
+			check = append(check, t.Line)
+		}
+		hash := maphash.Bytes(d.seed, t.Data)
+		f.docs = append(f.docs, doc{line: t.Line})
+		at := &f.docs[len(f.docs)-1]
+		if id := (contentID{len(t.Data), hash}); len(cache[id]) > 0 {
+			at.content = cache[id][0]
+			at.text = t
+			cache[id] = cache[id][1:]
+			continue
+		}
+		jobs = append(jobs, job{at, f.path, t, hash})
+	}
+	return jobs, check
+}
+
+// forgetSound leaves only the skipped kind of the documents at these lines that are not broken.
+func (f *file) forgetSound(lines []int) {
+	f.docs = slices.DeleteFunc(f.docs, func(d doc) bool {
+		sound := len(d.aside) == 0 && !d.declares() && slices.Contains(lines, d.line)
+		if sound {
+			f.skipped = append(f.skipped, relocateSkipped(f.path, d)...)
+		}
+		return sound
+	})
+}
+
+// foreign is foreign with an interned kind.
+func (d *decoder) foreign(path string, data []byte) (kind string, ok bool) {
+	kind, ok = foreign(path, data)
+	return d.intern.string(kind), ok
+}
+
+// split cuts a file into documents, or records why it cannot.
+func (d *decoder) split(f *file, data []byte) (texts []document.Text, broken bool) {
+	if f.rendered {
+		return renderedTexts(data), false
+	}
+	texts, fault := document.Split(f.path, data)
+	if fault == nil {
+		return texts, false
+	}
+	p := &spec.Problem{Origin: spec.Origin{File: f.path, Line: fault.Line}, Detail: fault.Detail}
+	if d.strict || d.named(f.path) || mayBeOurs(data) {
+		f.broken = p
+		return nil, true
+	}
+	f.aside = p
+	f.skipped = []spec.Skipped{{Origin: p.Origin, Kind: noKind, Reason: p.Detail}}
+	return nil, true
+}
+
+// parallel calls do for 0 to n-1 on all cores. A single call starts no goroutine, because that costs more than it
+// saves.
 func parallel(ctx context.Context, n int, do func(int)) error {
 	if n == 1 {
 		if err := ctx.Err(); err != nil {

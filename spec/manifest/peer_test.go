@@ -113,7 +113,7 @@ var peerKinds = []peerKind{{
 	},
 }}
 
-var allowEmpty = Options{Weir: func(w *spec.WeirConfiguration) { w.AllowEmpty = true }}
+var allowEmpty = Options{Overrides: spec.Overrides{}.AllowingEmpty()}
 
 // exception is a class of documents that weir and the API server judge differently on purpose.
 type exception struct {
@@ -245,7 +245,7 @@ func askServer(t *testing.T, server *apitest.Server, path string, docs []string)
 
 // compareWithServer says what is wrong with weir's judgement of a document, or "".
 func compareWithServer(doc string, refused error) string {
-	_, _, err := NewSet(allowEmpty).Update(context.Background(), spec.Revision{ID: "peer"}, []File{{"doc.json", []byte(doc)}})
+	_, _, err := NewSet(allowEmpty).Update(context.Background(), spec.Revision{ID: "peer"}, []File{{Path: "doc.json", Data: []byte(doc)}})
 	switch {
 	case refused == nil && err != nil && !excepted(stricterThanServer, err):
 		return fmt.Sprintf("weir refuses what the API server takes: %v", err)

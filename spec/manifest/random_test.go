@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"weir/backends/dataplane"
 	"weir/spec"
 )
 
@@ -35,7 +36,7 @@ func walk(t *testing.T, r *rand.Rand, steps int) {
 		for range 1 + r.IntN(3) {
 			pending[fmt.Sprintf("f%d.yaml", r.IntN(8))] = randomFile(r)
 		}
-		if r.IntN(4) == 0 { // somebody reverts
+		if r.IntN(4) == 0 { // a revert
 			clear(pending)
 		}
 		before := describeSet(s)
@@ -156,10 +157,13 @@ func randomDocument(r *rand.Rand) string {
 
 func compareSnapshots(t *testing.T, want, got *spec.Snapshot) {
 	t.Helper()
-	if diff := cmp.Diff(slices.Collect(want.Services()), slices.Collect(got.Services())); diff != "" {
+	if diff := cmp.Diff(slices.Collect(want.Services.All()), slices.Collect(got.Services.All())); diff != "" {
 		t.Fatalf("Services differ from those read from scratch:\n%s", diff)
 	}
-	opts := cmp.Options{cmpopts.IgnoreUnexported(spec.Snapshot{}), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })}
+	if diff := cmp.Diff(slices.Collect(want.Slices.All()), slices.Collect(got.Slices.All())); diff != "" {
+		t.Fatalf("slices of no Service differ from those read from scratch:\n%s", diff)
+	}
+	opts := cmp.Options{cmpopts.IgnoreUnexported(spec.Services{}, spec.ByName[spec.Slices]{}), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })}
 	if diff := cmp.Diff(want, got, opts); diff != "" {
 		t.Fatalf("the Snapshot differs from that read from scratch:\n%s", diff)
 	}
@@ -173,15 +177,21 @@ func checkDelta(t *testing.T, last, snap *spec.Snapshot, delta spec.Delta) {
 		}
 		return
 	}
-	var want []spec.Name
-	for svc := range last.Services() {
-		if now := snap.Service(svc.Name); now == nil || !sameService(svc, now) {
+	var want []dataplane.ServiceName
+	for svc := range last.Services.All() {
+		if now := snap.Services.Get(svc.Name); now == nil || !sameService(svc, now) {
 			want = append(want, svc.Name)
 		}
 	}
-	for svc := range snap.Services() {
-		if last.Service(svc.Name) == nil {
+	for svc := range snap.Services.All() {
+		if last.Services.Get(svc.Name) == nil {
 			want = append(want, svc.Name)
+		}
+	}
+	for _, name := range slices.Concat(slices.Collect(last.Slices.Names()), slices.Collect(snap.Slices.Names())) {
+		before, now := last.Slices.Get(name), snap.Slices.Get(name)
+		if last.Services.Get(name) == nil && snap.Services.Get(name) == nil && !sameSlices(before.List, now.List) && !slices.Contains(want, name) {
+			want = append(want, name)
 		}
 	}
 	slices.SortFunc(want, compareNames)
@@ -207,7 +217,7 @@ func TestPool(t *testing.T) {
 		set := map[uint16]bool{}
 		ignore := func(owner) {}
 		for range 300 {
-			o := owner{spec.Name{Namespace: "a", Name: fmt.Sprint(r.IntN(70))}, 80}
+			o := owner{dataplane.ServiceName{Namespace: "a", Name: fmt.Sprint(r.IntN(70))}, 80}
 			v := uint16(30000 + r.IntN(100))
 			switch r.IntN(3) {
 			case 0:
@@ -301,11 +311,8 @@ func describeSet(s *Set) string {
 	for name, n := range s.needs {
 		add("needs %s %v", name, n)
 	}
-	for v, names := range s.vips {
-		add("vip %v %v", v, names)
-	}
-	for name := range s.orphan {
-		add("orphan %s", name)
+	for name := range s.unusedPins {
+		add("unused pin %s", name)
 	}
 	if s.pools.port != nil {
 		lines = append(lines, describePool(s.pools.port)...)

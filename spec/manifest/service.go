@@ -12,13 +12,14 @@ import (
 	utilvalidation "k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
-	"weir/spec"
+	"weir/backends/dataplane"
+	"weir/spec/document"
 )
 
-// service is a Service as written. An API server would complete some fields; what was written there is kept apart, so
-// that they can be completed anew when the Set around it changes.
+// service is a Service as it was written. An API server would complete some fields. Their written values are kept
+// apart, so that they can be completed again when other objects of the Set change.
 type service struct {
-	// base has all other fields. Completing replaces it by its result, so that there is only one of it in memory.
+	// base has all other fields. Completing replaces it by its result, so that only one of them stays in memory.
 	base *corev1.Service
 
 	families   []corev1.IPFamily
@@ -27,15 +28,14 @@ type service struct {
 	headless   bool
 	nodePorts  []int32 // by port; nil if none is set
 	healthPort int32
-	selects    bool // has a selector
 }
 
-// proxied says whether there is anything to program for the Service.
+// proxied reports whether the Service needs anything to be programmed.
 func (s *service) proxied() bool {
 	return !s.headless && s.base.Spec.Type != corev1.ServiceTypeExternalName
 }
 
-// hasNodePorts says whether the Service's ports get node ports if they have none.
+// hasNodePorts reports whether weir allocates node ports for ports that have none.
 func (s *service) hasNodePorts() bool {
 	switch sp := &s.base.Spec; sp.Type {
 	case corev1.ServiceTypeNodePort:
@@ -46,25 +46,25 @@ func (s *service) hasNodePorts() bool {
 	return false
 }
 
-// hasHealthPort says whether the Service has a health check node port.
+// hasHealthPort reports whether the Service has a health check node port.
 func (s *service) hasHealthPort() bool {
 	return s.base.Spec.Type == corev1.ServiceTypeLoadBalancer && s.base.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 }
 
-// service takes in a Service.
-func (d *document) service(data []byte, at place) {
+// service takes a Service.
+func (d *decoding) service(at *document.Document) {
 	var svc corev1.Service
-	shape := decodeStrict(data, &svc)
-	v := &validator{}
+	shape := at.Decode(&svc)
+	v := &validator{namespace: d.namespace}
 	v.meta(&svc.ObjectMeta, true, utilvalidation.IsDNS1123Label)
 	setServiceDefaults(&svc.Spec)
 	addrs := v.serviceSpec(&svc.Spec)
-	v.serviceStatus(&svc)
-	id := objectID{kindService, spec.Name{Namespace: d.intern.string(svc.Namespace), Name: d.intern.string(svc.Name)}}
+	v.loadBalancer(&svc)
+	id := objectID{kindService, dataplane.ServiceName{Namespace: d.intern.string(svc.Namespace), Name: d.intern.string(svc.Name)}}
 	if !d.accept(id, at, shape, v) {
 		return
 	}
-	d.out.objects = append(d.out.objects, &object{id: id, line: at.line, service: d.trimService(&svc, addrs)})
+	d.out.objects = append(d.out.objects, &object{id: id, line: at.Start(), service: d.trimService(&svc, addrs)})
 }
 
 func setServiceDefaults(s *corev1.ServiceSpec) {
@@ -111,7 +111,7 @@ func setServiceDefaults(s *corev1.ServiceSpec) {
 
 var internalCluster = corev1.ServiceInternalTrafficPolicyCluster
 
-// external says whether a Service can be reached from outside the cluster.
+// external reports whether a Service can be reached from outside the cluster.
 func external(s *corev1.ServiceSpec) bool {
 	return s.Type == corev1.ServiceTypeNodePort || s.Type == corev1.ServiceTypeLoadBalancer ||
 		s.Type == corev1.ServiceTypeClusterIP && len(s.ExternalIPs) > 0
@@ -140,7 +140,7 @@ func headless(s *corev1.ServiceSpec) bool { return s.ClusterIP == corev1.Cluster
 
 func (v *validator) clusterIPs(s *corev1.ServiceSpec) []netip.Addr {
 	if len(s.ClusterIPs) > 0 && s.ClusterIPs[0] != s.ClusterIP {
-		v.add(fmt.Sprintf("%s must be the same as spec.clusterIP, which is %s", quote(s.ClusterIPs[0]), quote(s.ClusterIP)), "spec.clusterIPs[0]")
+		v.add(fmt.Sprintf("%s must be the same as spec.clusterIP, which is %s", document.Quote(s.ClusterIPs[0]), document.Quote(s.ClusterIP)), "spec.clusterIPs[0]")
 	}
 	if len(s.ClusterIPs) > 2 {
 		v.add(fmt.Sprintf("has %d addresses; at most one of each family is possible", len(s.ClusterIPs)), "spec.clusterIPs")
@@ -150,7 +150,7 @@ func (v *validator) clusterIPs(s *corev1.ServiceSpec) []netip.Addr {
 			v.add("must have no other address besides None", "spec.clusterIPs")
 		}
 		if s.Type != corev1.ServiceTypeClusterIP {
-			v.add("must not be None for a Service of type "+printable(string(s.Type)), "spec.clusterIP")
+			v.add("must not be None for a Service of type "+document.Printable(string(s.Type)), "spec.clusterIP")
 		}
 		return nil
 	}
@@ -198,16 +198,16 @@ func (v *validator) families(s *corev1.ServiceSpec, addrs []netip.Addr) {
 	for i, f := range s.IPFamilies {
 		v.oneOf(string(f), []string{"IPv4", "IPv6"}, "spec.ipFamilies[%d]", i)
 		if slices.Contains(s.IPFamilies[:i], f) {
-			v.add(quote(string(f))+" is given twice", "spec.ipFamilies[%d]", i)
+			v.add(document.Quote(string(f))+" is given twice", "spec.ipFamilies[%d]", i)
 		}
 		if i < len(addrs) && len(addrs) == len(s.ClusterIPs) && familyOf(addrs[i]) != f {
-			v.add(fmt.Sprintf("%s does not match %s, the ClusterIP at the same place", printable(string(f)), addrs[i]), "spec.ipFamilies[%d]", i)
+			v.add(fmt.Sprintf("%s does not match %s, the ClusterIP at the same place", document.Printable(string(f)), addrs[i]), "spec.ipFamilies[%d]", i)
 		}
 	}
 	if len(s.IPFamilies) > 2 {
 		v.add("has more than two families", "spec.ipFamilies")
 	}
-	// An API server takes a headless Service without a selector to be of both families until it is told otherwise.
+	// An API server treats a headless Service without a selector as dual-stack unless ipFamilyPolicy is set.
 	unset := policy == "" && !(headless(s) && len(s.Selector) == 0)
 	if unset || policy == corev1.IPFamilyPolicySingleStack {
 		if len(s.IPFamilies) == 2 {
@@ -241,13 +241,13 @@ func (v *validator) servicePorts(s *corev1.ServiceSpec) {
 		switch {
 		case p.Name != "":
 			v.addAll(utilvalidation.IsDNS1123Label(p.Name), p.Name, "spec.ports[%d].name", i)
-			unique(names, p.Name, i, quote(p.Name), "spec.ports[%d].name")
+			unique(names, p.Name, i, document.Quote(p.Name), "spec.ports[%d].name")
 		case len(s.Ports) > 1:
 			v.add("is missing: a Service with several ports needs a name for each", "spec.ports[%d].name", i)
 		}
 		v.protocol(p.Protocol, "spec.ports[%d].protocol", i)
 		v.port(p.Port, "spec.ports[%d].port", i)
-		unique(ports, fmt.Sprint(p.Protocol, p.Port), i, fmt.Sprintf("%d/%s", p.Port, printable(string(p.Protocol))), "spec.ports[%d].port")
+		unique(ports, fmt.Sprint(p.Protocol, p.Port), i, fmt.Sprintf("%d/%s", p.Port, document.Printable(string(p.Protocol))), "spec.ports[%d].port")
 		if p.TargetPort.Type == intstr.String {
 			v.addAll(utilvalidation.IsValidPortName(p.TargetPort.StrVal), p.TargetPort.StrVal, "spec.ports[%d].targetPort", i)
 		} else if p.TargetPort.IntVal != p.Port {
@@ -258,10 +258,10 @@ func (v *validator) servicePorts(s *corev1.ServiceSpec) {
 			continue
 		}
 		if s.Type != corev1.ServiceTypeNodePort && s.Type != corev1.ServiceTypeLoadBalancer {
-			v.add("must not be set for a Service of type "+printable(string(s.Type)), "spec.ports[%d].nodePort", i)
+			v.add("must not be set for a Service of type "+document.Printable(string(s.Type)), "spec.ports[%d].nodePort", i)
 		}
 		v.port(p.NodePort, "spec.ports[%d].nodePort", i)
-		unique(nodePorts, fmt.Sprint(p.Protocol, p.NodePort), i, fmt.Sprintf("%d/%s", p.NodePort, printable(string(p.Protocol))), "spec.ports[%d].nodePort")
+		unique(nodePorts, fmt.Sprint(p.Protocol, p.NodePort), i, fmt.Sprintf("%d/%s", p.NodePort, document.Printable(string(p.Protocol))), "spec.ports[%d].nodePort")
 		if p.NodePort == s.HealthCheckNodePort {
 			v.add(fmt.Sprintf("%d is also spec.healthCheckNodePort", p.NodePort), "spec.ports[%d].nodePort", i)
 		}
@@ -338,9 +338,6 @@ func (v *validator) byType(s *corev1.ServiceSpec) {
 
 func (v *validator) serviceStatus(svc *corev1.Service) {
 	ingress := svc.Status.LoadBalancer.Ingress
-	if len(ingress) > 0 && svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
-		v.add("must be set only for a Service of type LoadBalancer", "status.loadBalancer.ingress")
-	}
 	for i := range ingress {
 		in := &ingress[i]
 		if in.IP != "" {
@@ -356,7 +353,7 @@ func (v *validator) serviceStatus(svc *corev1.Service) {
 			continue
 		}
 		if _, err := netip.ParseAddr(in.Hostname); err == nil {
-			v.add(quote(in.Hostname)+" is an address; it belongs to ip", "status.loadBalancer.ingress[%d].hostname", i)
+			v.add(document.Quote(in.Hostname)+" is an address; it belongs to ip", "status.loadBalancer.ingress[%d].hostname", i)
 		} else {
 			v.addAll(utilvalidation.IsDNS1123Subdomain(in.Hostname), in.Hostname, "status.loadBalancer.ingress[%d].hostname", i)
 		}
@@ -365,15 +362,16 @@ func (v *validator) serviceStatus(svc *corev1.Service) {
 
 var modeVIP = corev1.LoadBalancerIPModeVIP
 
-// trimService keeps of a valid Service what resolving and completing it needs.
-func (d *document) trimService(svc *corev1.Service, addrs []netip.Addr) *service {
+// trimService returns a valid Service with only the fields that are needed to resolve and complete it.
+func (d *decoding) trimService(svc *corev1.Service, addrs []netip.Addr) *service {
 	in := &svc.Spec
-	s := &service{families: in.IPFamilies, policy: familyPolicy(in), clusterIPs: addrs, headless: headless(in), healthPort: in.HealthCheckNodePort, selects: len(in.Selector) > 0}
+	s := &service{families: in.IPFamilies, policy: familyPolicy(in), clusterIPs: addrs, headless: headless(in), healthPort: in.HealthCheckNodePort}
 	s.base = &corev1.Service{ObjectMeta: d.intern.trimMeta(&svc.ObjectMeta)}
 	s.base.Spec = corev1.ServiceSpec{
 		Type:                          corev1.ServiceType(d.intern.string(string(in.Type))),
 		Ports:                         slices.Clip(in.Ports),
 		ClusterIP:                     in.ClusterIP,
+		Selector:                      d.intern.stringMap(in.Selector),
 		ExternalIPs:                   in.ExternalIPs,
 		ExternalName:                  in.ExternalName,
 		SessionAffinity:               corev1.ServiceAffinity(d.intern.string(string(in.SessionAffinity))),

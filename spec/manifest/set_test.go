@@ -55,7 +55,7 @@ endpoints:
 func manyFiles(services int) []File {
 	files := make([]File, services)
 	for i := range files {
-		files[i] = File{fmt.Sprintf("apps/web-%05d.yaml", i), []byte(serviceYAML(i, 5))}
+		files[i] = File{Path: fmt.Sprintf("apps/web-%05d.yaml", i), Data: []byte(serviceYAML(i, 5))}
 	}
 	return files
 }
@@ -73,7 +73,7 @@ func BenchmarkUpdate(b *testing.B) {
 		b.Run(fmt.Sprintf("one/%d", n), func(b *testing.B) {
 			s := NewSet(Options{})
 			mustUpdate(b, s, files...)
-			other := File{files[7].Path, []byte(strings.Replace(string(files[7].Data), "ready: true", "ready: false", 1))}
+			other := File{Path: files[7].Path, Data: []byte(strings.Replace(string(files[7].Data), "ready: true", "ready: false", 1))}
 			for i := 0; b.Loop(); i++ {
 				_, delta := mustUpdate(b, s, []File{other, files[7]}[i%2])
 				if len(delta.Services) != 1 {

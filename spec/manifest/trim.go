@@ -7,14 +7,14 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
-// Trimmer brings the objects of an API server into the form that Sets give theirs: only what resolving needs, equal
-// strings shared. It is safe for concurrent use. What it returns keeps parts of what it is given, which its caller must
-// not use any more; of the metadata the resourceVersion is kept besides.
-type Trimmer struct{ d document }
+// Trimmer reduces the objects of an API server to the form that Sets produce: only the fields that resolving needs,
+// with shared strings. The resourceVersion is kept too. It is safe for concurrent use. The result shares parts with the
+// input, so the caller must not use the input any more.
+type Trimmer struct{ d decoding }
 
 // NewTrimmer returns a Trimmer.
 func NewTrimmer() *Trimmer {
-	return &Trimmer{document{decoder: &decoder{intern: &interner{}}}}
+	return &Trimmer{decoding{decoder: &decoder{intern: &interner{}}}}
 }
 
 // Service trims a Service that is complete: with defaults, ClusterIPs and node ports.
@@ -44,7 +44,7 @@ func (t *Trimmer) Slice(s *discoveryv1.EndpointSlice) (out *discoveryv1.Endpoint
 	return out, t.d.intern.string(s.Labels[discoveryv1.LabelServiceName])
 }
 
-// Node trims a Node. What says that it is about to go is kept.
+// Node trims a Node. It keeps the signs that the Node is about to be removed.
 func (t *Trimmer) Node(n *corev1.Node) *corev1.Node {
 	out := &corev1.Node{ObjectMeta: t.d.intern.trimMeta(&n.ObjectMeta)}
 	out.ResourceVersion, out.DeletionTimestamp = n.ResourceVersion, n.DeletionTimestamp

@@ -1,9 +1,9 @@
 package manifest
 
-// undo takes changes back, so that a refused Update leaves no trace.
+// undo reverts changes, so that a refused Update leaves no trace.
 type undo struct{ steps []func() }
 
-// rollback restores everything to how it was.
+// rollback restores the state before the first change.
 func (u *undo) rollback() {
 	for i := len(u.steps) - 1; i >= 0; i-- {
 		u.steps[i]()
@@ -23,13 +23,11 @@ func remove[K comparable, V any](u *undo, m map[K]V, k K) {
 
 func restore[K comparable, V any](u *undo, m map[K]V, k K) {
 	old, had := m[k]
-	u.steps = append(u.steps, func() {
-		if had {
-			m[k] = old
-		} else {
-			delete(m, k)
-		}
-	})
+	if !had { // as for each file of a first Update, so this closure is small
+		u.steps = append(u.steps, func() { delete(m, k) })
+		return
+	}
+	u.steps = append(u.steps, func() { m[k] = old })
 }
 
 // assign changes a variable.

@@ -11,69 +11,112 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"weir/backends/dataplane"
 	"weir/spec"
-	"weir/spec/yamlpos"
+	"weir/spec/document"
 )
 
 const (
-	// maxProblems bounds the problems that are reported at once.
+	// maxProblems limits the problems that one Update reports.
 	maxProblems = 1000
-	// maxLookups bounds the lines that are looked up for problems that show only when everything is put together.
-	maxLookups = 200
 )
 
-// update is one Update of a Set in the making.
+// update is one running Update of a Set.
 type update struct {
 	*Set
 	undo
 	problems []spec.Problem
-	lookups  int
 
-	dirty map[spec.Name]bool // Services to complete anew
-	nodes bool               // some Node changed
+	dirty map[dataplane.ServiceName]bool // Services to complete again
+	// subnetNotices are about ClusterConfigurations that differ.
+	subnetNotices []spec.Notice
+	nodes         bool // some Node changed
 	// twice holds the objects that were declared more than once.
 	twice map[objectID][]*placed
-	// contested holds the Services that set the same value.
-	contestedIPs   map[netip.Addr][]spec.Name
-	contestedPorts map[uint16][]spec.Name
+	// contestedIPs and contestedPorts hold the Services that set the same value.
+	contestedIPs   map[netip.Addr][]dataplane.ServiceName
+	contestedPorts map[uint16][]dataplane.ServiceName
 
-	changed []spec.Name // Services that differ from what they were
+	changed []dataplane.ServiceName // Services that changed
+	// unread are the files that cannot be read.
+	unread map[string]bool
+	// sameConfigs are the notices of configurations that are there twice.
+	sameConfigs []spec.Notice
+	// skips is the change of skipped.
+	skips map[string]int
+	valid *spec.Snapshot // the configuration, if there is one and it is valid
 }
 
 func newUpdate(s *Set) *update {
 	return &update{
-		Set: s, dirty: map[spec.Name]bool{}, twice: map[objectID][]*placed{},
-		contestedIPs: map[netip.Addr][]spec.Name{}, contestedPorts: map[uint16][]spec.Name{},
+		Set: s, dirty: map[dataplane.ServiceName]bool{}, twice: map[objectID][]*placed{},
+		skips: map[string]int{}, unread: map[string]bool{},
+		contestedIPs: map[netip.Addr][]dataplane.ServiceName{}, contestedPorts: map[uint16][]dataplane.ServiceName{},
 	}
 }
 
 // replace edits the indexes of objects.
 func (u *update) replace(files []File, parsed []*file) {
+	assign(&u.undo, &u.leftFiles, u.leftFiles)
 	var removed, added []docAt
+	var emptied []emptyFile
+	wasAside := maps.Clone(u.asides)
+	flipped := u.countAside(parsed)
 	for i, f := range parsed {
-		if f.broken != nil {
+		if files[i].Fault != nil {
+			u.problems, u.unread[f.path] = append(u.problems, *files[i].Fault), true
+			continue
+		}
+		aside := isAside(u.asides, f.path)
+		delete(flipped, f.key)
+		if f.broken != nil && !aside {
 			u.problems = append(u.problems, *f.broken)
 			continue
 		}
-		u.problems = append(u.problems, f.problems()...)
-		r, a := differ(u.files[f.path], f)
+		old := u.files[f.key]
+		if !aside {
+			u.problems = append(u.problems, f.problems()...)
+			u.problems = append(u.problems, f.brokenSince(old)...)
+		}
+		if f.isEmpty() && !aside {
+			emptied = append(emptied, emptyFile{f, old})
+		}
+		u.countFile(old, -1)
+		u.countFile(f, 1)
+		r, a := differ(old.counted(isAside(wasAside, f.path)), f.counted(aside))
 		removed, added = append(removed, r...), append(added, a...)
-		if files[i].Data == nil {
-			remove(&u.undo, u.files, f.path)
+		if files[i].Data == nil && files[i].Skipped == nil {
+			remove(&u.undo, u.files, f.key)
 		} else {
-			put(&u.undo, u.files, f.path, f)
+			put(&u.undo, u.files, f.key, f)
 		}
 	}
-	for _, d := range removed { // all of them first, since an object may have moved to another file
+	for path := range flipped { // files that became patches, or are none any more
+		f := u.files[path]
+		if f == nil {
+			continue
+		}
+		if !isAside(u.asides, path) {
+			if f.broken != nil {
+				u.problems = append(u.problems, *f.broken)
+			}
+			u.problems = append(u.problems, f.problems()...)
+		}
+		r, a := differ(f.counted(isAside(wasAside, path)), f.counted(isAside(u.asides, path)))
+		removed, added = append(removed, r...), append(added, a...)
+	}
+	for _, d := range removed { // all removals first, because an object may have moved to another file
 		u.removeDoc(d)
 	}
 	for _, d := range added {
 		u.addDoc(d)
 	}
-	u.settleTwice()
+	for _, e := range emptied {
+		u.emptied(e.now, e.before)
+	}
 }
 
-// problems returns what is wrong with each document alone. Of a template there is nothing more to say than that it is one.
+// problems returns the problems of each document by itself. For an unrendered template it returns only that problem.
 func (f *file) problems() []spec.Problem {
 	var out []spec.Problem
 	for _, d := range f.docs {
@@ -92,7 +135,7 @@ func relocate(p spec.Problem, line int) spec.Problem {
 	return p
 }
 
-// differ returns the documents of the old file that the new one does not have in the same place, and the reverse.
+// differ returns the documents that only the old file has at their place, and those that only the new file has.
 func differ(old, new *file) (removed, added []docAt) {
 	lines := map[*content]int{}
 	if old != nil {
@@ -119,9 +162,9 @@ func differ(old, new *file) (removed, added []docAt) {
 
 func (u *update) removeDoc(d docAt) {
 	for _, o := range d.objects {
-		u.link(u.objects[o.id], o, nil)
-		remove(&u.undo, u.objects, o.id)
+		u.removeObject(o)
 	}
+	u.countUnchosen(d, -1)
 	if d.config != nil {
 		remove(&u.undo, u.configs, d.content)
 	}
@@ -131,12 +174,11 @@ func (u *update) removeDoc(d docAt) {
 	if d.lock {
 		remove(&u.undo, u.locks, d.content)
 	}
-	for k, n := range d.skipped {
-		if left := u.skipped[k] - n; left > 0 {
-			put(&u.undo, u.skipped, k, left)
-		} else {
-			remove(&u.undo, u.skipped, k)
-		}
+	if d.chart {
+		remove(&u.undo, u.charts, d.content)
+	}
+	if d.kustomization != nil {
+		remove(&u.undo, u.kustomizations, d.content)
 	}
 }
 
@@ -145,7 +187,7 @@ func (u *update) addDoc(d docAt) {
 		p := &placed{o, d}
 		if other, ok := u.objects[o.id]; ok {
 			if len(u.twice[o.id]) == 0 {
-				u.twice[o.id] = []*placed{other}
+				u.twice[o.id] = append([]*placed{other}, u.spares[o.id]...)
 			}
 			u.twice[o.id] = append(u.twice[o.id], p)
 			continue
@@ -153,6 +195,7 @@ func (u *update) addDoc(d docAt) {
 		put(&u.undo, u.objects, o.id, p)
 		u.link(nil, o, p)
 	}
+	u.countUnchosen(d, 1)
 	if d.config != nil {
 		put(&u.undo, u.configs, d.content, d)
 	}
@@ -162,27 +205,11 @@ func (u *update) addDoc(d docAt) {
 	if d.lock {
 		put(&u.undo, u.locks, d.content, d)
 	}
-	for k, n := range d.skipped {
-		put(&u.undo, u.skipped, k, u.skipped[k]+n)
+	if d.chart {
+		put(&u.undo, u.charts, d.content, d)
 	}
-}
-
-// settleTwice reports objects that are declared more than once. The first, in the order of files and lines, counts.
-func (u *update) settleTwice() {
-	for id, all := range u.twice {
-		slices.SortFunc(all, func(a, b *placed) int { return compareOrigins(a.origin(), b.origin()) })
-		for _, p := range all[1:] {
-			field := "metadata.name"
-			if id.kind == kindLocked {
-				field = "name"
-			}
-			u.problem(p, field, fmt.Sprintf("is declared already at %s", all[0].origin()))
-		}
-		if now := u.objects[id]; now != all[0] {
-			u.link(now, now.object, nil)
-			put(&u.undo, u.objects, id, all[0])
-			u.link(nil, all[0].object, all[0])
-		}
+	if d.kustomization != nil {
+		put(&u.undo, u.kustomizations, d.content, d)
 	}
 }
 
@@ -190,7 +217,7 @@ func compareOrigins(a, b spec.Origin) int {
 	return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line))
 }
 
-// link replaces an object in the entry of its Service; nil is for none.
+// link replaces an object in the entry of its Service; nil means no object.
 func (u *update) link(old *placed, o *object, new *placed) {
 	switch o.id.kind {
 	case kindNode:
@@ -205,7 +232,7 @@ func (u *update) link(old *placed, o *object, new *placed) {
 		if o.sliceOf == "" {
 			return
 		}
-		u.edit(spec.Name{Namespace: o.id.name.Namespace, Name: o.sliceOf}, func(e *entry) {
+		u.edit(dataplane.ServiceName{Namespace: o.id.name.Namespace, Name: o.sliceOf}, func(e *entry) {
 			e.slices = slices.DeleteFunc(slices.Clone(e.slices), func(p *placed) bool { return p == old })
 			if new != nil {
 				e.slices = append(e.slices, new)
@@ -215,7 +242,7 @@ func (u *update) link(old *placed, o *object, new *placed) {
 	}
 }
 
-func (u *update) edit(name spec.Name, change func(*entry)) {
+func (u *update) edit(name dataplane.ServiceName, change func(*entry)) {
 	u.dirty[name] = true
 	var e entry
 	if old := u.entries[name]; old != nil {
@@ -229,17 +256,18 @@ func (u *update) edit(name spec.Name, change func(*entry)) {
 	put(&u.undo, u.entries, name, &e)
 }
 
-// problem reports what is wrong with an object in its surroundings.
+// problem reports a problem of an object together with others.
 func (u *update) problem(p *placed, field, detail string) {
 	o := p.origin()
-	if u.lookups < maxLookups && p.at.raw != nil && len(p.at.objects) == 1 && field != "" {
-		u.lookups++
-		o.Line = yamlpos.Line(p.at.raw, p.at.line, field)
+	// Finding the line of a field means parsing the document again. This is worth it only for problems that are shown.
+	if t := p.at.text; len(u.problems) < maxProblems && t.Data != nil && len(p.at.objects) == 1 && field != "" {
+		t.Line = p.at.line
+		o.Line = document.Parse(t).Line(field)
 	}
 	u.problems = append(u.problems, spec.Problem{Origin: o, Object: p.id.String(), Field: field, Detail: detail})
 }
 
-// settings returns the configuration that is in force, reporting what contradicts it.
+// settings returns the configuration in force, and reports contradictions.
 func (u *update) settings() (snap spec.Snapshot) {
 	snap.Config, snap.Weir = defaultConfig, spec.DefaultWeirConfiguration()
 	all := slices.SortedFunc(maps.Values(u.configs), func(a, b docAt) int {
@@ -248,9 +276,16 @@ func (u *update) settings() (snap spec.Snapshot) {
 	var proxy, weir *docAt
 	for i := range all {
 		d := &all[i]
+		if d.config.subnets != nil {
+			continue
+		}
 		first, kind := &proxy, "KubeProxyConfiguration"
 		if d.config.weir != nil {
 			first, kind = &weir, "WeirConfiguration"
+		}
+		if *first != nil && (*first).body == d.body {
+			u.sameConfigs = append(u.sameConfigs, sameDocument(d.origin(), kind, (*first).origin()))
+			continue
 		}
 		if *first != nil {
 			u.problems = append(u.problems, spec.Problem{
@@ -267,17 +302,32 @@ func (u *update) settings() (snap spec.Snapshot) {
 			snap.UDPIdleTimeout = d.config.proxy.UDPIdleTimeout
 		}
 	}
-	if u.opts.ConfigFile != "" && proxy == nil {
+	if u.opts.ConfigFile != "" && proxy == nil && !u.unread[u.opts.ConfigFile] {
 		u.problems = append(u.problems, spec.Problem{Origin: spec.Origin{File: u.opts.ConfigFile}, Detail: "is named with --config and has no KubeProxyConfiguration"})
 	}
-	if u.opts.Weir != nil {
-		u.opts.Weir(&snap.Weir)
+	u.checkLock()
+	if subnets := u.serviceSubnets(); subnets != nil && !snap.Weir.ServiceCIDRsGiven {
+		snap.Weir.ServiceCIDRs, snap.Weir.ServiceCIDRsGiven = subnets, true
+	}
+	snap.Weir = u.opts.Overrides.Apply(snap.Weir)
+	if snap.Weir.ServiceCIDRsGiven {
+		u.subnetNotices = slices.DeleteFunc(u.subnetNotices, func(spec.Notice) bool { return true }) // it does not matter
 	}
 	if w := &snap.Weir; w.NodePortMin == 0 || w.NodePortMin > w.NodePortMax {
 		u.problems = append(u.problems, spec.Problem{Object: "WeirConfiguration", Field: "nodePortRange", Detail: fmt.Sprintf("%d-%d is not a port range", w.NodePortMin, w.NodePortMax)})
 		w.NodePortMin, w.NodePortMax = 30000, 32767
 	}
 	return snap
+}
+
+// configured reports whether there is a configuration, and each document of it is valid by itself.
+func (u *update) configured() bool {
+	for _, d := range u.configs {
+		if len(d.problems) > 0 {
+			return false
+		}
+	}
+	return len(u.configs) > 0
 }
 
 func (d *docAt) origin() spec.Origin {
@@ -288,36 +338,44 @@ func (d *docAt) origin() spec.Origin {
 	return spec.Origin{File: d.path, Line: line}
 }
 
-// finish completes the Services and returns the Snapshot, which counts only if there are no problems.
+// finish completes the Services and returns the Snapshot, which is valid only if there are no problems.
 func (u *update) finish(rev spec.Revision) *spec.Snapshot {
+	before := len(u.problems)
 	snap := u.settings()
+	if len(u.problems) == before && u.configured() {
+		u.valid = &spec.Snapshot{Config: snap.Config, ConfigOrigin: snap.ConfigOrigin, Weir: snap.Weir}
+	}
 	snap.Revision = rev
-	if u.last == nil || !slices.Equal(u.last.Weir.ServiceCIDRs, snap.Weir.ServiceCIDRs) || u.pools.min != snap.Weir.NodePortMin || u.pools.max != snap.Weir.NodePortMax {
+	if u.last == nil || !slices.Equal(u.last.Weir.ServiceCIDRs, snap.Weir.ServiceCIDRs) || u.last.Weir.ServiceCIDRsGiven != snap.Weir.ServiceCIDRsGiven || u.pools.min != snap.Weir.NodePortMin || u.pools.max != snap.Weir.NodePortMax {
 		assign(&u.undo, &u.pools, newPools(&snap.Weir))
-		assign(&u.undo, &u.needs, map[spec.Name]needs{})
+		assign(&u.undo, &u.needs, map[dataplane.ServiceName]needs{})
 		for name := range u.entries {
 			u.dirty[name] = true
 		}
 	}
 	if u.last != nil && u.locked() != (len(u.last.Locks) > 0) {
 		for name := range u.entries {
-			u.dirty[name] = true // for their notices
+			u.dirty[name] = true // because their notices may change
 		}
 	}
 	u.allocate()
 	if len(u.problems) == 0 && !snap.Weir.AllowEmpty && !u.anyService() {
 		u.problems = append(u.problems, spec.Problem{Detail: "there is no Service in the input" + u.skippedSummary() + "; if nothing is what should be programmed, say so with --allow-empty"})
+		u.problems = append(u.problems, u.setAside()...)
 	}
 	if len(u.problems) > 0 {
 		return nil
 	}
-	u.registerVIPs()
-	assign(&u.undo, &u.tree, u.build())
+	services, loose := u.build()
+	assign(&u.undo, &u.services, services)
+	assign(&u.undo, &u.slices, loose)
+	snap.Services, snap.Slices = services, loose
 	snap.Notices = u.notices()
-	snap.Skipped = maps.Clone(u.skipped)
+	snap.Skipped, snap.SkippedDocuments, snap.SkippedFiles = maps.Clone(u.skipped), u.left, u.leftFiles
 	snap.Nodes = u.nodeMap()
 	snap.Locks = u.lockOrigins()
-	return snap.WithServices(u.tree)
+	snap.Silenced = u.silenced()
+	return &snap
 }
 
 func (u *update) anyService() bool {
@@ -326,7 +384,7 @@ func (u *update) anyService() bool {
 			return true
 		}
 	}
-	for _, e := range u.entries { // the first one that is not new ends it
+	for _, e := range u.entries { // stops at the first one that is not new
 		if e.service != nil {
 			return true
 		}
@@ -338,13 +396,18 @@ func (u *update) skippedSummary() string {
 	if len(u.skipped) == 0 {
 		return ""
 	}
-	var parts []string
+	var parts, kinds []string
 	for _, k := range slices.Sorted(maps.Keys(u.skipped)) {
-		if parts = append(parts, fmt.Sprintf("%d %s", u.skipped[k], k)); len(parts) == 10 {
+		if k == spec.SkippedUnchosen {
+			parts = append(parts, fmt.Sprintf("not chosen: %d", u.skipped[k]))
+		} else if kinds = append(kinds, fmt.Sprintf("%d %s", u.skipped[k], k)); len(kinds) == 10 {
 			break
 		}
 	}
-	return " (of other kinds: " + strings.Join(parts, ", ") + ")"
+	if len(kinds) > 0 {
+		parts = append(parts, "of other kinds: "+strings.Join(kinds, ", "))
+	}
+	return " (" + strings.Join(parts, "; ") + ")"
 }
 
 func (u *update) nodeMap() map[string]*corev1.Node {
@@ -360,28 +423,28 @@ func (u *update) nodeMap() map[string]*corev1.Node {
 	return nodes
 }
 
-// notices collects those that belong to no Service.
-func (u *update) notices() []spec.Problem {
-	var out []spec.Problem
+// notices collects the notices that belong to no Service.
+func (u *update) notices() []spec.Notice {
+	out := slices.Concat(u.subnetNotices, u.kustomizationNotices(), u.chartNotices(), u.notReadNotices())
 	for _, d := range u.noticed {
 		for _, n := range d.notices {
 			out = append(out, relocate(n, d.line))
 		}
 	}
-	for name := range u.orphan {
+	out = append(out, u.sameConfigs...)
+	for id, spares := range u.spares {
+		for _, p := range spares {
+			out = append(out, sameDocument(p.origin(), id.String(), u.objects[id].origin()))
+		}
+	}
+	for name := range u.unusedPins {
 		e := u.entries[name]
-		if e.pin != nil {
-			out = append(out, spec.Problem{Origin: e.pin.origin(), Object: e.pin.id.String(), Code: spec.CodeStaleLock,
-				Detail: "pins values for a Service that is not in the input: weir allocate --write drops it"})
-		}
-		p := e.endpoints
-		if len(e.slices) > 0 {
-			p = e.slices[0]
-		}
-		if p == nil {
+		if e == nil || e.pin == nil { // this Update is refused, so that nothing was built
 			continue
 		}
-		out = append(out, spec.Problem{Origin: p.origin(), Object: p.id.String(), Detail: fmt.Sprintf("belongs to Service %s, which is not in the input", name), Code: spec.CodeOrphan})
+		pin := e.pin
+		out = append(out, spec.StaleLock.Notice(pin.origin(), pin.id.String(), "",
+			"pins values for a Service that is not in the input: weir allocate --write drops it"))
 	}
 	sortProblems(out)
 	return out
@@ -403,8 +466,8 @@ func (u *update) sortedProblems() spec.Problems {
 	return u.problems
 }
 
-// hintAtKustomize says what to do about problems with files that a kustomization is to put together: patches are parts of
-// objects, and overlays declare one object several times.
+// hintAtKustomize adds advice to problems in files that are parts of a kustomization. Patches are incomplete objects,
+// and overlays declare an object several times.
 func (u *update) hintAtKustomize() {
 	for i := range u.problems {
 		p := &u.problems[i]
@@ -412,7 +475,7 @@ func (u *update) hintAtKustomize() {
 		for _, name := range []string{"kustomization.yaml", "kustomization.yml"} {
 			beside := filepath.Join(dir, name)
 			if _, ok := u.files[beside]; ok && p.Origin.File != "" && p.Origin.File != beside {
-				p.Detail += fmt.Sprintf(" (%s is beside it: give weir what kustomize build makes of it)", name)
+				p.Detail += fmt.Sprintf(" (%s is beside it: build it with -k %s)", name, dir)
 				break
 			}
 		}

@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -15,12 +16,24 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"weir/spec"
+	"weir/spec/document"
 )
 
-// validator collects what is wrong with one object. Field paths are formatted only for what is wrong.
+// fieldProblem is a problem of one field of an object.
+type fieldProblem struct{ field, detail string }
+
+// validator collects the problems of one object. It formats field paths only for problems.
 type validator struct {
-	problems []fieldProblem
-	notices  []fieldProblem
+	// namespace is that of objects that name none; "" stands for the default.
+	namespace string
+	problems  []fieldProblem
+	notices   []fieldNotice
+}
+
+// fieldNotice is a notice of a kind about a field.
+type fieldNotice struct {
+	id spec.NoticeID
+	fieldProblem
 }
 
 // add reports a problem of the field whose path is given as a format.
@@ -30,26 +43,26 @@ func (v *validator) add(detail, path string, args ...any) {
 	}
 }
 
-func (v *validator) notice(detail, path string, args ...any) {
+func (v *validator) notice(id spec.NoticeID, detail, path string, args ...any) {
 	if len(v.notices) < maxProblemsPerDocument {
-		v.notices = append(v.notices, fieldProblem{fmt.Sprintf(path, args...), detail})
+		v.notices = append(v.notices, fieldNotice{id, fieldProblem{fmt.Sprintf(path, args...), detail}})
 	}
 }
 
-// addAll reports messages of apimachinery's helpers about a value.
+// addAll reports the messages that a helper of apimachinery returned for a value.
 func (v *validator) addAll(messages []string, value, path string, args ...any) {
 	for _, m := range messages {
-		v.add(quote(value)+": "+short(m), path, args...)
+		v.add(document.Quote(value)+": "+short(m), path, args...)
 	}
 }
 
 func (v *validator) addErrors(errs field.ErrorList) {
 	for _, e := range errs {
-		v.add(printable(short(e.ErrorBody())), "%s", e.Field)
+		v.add(document.Printable(short(e.ErrorBody())), "%s", e.Field)
 	}
 }
 
-// short leaves out of a message the examples and the regular expression, which are longer than what they explain.
+// short removes the examples and the regular expression from a message, because they are longer than the explanation.
 func short(message string) string {
 	message, _, _ = strings.Cut(message, " (e.g. ")
 	return message
@@ -67,11 +80,11 @@ func (v *validator) meta(m *metav1.ObjectMeta, namespaced bool, name func(string
 	}
 	switch {
 	case namespaced && m.Namespace == "":
-		m.Namespace = metav1.NamespaceDefault
+		m.Namespace = cmp.Or(v.namespace, metav1.NamespaceDefault)
 	case namespaced:
 		v.addAll(utilvalidation.IsDNS1123Label(m.Namespace), m.Namespace, "metadata.namespace")
 	case m.Namespace != "":
-		v.add(quote(m.Namespace)+": this kind has no namespace", "metadata.namespace")
+		v.add(document.Quote(m.Namespace)+": this kind has no namespace", "metadata.namespace")
 	}
 	v.addErrors(metav1validation.ValidateLabels(m.Labels, field.NewPath("metadata", "labels")))
 	v.addErrors(apivalidation.ValidateAnnotations(m.Annotations, field.NewPath("metadata", "annotations")))
@@ -81,7 +94,7 @@ var protocols = []corev1.Protocol{tcp, udp, sctp}
 
 func (v *validator) protocol(p corev1.Protocol, path string, args ...any) {
 	if !slices.Contains(protocols, p) {
-		v.add(quote(string(p))+" is none of TCP, UDP, SCTP"+caseHint(string(p), "TCP", "UDP", "SCTP"), path, args...)
+		v.add(document.Quote(string(p))+" is none of TCP, UDP, SCTP"+caseHint(string(p), "TCP", "UDP", "SCTP"), path, args...)
 	}
 }
 
@@ -102,7 +115,7 @@ func (v *validator) port(port int32, path string, args ...any) {
 
 func (v *validator) oneOf(got string, values []string, path string, args ...any) {
 	if !slices.Contains(values, got) {
-		v.add(fmt.Sprintf("%s is none of %s%s", quote(got), strings.Join(values, ", "), caseHint(got, values...)), path, args...)
+		v.add(fmt.Sprintf("%s is none of %s%s", document.Quote(got), strings.Join(values, ", "), caseHint(got, values...)), path, args...)
 	}
 }
 
@@ -111,20 +124,20 @@ func (v *validator) address(s, path string, args ...any) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(s)
 	switch {
 	case err != nil && strings.Contains(s, "/"):
-		v.add(quote(s)+" is not an IP address; leave out the prefix length", path, args...)
+		v.add(document.Quote(s)+" is not an IP address; leave out the prefix length", path, args...)
 	case err != nil:
-		v.add(quote(s)+" is not an IP address, such as 10.9.8.7 or 2001:db8::ffff", path, args...)
+		v.add(document.Quote(s)+" is not an IP address, such as 10.9.8.7 or 2001:db8::ffff", path, args...)
 	case a.Zone() != "":
-		v.add(quote(s)+" has a zone, which an address here cannot have", path, args...)
+		v.add(document.Quote(s)+" has a zone, which an address here cannot have", path, args...)
 	case a.Is4In6():
-		v.add(fmt.Sprintf("%s is an IPv4 address in IPv6 form; write %s", quote(s), a.Unmap()), path, args...)
+		v.add(fmt.Sprintf("%s is an IPv4 address in IPv6 form; write %s", document.Quote(s), a.Unmap()), path, args...)
 	default:
 		return a, true
 	}
 	return netip.Addr{}, false
 }
 
-// plainAddress is an address that traffic can be sent to from elsewhere.
+// plainAddress parses an address that other hosts can send traffic to.
 func (v *validator) plainAddress(s, path string, args ...any) (netip.Addr, bool) {
 	a, ok := v.address(s, path, args...)
 	if !ok {
@@ -162,41 +175,41 @@ func (v *validator) prefix(s, path string, args ...any) {
 		if a, err := netip.ParseAddr(s); err == nil {
 			hint = fmt.Sprintf("; write %s/%d for this one address", a, a.BitLen())
 		}
-		v.add(quote(s)+" is not a CIDR, such as 10.9.8.0/24 or 2001:db8::/64"+hint, path, args...)
+		v.add(document.Quote(s)+" is not a CIDR, such as 10.9.8.0/24 or 2001:db8::/64"+hint, path, args...)
 	case p.Addr().Is4In6():
-		v.add(quote(s)+" is an IPv4 prefix in IPv6 form; write it as IPv4", path, args...)
+		v.add(document.Quote(s)+" is an IPv4 prefix in IPv6 form; write it as IPv4", path, args...)
 	}
 }
 
-// accept ends the decoding of one object: it reports what was found and returns true if the object is fit for use.
-func (d *document) accept(id objectID, at place, shape []fieldProblem, v *validator) bool {
+// accept ends the decoding of one object. It reports the problems, and returns whether the object can be used.
+func (d *decoding) accept(id objectID, at *document.Document, shape []document.Problem, v *validator) bool {
 	name := describeID(id)
 	for _, p := range shape {
-		d.problemAt(at.find(p.field), name, p.field, p.detail)
+		d.problemAt(p.Line, name, p.Field, p.Detail)
 	}
 	for _, p := range v.problems {
 		if !follows(p, shape) {
-			d.problemAt(at.find(p.field), name, p.field, p.detail)
+			d.problemAt(at.Line(p.field), name, p.field, p.detail)
 		}
 	}
 	for _, p := range v.notices {
-		n := spec.Problem{Origin: spec.Origin{File: d.path, Line: at.find(p.field)}, Object: name, Field: printable(p.field), Detail: p.detail}
-		d.out.notices = append(d.out.notices, n)
+		origin := spec.Origin{File: d.path, Line: at.Line(p.field)}
+		d.out.notices = append(d.out.notices, p.id.Notice(origin, name, document.Printable(p.field), p.detail))
 	}
 	return len(shape) == 0 && len(v.problems) == 0
 }
 
-// follows says whether a problem is but the consequence of a field, or one within it, that could not be decoded.
-func follows(p fieldProblem, shape []fieldProblem) bool {
-	return slices.ContainsFunc(shape, func(s fieldProblem) bool {
-		return s.field == "" || p.field == s.field || strings.HasPrefix(s.field, p.field+".") || strings.HasPrefix(s.field, p.field+"[") ||
-			strings.HasPrefix(p.field, s.field+".") || strings.HasPrefix(p.field, s.field+"[")
+// follows reports whether a problem is only a consequence of a field that could not be decoded.
+func follows(p fieldProblem, shape []document.Problem) bool {
+	return slices.ContainsFunc(shape, func(s document.Problem) bool {
+		return s.Field == "" || p.field == s.Field || strings.HasPrefix(s.Field, p.field+".") || strings.HasPrefix(s.Field, p.field+"[") ||
+			strings.HasPrefix(p.field, s.Field+".") || strings.HasPrefix(p.field, s.Field+"[")
 	})
 }
 
 var plainName = regexp.MustCompile(`^[\w.-]{0,253}/?[\w.-]{0,253}$`)
 
-// describeID names an object of which the name may be hostile.
+// describeID names an object whose name may be hostile.
 func describeID(id objectID) string {
 	if id.name.Name == "" {
 		return id.kind.String()
@@ -205,5 +218,5 @@ func describeID(id objectID) string {
 	if plainName.MatchString(name) {
 		return id.String()
 	}
-	return id.kind.String() + " " + quote(name)
+	return id.kind.String() + " " + document.Quote(name)
 }

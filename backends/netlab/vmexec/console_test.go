@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestConsole: what the guest prints comes through whole lines at a time, and the marks are for vmexec alone, however the
-// serial line cuts them.
+// TestConsole expects that the guest's output arrives in whole lines, and that vmexec filters out its marks, however
+// the serial line splits them.
 func TestConsole(t *testing.T) {
 	const printed = startMark + "\r\n=== RUN   TestX\r\n    x_test.go:7: no\r\n" + exitMark + "3\r\n"
 	for size := 1; size <= len(printed); size++ {

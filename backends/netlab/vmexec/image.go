@@ -16,7 +16,7 @@ import (
 	"syscall"
 )
 
-// tools are the programs of this machine that the guest gets, by the Debian package that has them.
+// tools are the programs of this machine that the guest gets, by their Debian package.
 var tools = map[string][]string{
 	"busybox-static": {"busybox"},
 	"bash":           {"bash"}, // busybox's shell would run its own ip and sysctl
@@ -33,7 +33,7 @@ var tools = map[string][]string{
 	"procps":    {"sysctl"},
 }
 
-// prepare returns the kernel and the base of the root file system, making what is not cached.
+// prepare returns the kernel and the base of the root file system. It makes the parts that are not cached.
 func prepare(cache string) (kernel, base string, err error) {
 	if runtime.GOARCH != "amd64" {
 		return "", "", fmt.Errorf("the machine is an amd64 one, and this is %s", runtime.GOARCH)
@@ -69,7 +69,7 @@ func prepare(cache string) (kernel, base string, err error) {
 	return kernels[0], base, nil
 }
 
-// lockFile makes sure that only one process at a time prepares the cache.
+// lockFile ensures that only one process at a time prepares the cache.
 func lockFile(name string) (unlock func(), err error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -111,7 +111,7 @@ func lookTool(name string) string {
 	return ""
 }
 
-// fingerprint tells one base from another: it is made anew with another vmexec, kernel or tool.
+// fingerprint identifies a base. Another vmexec, kernel or tool needs a new base.
 func fingerprint(kernel string, found map[string]string) string {
 	files := slices.Sorted(maps.Values(found))
 	if self, err := os.Executable(); err == nil {
@@ -126,14 +126,14 @@ func fingerprint(kernel string, found map[string]string) string {
 	return strconv.FormatUint(h.Sum64(), 36)
 }
 
-// kernelPackage is what every Debian installs in a virtual machine; it depends on the current version.
+// kernelPackage is the kernel package for virtual machines in every Debian; it depends on the current version.
 const kernelPackage = "linux-image-cloud-amd64"
 
 // fetchKernel downloads the kernel's package and unpacks it.
 func fetchKernel(cache, tree string) error {
 	deb, err := download(cache)
 	if err != nil && os.Geteuid() == 0 {
-		// The lists are missing, or so old that what they name is gone.
+		// The package lists are missing, or so old that the packages in them no longer exist.
 		if out, err := exec.Command("apt-get", "-q", "update").CombinedOutput(); err != nil {
 			return fmt.Errorf("apt-get update: %w: %s", err, out)
 		}
@@ -214,7 +214,7 @@ func makeBase(base, tree string, found map[string]string) error {
 	return os.Rename(base+".partial", base)
 }
 
-// addModules takes what networking needs and leaves the drivers.
+// addModules adds the modules for networking, without the drivers.
 func addModules(a *archive, tree string) error {
 	return a.tree("/lib/modules", filepath.Join(tree, "lib", "modules"), func(p string) bool {
 		if !strings.Contains(p, "/kernel/") {
@@ -232,7 +232,7 @@ func addModules(a *archive, tree string) error {
 func addTools(a *archive, found map[string]string) error {
 	have := map[string]bool{}
 	for _, tool := range slices.Sorted(maps.Keys(found)) {
-		// The iptables programs are one binary that goes by the name it is called with.
+		// The iptables programs are one binary, which acts according to the name by which it is called.
 		real, err := filepath.EvalSymlinks(found[tool])
 		if err != nil {
 			return err
@@ -245,7 +245,7 @@ func addTools(a *archive, found map[string]string) error {
 		}
 	}
 	a.symlink("/bin/sh", "/usr/sbin/bash")
-	a.symlink("/sbin/modprobe", "/usr/sbin/busybox") // the kernel's own name for it
+	a.symlink("/sbin/modprobe", "/usr/sbin/busybox") // the kernel calls it by this name
 	extensions, _ := filepath.Glob("/usr/lib/*/xtables/*.so")
 	for _, so := range extensions {
 		if err := addBinary(a, so, have); err != nil {
@@ -257,7 +257,7 @@ func addTools(a *archive, found map[string]string) error {
 
 var sharedObject = regexp.MustCompile(`(/\S+) \(0x`)
 
-// addBinary copies a program or shared object with everything that it is linked to.
+// addBinary copies a program or shared object, with everything that it is linked to.
 func addBinary(a *archive, file string, have map[string]bool) error {
 	if have[file] {
 		return nil

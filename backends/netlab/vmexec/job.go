@@ -9,22 +9,23 @@ import (
 	"strings"
 )
 
-// job is what a machine is booted for.
+// job is the purpose for which a machine is booted.
 type job struct {
 	root    string
-	tmp     string // holds what is made for this job alone
-	command string // what the guest runs, in the shell's words
+	tmp     string // holds the files of this job alone
+	command string // the command of the guest, in the shell's syntax
 	binary  string // the test, or ""
 	dir     string // the package's directory, relative to the module
-	weir    string // the program, or "" for a test that does without
+	weir    string // the program, or "" for a test that does not need it
+	add     string // another file, relative to the module, or ""
 }
 
-func newJob(root string, shell bool, command string, args []string) (*job, error) {
+func newJob(root string, shell bool, command, add string, args []string) (*job, error) {
 	wd, err := os.Getwd()
 	if err != nil {
 		return nil, err
 	}
-	j := &job{root: root}
+	j := &job{root: root, add: add}
 	if j.dir, err = filepath.Rel(root, wd); err != nil {
 		return nil, err
 	}
@@ -54,10 +55,10 @@ func newJob(root string, shell bool, command string, args []string) (*job, error
 
 func (j *job) close() { os.RemoveAll(j.tmp) }
 
-// build makes a static weir, since there is no Go in the guest.
+// build makes a static weir, because the guest has no Go.
 func (j *job) build() error {
 	j.weir = filepath.Join(j.tmp, "weir")
-	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", j.weir, "./cmd/weir")
+	cmd := exec.Command("go", "build", "-tags", "kustomize_disable_go_plugin_support", "-ldflags", "-s -w", "-o", j.weir, "./cmd/weir")
 	cmd.Dir, cmd.Env, cmd.Stderr = j.root, append(os.Environ(), "CGO_ENABLED=0"), os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("building weir for the guest: %w", err)
@@ -99,11 +100,17 @@ func (j *job) overlay(a *archive) error {
 			return err
 		}
 	}
+	if j.add != "" {
+		if err := a.file("/src/"+j.add, filepath.Join(j.root, j.add)); err != nil {
+			return err
+		}
+	}
 	a.text("/init", j.init())
 	return a.err
 }
 
-// init is the guest's first process. It loads what a kernel cannot load by itself from within a network namespace.
+// init returns the guest's first process. It loads the modules that a kernel cannot load by itself from within a
+// network namespace.
 func (j *job) init() string {
 	var env strings.Builder
 	for _, e := range os.Environ() {
@@ -140,7 +147,7 @@ poweroff -f
 var modules = []string{
 	"veth", "dummy", "bridge", "br_netfilter", "sctp",
 	"nf_tables", "nft_compat", "nft_chain_nat", "nft_nat", "nft_masq", "nft_ct", "nft_numgen", "nft_fib_ipv4", "nft_fib_ipv6", "nft_reject_ipv4", "nft_reject_ipv6", "nft_reject_inet",
-	"ip_tables", "ip6_tables", "nf_conntrack", "nf_conntrack_netlink", "ip_set", "xt_set", "ip_vs",
+	"ip_tables", "ip6_tables", "nf_conntrack", "nf_conntrack_netlink", "ip_set", "xt_set", "ip_vs", "xt_ipvs",
 }
 
 func quoted(args []string) string {

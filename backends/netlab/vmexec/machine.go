@@ -14,30 +14,32 @@ import (
 	"time"
 )
 
-// machine is what qemu is told. Its first serial port is the kernel's log, the second the test's output.
+// machine holds the settings of qemu. Its first serial port is the kernel's log, the second the test's output.
 type machine struct {
 	kernel, initrd string
 	accel          string
 	memory, cpus   int
 }
 
-// exitMark begins the line with which the guest's init ends; the exit code follows.
+// exitMark begins the last line of the guest's init; the exit code follows.
 const exitMark = "weir-vm-exit:"
 
-// startMark is the line that init writes once the machine is up, before it runs anything.
+// startMark is the line that init writes once the machine is up, before it runs any command.
 const startMark = "weir-vm-started"
 
 const (
-	// bootLimit is how long a machine may take until then: twenty times what it takes where nothing else runs.
+	// bootLimit bounds the time until then. It is twenty times what the boot takes on an idle machine.
 	bootLimit = 90 * time.Second
-	// bootAttempts is how often that is tried. An emulated machine with several processors hangs once in a while.
+	// bootAttempts bounds how often booting is tried, because an emulated machine with several processors sometimes
+	// hangs.
 	bootAttempts = 3
 )
 
 var errNotStarted = fmt.Errorf("the machine did not start within %s", bootLimit)
 
-// What costs most where every instruction is emulated: mitigations of faults that no emulator has, clocks that are devices,
-// a fifth level of page tables, string instructions that are emulated byte by byte, pages that are cleared twice.
+// These settings avoid the largest costs of emulation: mitigations of faults that no emulator has, clocks that are
+// devices, a fifth level of page tables, string instructions that are emulated byte by byte, and pages that are cleared
+// twice.
 const (
 	processor  = "max,la57=off,erms=off,fsrm=off"
 	kernelArgs = "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off clearcpuid=erms,fsrm,rep_good " +
@@ -65,8 +67,8 @@ func (m machine) interact(ctx context.Context) error {
 	return cmd.Run()
 }
 
-// run boots the machine until it has started once, lets it run until it powers off, and returns the exit code that the guest
-// reported.
+// run boots the machine until it has started once, lets it run until it powers off, and returns the exit code that the
+// guest reported.
 func (m machine) run(ctx context.Context) (code int, err error) {
 	for range bootAttempts {
 		if code, err = m.boot(ctx); !errors.Is(err, errNotStarted) {
@@ -77,7 +79,7 @@ func (m machine) run(ctx context.Context) (code int, err error) {
 	return code, err
 }
 
-// boot is one attempt of run.
+// boot makes one attempt of run.
 func (m machine) boot(ctx context.Context) (int, error) {
 	log, err := os.CreateTemp("", "weir-vm-*.log")
 	if err != nil {
@@ -110,7 +112,7 @@ func (m machine) boot(ctx context.Context) (int, error) {
 	return out.code, nil
 }
 
-// console passes on what the guest prints, without the carriage returns of its serial line and without the marks.
+// console passes on the output of the guest, without the carriage returns of its serial line and without the marks.
 type console struct {
 	w       io.Writer
 	line    []byte
@@ -141,7 +143,7 @@ func (c *console) Write(p []byte) (int, error) {
 	}
 }
 
-// logTail bounds what is shown of the kernel's log, in bytes.
+// logTail bounds how much of the kernel's log is shown, in bytes.
 const logTail = 32 << 10
 
 func showLog(log *os.File) {

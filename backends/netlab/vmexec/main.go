@@ -1,19 +1,19 @@
-// Command vmexec runs test binaries in a virtual machine whose kernel has what this one may lack: IPVS, the dummy device,
-// SCTP sockets. It is meant for "go test -exec", and from there a test looks as ordinary as any other:
+// Command vmexec runs test binaries in a virtual machine whose kernel has what this one may lack: IPVS, the dummy
+// device, SCTP sockets. It is meant for "go test -exec":
 //
 //	CGO_ENABLED=0 go test -exec "$PWD/bin/vmexec" ./backends/ipvs
 //
-// The kernel is Debian's linux-image-cloud-amd64, downloaded and unpacked but not installed, and booted by
-// qemu-system-x86_64 in software. Its root file system is made of the kernel's modules, the tools of
-// this machine that tests look at the kernel with, the test binary, weir and the module's test data. Without a test binary
-// it gives a shell, or runs one command.
+// The kernel is Debian's linux-image-cloud-amd64, downloaded and unpacked but not installed. qemu-system-x86_64 boots
+// it in software. Its root file system holds the kernel's modules, the tools of this machine that tests use, the test
+// binary, weir and the module's test data. Without a test binary vmexec gives a shell, or runs one command.
 //
-// A test that fails prints what it prints anywhere, and the guest's kernel log follows. The machine ends with the process
-// that asked for it, and after a time at the latest.
+// After the output of a failed test follows the guest's kernel log. The machine ends with the process that started it,
+// and at the latest after a time limit.
 //
-// Why not github.com/hugelgupf/vmtest: it runs Go tests in QEMU too, but builds its file system from u-root's commands and
-// wants each test written against it; what is needed here is Debian's kernel with its modules and this machine's iptables,
-// nft and ipvsadm, for tests that run without a machine as they are. That would have been most of this code all the same.
+// github.com/hugelgupf/vmtest runs Go tests in QEMU too, but it does not fit. It builds its file system from u-root's
+// commands, and each test has to be written for it. weir's tests also run without a virtual machine, and need Debian's
+// kernel with its modules and this machine's iptables, nft and ipvsadm. Providing those would have taken most of this
+// code in any case.
 package main
 
 import (
@@ -43,9 +43,10 @@ func run() (int, error) {
 	shell := flag.Bool("shell", false, "give a shell in the machine instead of running a test")
 	command := flag.String("c", "", "run a shell command in the machine instead of a test")
 	limit := flag.Duration("limit", 20*time.Minute, "the most time that the machine may run; a shell's is not limited")
+	add := flag.String("add", "", "a file that the guest gets too, relative to the module's root")
 	flag.IntVar(&m.memory, "memory", 2048, "MiB of memory")
 	flag.IntVar(&m.cpus, "cpus", runtime.NumCPU(), "number of processors")
-	// Many of the machines that tests run on are virtual themselves, with a /dev/kvm that is there and does not work.
+	// Many machines that run tests are virtual themselves, and their /dev/kvm exists but does not work.
 	flag.StringVar(&m.accel, "accel", "tcg,thread=multi", "qemu's -accel: software emulation, or kvm where it works")
 	flag.Parse()
 
@@ -53,7 +54,7 @@ func run() (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	job, err := newJob(root, *shell, *command, flag.Args())
+	job, err := newJob(root, *shell, *command, *add, flag.Args())
 	if err != nil {
 		return 1, err
 	}
@@ -96,7 +97,7 @@ func exists(p string) bool {
 	return err == nil
 }
 
-// concatenate writes the base of a root file system and what overlay adds to it.
+// concatenate writes the base of a root file system, and then the part that overlay adds.
 func concatenate(w io.Writer, base string, overlay func(*archive) error) error {
 	f, err := os.Open(base)
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// AskKubeProxy gives the questions to kube-proxy's own code and returns an answer to each. What they look like is said by
-// the command kubeproxypeer in the module that builds the servers.
+// AskKubeProxy gives the questions to kube-proxy's own code and returns an answer to each. The command kubeproxypeer,
+// in the module that builds the servers, defines their form.
 func AskKubeProxy[Question, Answer any](t testing.TB, questions []Question) []Answer {
 	t.Helper()
 	var in bytes.Buffer

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Proxy forwards TCP connections until it is told to stall: then it keeps them open, accepts new ones, and forwards
-// nothing. It can be slow, too.
+// Proxy forwards TCP connections. Stall makes it keep connections open, accept new ones, and forward nothing. Slow
+// makes it slow.
 type Proxy struct {
 	ln      net.Listener
 	dial    func() (net.Conn, error)
@@ -30,7 +30,7 @@ func NewProxy(t testing.TB, to string) *Proxy {
 	return NewProxyOn(t, ln, func() (net.Conn, error) { return net.Dial("tcp", to) })
 }
 
-// NewProxyOn forwards what comes to a listener to what is dialed, until the test ends.
+// NewProxyOn forwards connections from a listener to the dialed address, until the test ends.
 func NewProxyOn(t testing.TB, ln net.Listener, dial func() (net.Conn, error)) *Proxy {
 	p := &Proxy{ln: ln, dial: dial}
 	t.Cleanup(func() {
@@ -41,16 +41,16 @@ func NewProxyOn(t testing.TB, ln net.Listener, dial func() (net.Conn, error)) *P
 	return p
 }
 
-// Address is where the Proxy listens.
+// Address returns the address that the Proxy listens on.
 func (p *Proxy) Address() string { return p.ln.Addr().String() }
 
-// Stall stops or resumes forwarding. What is stalled once stays so: only new connections are forwarded again.
+// Stall stops or resumes forwarding. A stalled connection stays stalled; after a resume only new ones are forwarded.
 func (p *Proxy) Stall(yes bool) { p.stalled.Store(yes) }
 
-// Slow holds back each piece of up to 32 KiB for that long.
+// Slow delays each piece of up to 32 KiB by that time.
 func (p *Proxy) Slow(delay time.Duration) { p.delay.Store(int64(delay)) }
 
-// Cut ends all connections of now. Those that come later are forwarded.
+// Cut ends all current connections. Later ones are forwarded.
 func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -92,7 +92,7 @@ func (p *Proxy) forward(from, to net.Conn) {
 	for {
 		n, err := from.Read(buf)
 		if p.stalled.Load() {
-			_, _ = io.Copy(io.Discard, from) // for as long as the peer keeps it open
+			_, _ = io.Copy(io.Discard, from) // until the peer closes it
 			return
 		}
 		time.Sleep(time.Duration(p.delay.Load()))

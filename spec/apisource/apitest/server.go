@@ -1,4 +1,5 @@
-// Package apitest runs a real etcd and a real kube-apiserver for tests.
+// Package apitest runs a real etcd and a real kube-apiserver for tests. Start returns a Server, which a test can kill,
+// run again, and give other credentials. Only tests import the package.
 package apitest
 
 import (
@@ -33,27 +34,27 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// patience is how long anything may take; it is generous, since machines differ.
+// patience limits every wait. It is generous, because machines differ in speed.
 const patience = 2 * time.Minute
 
-// Tokens of the users that the server knows: one that may do anything, and two named "weir" that may do nothing until a
-// role is bound to them.
+// Tokens of the users that the server knows: an administrator, and two tokens of "weir", which has no rights until a
+// role is bound to it.
 const (
 	AdminToken = "admin-token"
 	Token      = "first-token"
 	NextToken  = "second-token"
 )
 
-// User is whom those tokens, and client certificates, are of: the ServiceAccount of the examples.
+// User is the user of the two weir tokens and of client certificates: the ServiceAccount of the examples.
 const User = "system:serviceaccount:kube-system:weir"
 
-// Options say where the server runs, and how.
+// Options configure a Server.
 type Options struct {
-	// Start starts a command; nil for cmd.Start. A test that has a network namespace for the server gives its own.
+	// Start starts a command; nil means cmd.Start. A test with a network namespace for the server sets its own.
 	Start func(*exec.Cmd) error
-	// Dial dials the server; nil for net.Dialer's.
+	// Dial dials the server; nil means net.Dialer's.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Port is where the server listens on 127.0.0.1, and the two ports above it are etcd's; 0 for some that are free.
+	// Port is the server's port on 127.0.0.1; etcd takes the two ports above it. 0 means free ports.
 	Port int
 	// Args are further arguments of kube-apiserver.
 	Args []string
@@ -61,7 +62,7 @@ type Options struct {
 
 // Server is a kube-apiserver with its etcd.
 type Server struct {
-	// Client may do anything.
+	// Client has all rights.
 	Client kubernetes.Interface
 	// Address is host:port.
 	Address string
@@ -72,10 +73,10 @@ type Server struct {
 	etcdURL   string
 	etcdPeer  string
 	etcd, api *process
-	ca        *authority // of client certificates
+	ca        *authority // signs client certificates
 }
 
-// Start runs a server until the test ends. The test is skipped if there are no binaries, unless WEIR_TEST_REQUIRE is set.
+// Start runs a server until the test ends. Without the binaries it skips the test, unless WEIR_TEST_REQUIRE is set.
 func Start(t testing.TB, o Options) *Server {
 	t.Helper()
 	etcd, api := Binary(t, "etcd"), Binary(t, "kube-apiserver")
@@ -110,7 +111,7 @@ func Start(t testing.TB, o Options) *Server {
 	return s
 }
 
-// Run starts what does not run, and waits until it answers.
+// Run starts the processes that do not run, and waits until the server answers.
 func (s *Server) Run() {
 	s.t.Helper()
 	s.etcd.start()
@@ -142,7 +143,7 @@ func (s *Server) Kubeconfig(file, token, address string) string {
 	return s.KubeconfigFor(file, "{token: "+token+"}", address)
 }
 
-// KubeconfigFor is Kubeconfig for any way to prove who one is: user is what a kubeconfig has under that name.
+// KubeconfigFor is Kubeconfig for any kind of credentials: user is the "user" entry of the kubeconfig.
 func (s *Server) KubeconfigFor(file, user, address string) string {
 	s.t.Helper()
 	text := fmt.Sprintf(`apiVersion: v1
@@ -156,7 +157,7 @@ current-context: x
 	return file
 }
 
-// Replace writes a file atomically, readable to its owner alone.
+// Replace writes a file atomically, with a mode that only its owner can read.
 func Replace(t testing.TB, file string, data []byte) {
 	t.Helper()
 	err := os.WriteFile(file+".tmp", data, 0o600)
@@ -168,7 +169,7 @@ func Replace(t testing.TB, file string, data []byte) {
 	}
 }
 
-// SetTokens restarts the API server with the tokens that are valid besides the administrator's.
+// SetTokens restarts the API server with these valid tokens and the administrator's.
 func (s *Server) SetTokens(tokens ...string) {
 	s.t.Helper()
 	s.writeTokens(tokens...)
@@ -200,7 +201,7 @@ func (s *Server) files() {
 	s.ca = newAuthority(s.t, filepath.Join(s.dir, "client-ca.crt"))
 }
 
-// process is one program that may be ended and started again.
+// process is one program that a test may kill and start again.
 type process struct {
 	s    *Server
 	path string
@@ -243,9 +244,12 @@ func (p *process) kill() {
 	p.cmd = nil
 }
 
-// Binary looks for a program in KUBEBUILDER_ASSETS, in PATH, and where "make testserver" puts it.
+// Binary returns the path of a program from KUBEBUILDER_ASSETS, from PATH, or from where "make testserver" puts it.
 func Binary(t testing.TB, name string) string {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("make test runs it; -short is set")
+	}
 	if dir := os.Getenv("KUBEBUILDER_ASSETS"); dir != "" {
 		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
 			return path
@@ -320,7 +324,7 @@ func (s *Server) create(object runtime.Object) (err error) {
 	return err
 }
 
-// ServiceAccountToken returns a token such as the kubelet gives to a pod.
+// ServiceAccountToken returns a token like those that the kubelet gives to pods.
 func (s *Server) ServiceAccountToken(namespace, name string) string {
 	s.t.Helper()
 	return s.token(namespace, name, authenticationv1.TokenRequestSpec{})
@@ -335,7 +339,7 @@ func (s *Server) token(namespace, name string, spec authenticationv1.TokenReques
 	return t.Status.Token
 }
 
-// RevocableToken returns such a token, and what makes the server refuse it, ten seconds later at most.
+// RevocableToken returns such a token and a function that revokes it. The server refuses it at most ten seconds later.
 func (s *Server) RevocableToken(namespace, name string) (token string, revoke func()) {
 	s.t.Helper()
 	secrets := s.Client.CoreV1().Secrets(namespace)
@@ -353,16 +357,16 @@ func (s *Server) RevocableToken(namespace, name string) (token string, revoke fu
 	}
 }
 
-// ClientCertificate returns a certificate of a user for so long, and its key, in PEM.
+// ClientCertificate returns a client certificate of that validity, and its key, in PEM.
 func (s *Server) ClientCertificate(user string, validity time.Duration) (cert, key []byte) {
 	s.t.Helper()
 	return s.ca.issue(s.t, user, validity)
 }
 
-// CA returns the file with the certificate that the server's is signed by: itself.
+// CA returns the file of the certificate that signs the server's certificate: itself.
 func (s *Server) CA() string { return filepath.Join(s.dir, "certs", "apiserver.crt") }
 
-// Compact makes etcd forget its history, so that watches that lag behind are answered with 410 Gone.
+// Compact makes etcd discard its history, so that watches that lag behind are answered with 410 Gone.
 func (s *Server) Compact() {
 	s.t.Helper()
 	client := &http.Client{Timeout: patience, Transport: &http.Transport{DialContext: s.o.Dial, DisableKeepAlives: true}}

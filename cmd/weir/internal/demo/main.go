@@ -1,5 +1,5 @@
-// Command demo shows weir at work: the real program on a node, three pods and two clients, all in network namespaces of
-// their own, so that nothing on the host changes. It exits with 0 only if all it shows was really observed.
+// Command demo shows weir at work: the real program on a node, three pods and two clients, all in their own network
+// namespaces, so that nothing on the host changes. It exits with 0 only if everything it shows was really observed.
 package main
 
 import (
@@ -13,7 +13,7 @@ import (
 	"weir/backends/netlab"
 )
 
-// binaryEnv tells the process inside the namespaces where the weir program is.
+// binaryEnv passes the path of the weir program to the process inside the namespaces.
 const binaryEnv = "WEIR_DEMO_BINARY"
 
 func main() {
@@ -46,9 +46,9 @@ func run() error {
 	return nil
 }
 
-// build compiles weir outside of the namespaces, where the caches are.
+// build compiles weir outside the namespaces, where the build cache is.
 func build(binary string) error {
-	cmd := exec.Command("go", "build", "-o", binary, "weir/cmd/weir")
+	cmd := exec.Command("go", "build", "-tags", "kustomize_disable_go_plugin_support", "-o", binary, "weir/cmd/weir")
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("build weir: %w", err)
@@ -56,7 +56,7 @@ func build(binary string) error {
 	return os.Setenv(binaryEnv, binary)
 }
 
-// play runs the demo in a stage of its own.
+// play runs the demo in its own stage.
 func play() (err error) {
 	dir, err := os.MkdirTemp("", "weir-demo-")
 	if err != nil {
@@ -77,7 +77,7 @@ func play() (err error) {
 	return nil
 }
 
-// stage is the testing.TB that the lab asks for, outside of a test: what must not fail ends the demo.
+// stage implements the testing.TB that the lab needs, outside of a test. A failure ends the demo.
 type stage struct {
 	testing.TB
 	dir     string
@@ -104,7 +104,7 @@ func (s *stage) TempDir() string {
 	return dir
 }
 
-// strike undoes everything, last things first.
+// strike runs all cleanups, last one first.
 func (s *stage) strike() {
 	for i := len(s.cleanup) - 1; i >= 0; i-- {
 		s.cleanup[i]()

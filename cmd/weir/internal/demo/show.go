@@ -17,7 +17,7 @@ import (
 
 const (
 	manifest = "web.yaml"
-	// follow is how soon traffic has to follow an edit, and limit how soon everything else has to happen.
+	// follow is how soon traffic must follow an edit, and limit how soon everything else must happen.
 	follow = time.Second
 	limit  = 20 * time.Second
 )
@@ -27,7 +27,7 @@ var (
 	nodePort  = netip.AddrPortFrom(netlab.NodeIPv4, 30080)
 )
 
-// show is the demo, act by act. An act that does not go as it should ends it.
+// show is the demo, step by step. A step that fails ends it.
 type show struct {
 	*stage
 	lab    *netlab.Lab
@@ -91,7 +91,7 @@ func (s *show) spread() {
 	s.ask("pod1", "pod2", "pod3")
 }
 
-// edit takes one endpoint out of the manifest.
+// edit removes one endpoint from the manifest.
 func (s *show) edit() {
 	s.act("Edit " + manifest + ": the third endpoint goes")
 	s.rewrite(func(text string) string {
@@ -104,7 +104,7 @@ func (s *show) edit() {
 	s.ask("pod1", "pod2")
 }
 
-// breakIt makes a typo, looks on, and mends it.
+// breakIt adds a typo, checks that the traffic continues, and corrects it.
 func (s *show) breakIt() {
 	s.act("Break " + manifest + ": a typo in the Service")
 	good := s.rewrite(func(text string) string { return strings.Replace(text, "port: 80\n", "prot: 80\n", 1) })
@@ -143,7 +143,7 @@ func (s *show) drift() {
 	s.ask("pod1", "pod2")
 }
 
-// ask sends requests to the ClusterIP and the NodePort, prints who answered, and insists on the given pods.
+// ask sends requests to the ClusterIP and the NodePort, prints which pods answered, and requires the given pods.
 func (s *show) ask(pods ...string) {
 	for _, route := range []struct {
 		from, what string
@@ -165,11 +165,11 @@ func (s *show) insist(counts map[string]int, pods []string) {
 	}
 }
 
-// met asks a few times and says whether only the given pods answered.
+// met sends some requests and returns an error unless only the given pods answered.
 func (s *show) met(pods ...string) error {
 	counts := s.count(netlab.Client, clusterIP, 30)
 	for _, p := range pods {
-		counts[p] = max(counts[p], 1) // thirty requests need not meet everybody
+		counts[p] = max(counts[p], 1) // thirty requests need not reach every pod
 	}
 	return exactly(counts, pods)
 }
@@ -188,7 +188,7 @@ func exactly(counts map[string]int, pods []string) error {
 	return nil
 }
 
-// count sends n requests and counts who answered; what was not answered counts as its outcome.
+// count sends n requests and counts the answers by pod; a failed request counts by its error.
 func (s *show) count(from string, to netip.AddrPort, n int) map[string]int {
 	counts := map[string]int{}
 	for range n {
@@ -202,7 +202,7 @@ func (s *show) count(from string, to netip.AddrPort, n int) map[string]int {
 	return counts
 }
 
-// rewrite changes the manifest as an editor does, and returns what it was.
+// rewrite changes the manifest as an editor does, and returns its former content.
 func (s *show) rewrite(edit func(string) string) (was string) {
 	file := filepath.Join(s.input, manifest)
 	text, err := os.ReadFile(file)
@@ -218,7 +218,7 @@ func (s *show) rewrite(edit func(string) string) (was string) {
 	return string(text)
 }
 
-// rules returns the nat table without what moves by itself.
+// rules returns the nat table without its counters.
 func (s *show) rules() string {
 	out, err := s.lab.Node().Exec(s.ctx, "iptables-save", "-t", "nat")
 	if err != nil {
@@ -234,7 +234,7 @@ func (s *show) rules() string {
 	return b.String()
 }
 
-// dnatChain returns the chain with the first rule that sends traffic to a pod.
+// dnatChain returns the chain of the first rule that sends traffic to a pod.
 func (s *show) dnatChain(rules string) string {
 	for line := range strings.Lines(rules) {
 		if f := strings.Fields(line); len(f) > 1 && f[0] == "-A" && strings.Contains(line, "--to-destination") {
@@ -245,7 +245,7 @@ func (s *show) dnatChain(rules string) string {
 	return ""
 }
 
-// until polls, and returns how long it took.
+// until polls check, and returns how long it took to succeed.
 func (s *show) until(what string, within time.Duration, check func() error) time.Duration {
 	start := time.Now()
 	for {

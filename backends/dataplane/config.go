@@ -1,0 +1,52 @@
+package dataplane
+
+import "net/netip"
+
+// Config is the input of every backend besides the Services: the node-wide settings of the data path, taken from the
+// KubeProxyConfiguration and the node's own addresses.
+type Config struct {
+	// Families lists the address families to program.
+	Families []Family
+
+	// MasqueradeAll masquerades all traffic to ClusterIPs.
+	MasqueradeAll bool
+	// MasqueradeMark is the packet mark bit, as a mask, that stands for "masquerade this": 1 << masqueradeBit.
+	MasqueradeMark uint32
+	// LocalDetector tells traffic of this node's pods from all other traffic.
+	LocalDetector LocalDetector
+
+	// LocalhostNodePorts serves node ports on loopback addresses of IPv4 (127.0.0.0/8).
+	LocalhostNodePorts bool
+	// NodePortAddresses are the node's addresses that serve node ports, sorted; nil means all local addresses.
+	NodePortAddresses []netip.Addr
+	// NodeAddresses are the addresses that the node has, sorted.
+	NodeAddresses []netip.Addr
+
+	// ServiceCIDRs are the ranges that hold nothing but ClusterIPs, if they are known. Only nftables mode uses them:
+	// like kube-proxy, it drops traffic to a ClusterIP that belongs to no Service.
+	ServiceCIDRs []netip.Prefix
+
+	// TCPBeLiberal reports whether conntrack accepts out-of-window packets as valid, so that they need not be dropped.
+	TCPBeLiberal bool
+}
+
+// LocalDetector recognises traffic that starts in a pod of this node. The zero value recognises none, and then no
+// traffic is masqueraded because of its source.
+type LocalDetector struct {
+	// PodCIDRs match on the source address (detectLocalMode ClusterCIDR and NodeCIDR).
+	PodCIDRs []netip.Prefix
+	// Interface matches on the incoming interface (BridgeInterface). With Prefix set, it matches every interface whose
+	// name begins with it (InterfaceNamePrefix).
+	Interface string
+	Prefix    bool
+}
+
+// PodCIDR returns the source prefix of the family, or false if the detector has none.
+func (d LocalDetector) PodCIDR(f Family) (netip.Prefix, bool) {
+	for _, p := range d.PodCIDRs {
+		if FamilyOf(p.Addr()) == f {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}

@@ -1,0 +1,319 @@
+package dns
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/net/ipv4"
+)
+
+// The bounds of a Server.
+const (
+	// batch is how many datagrams one system call reads or writes.
+	batch = 32
+	// maxForwarded limits how many questions wait for resolvers elsewhere. One more is answered with SERVFAIL.
+	maxForwarded = 1024
+	// maxConns limits the open TCP connections, and idleTimeout how long one may be silent.
+	maxConns    = 128
+	idleTimeout = 10 * time.Second
+	// maxTCPSize is the most that the length of a message over TCP can say.
+	maxTCPSize = 1<<16 - 1
+)
+
+// Forwarder answers questions for names elsewhere.
+type Forwarder interface {
+	// Forward returns the answer to a message as it is sent over TCP, with the ID of the message.
+	Forward(ctx context.Context, msg []byte, q dnsmessage.Question) ([]byte, error)
+}
+
+// Server answers over UDP and TCP.
+type Server struct {
+	Resolver *Resolver
+	// Forwarder answers for all other names. Without one they are refused.
+	Forwarder Forwarder
+	// Allowed reports whether an address may ask. Questions of others are not answered.
+	Allowed func(netip.Addr) bool
+	Log     hclog.Logger
+
+	forwarded atomic.Int64
+	conns     atomic.Int64
+}
+
+// Serve answers on an address until ctx is done. It returns an error if it cannot listen there.
+func (s *Server) Serve(ctx context.Context, at netip.AddrPort) error {
+	udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+	if err != nil {
+		return err
+	}
+	defer udp.Close()
+	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(at.Addr(), uint16(udp.LocalAddr().(*net.UDPAddr).Port))))
+	if err != nil {
+		return err
+	}
+	defer tcp.Close()
+	stop := context.AfterFunc(ctx, func() { udp.Close(); tcp.Close() })
+	defer stop()
+	var both sync.WaitGroup
+	both.Go(func() { s.serveUDP(ctx, udp) })
+	both.Go(func() { s.serveTCP(ctx, tcp) })
+	both.Wait()
+	return ctx.Err()
+}
+
+// serveUDP answers datagrams in batches: a batch of questions costs one system call to read and one to answer.
+func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn) {
+	socket := ipv4.NewPacketConn(conn) // the calls are the same for IPv6
+	in, out := make([]ipv4.Message, batch), make([]ipv4.Message, 0, batch)
+	answers := make([][]byte, batch)
+	for i := range in {
+		in[i].Buffers = [][]byte{make([]byte, maxUDPSize)}
+		answers[i] = make([]byte, 0, maxUDPSize)
+	}
+	for {
+		n, err := socket.ReadBatch(in, 0)
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			continue // the error of an earlier answer, such as a port that nobody listens at
+		}
+		out = out[:0]
+		for i, m := range in[:n] {
+			from, ok := m.Addr.(*net.UDPAddr)
+			if !ok || !s.allowed(from.AddrPort().Addr()) {
+				continue
+			}
+			msg := m.Buffers[0][:m.N]
+			reply, later := s.answer(answers[i], msg, minUDPSize)
+			if later != nil {
+				msg = append([]byte(nil), msg...)
+				s.later(ctx, msg, later, func(reply []byte) { conn.WriteToUDP(clip(reply, later.size), from) })
+			} else if reply != nil {
+				answers[i] = reply
+				out = append(out, ipv4.Message{Buffers: [][]byte{reply}, Addr: from})
+			}
+		}
+		for sent := 0; sent < len(out); {
+			k, err := socket.WriteBatch(out[sent:], 0)
+			sent += max(k, 1) // a client that cannot be reached holds up no other
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+		}
+	}
+}
+
+func (s *Server) allowed(a netip.Addr) bool { return s.Allowed == nil || s.Allowed(a.Unmap()) }
+
+// answer returns the reply to a message, in buf if it has room. It returns no reply if there must be none, or if it has to be
+// asked for elsewhere: then it returns the query. limit 0 means TCP.
+func (s *Server) answer(buf, msg []byte, limit int) (reply []byte, elsewhere *query) {
+	q, rcode, ok := parse(msg)
+	if !ok {
+		return nil, nil
+	}
+	if limit == 0 {
+		limit = maxTCPSize
+	} else {
+		limit = q.size
+	}
+	a, mine := Answer{RCode: rcode}, true
+	if rcode == dnsmessage.RCodeSuccess {
+		if q.question.Type == dnsmessage.TypeAXFR || q.question.Type == 251 { // IXFR
+			a.RCode = dnsmessage.RCodeRefused
+		} else {
+			a, mine = s.Resolver.Resolve(Question{q.question.Name.String(), q.question.Type})
+		}
+	}
+	if s.Forwarder != nil && (!mine || a.Chase != "") {
+		q.size = limit
+		return nil, &q
+	}
+	if !mine {
+		a.RCode = dnsmessage.RCodeRefused
+	}
+	reply, err := pack(buf, &q, &a, s.header(&q, &a, mine), limit)
+	if err != nil {
+		s.Log.Debug("an answer cannot be packed", "name", q.question.Name.String(), "error", err)
+		return nil, nil
+	}
+	return reply, nil
+}
+
+func (s *Server) header(q *query, a *Answer, authoritative bool) dnsmessage.Header {
+	return dnsmessage.Header{
+		ID: q.header.ID, Response: true, OpCode: q.header.OpCode, Authoritative: authoritative && a.RCode != dnsmessage.RCodeServerFailure,
+		RecursionDesired: q.header.RecursionDesired, RecursionAvailable: s.Forwarder != nil, RCode: a.RCode & 0xf,
+	}
+}
+
+// later has a query answered elsewhere, and calls send with the reply.
+func (s *Server) later(ctx context.Context, msg []byte, q *query, send func([]byte)) {
+	if s.forwarded.Add(1) > maxForwarded {
+		s.forwarded.Add(-1)
+		send(s.failed(q))
+		return
+	}
+	go func() {
+		defer s.forwarded.Add(-1)
+		send(s.elsewhere(ctx, msg, q))
+	}()
+}
+
+// elsewhere answers a query with the help of the Forwarder. A name of the zone that stands for one outside is answered with
+// both.
+func (s *Server) elsewhere(ctx context.Context, msg []byte, q *query) []byte {
+	a, mine := s.Resolver.Resolve(Question{q.question.Name.String(), q.question.Type})
+	if !mine {
+		reply, err := s.Forwarder.Forward(ctx, msg, q.question)
+		if err != nil {
+			return s.failed(q)
+		}
+		return reply
+	}
+	if a.Chase != "" {
+		rest, err := s.chase(ctx, a.Chase, q)
+		if err != nil {
+			return s.failed(q)
+		}
+		a.Records = append(a.Records, rest...)
+	}
+	reply, err := pack(nil, q, &a, s.header(q, &a, true), q.size)
+	if err != nil {
+		return s.failed(q)
+	}
+	return reply
+}
+
+// chase returns the addresses of a name elsewhere.
+func (s *Server) chase(ctx context.Context, name string, q *query) ([]Record, error) {
+	target, err := dnsmessage.NewName(name)
+	if err != nil {
+		return nil, err
+	}
+	question := dnsmessage.Question{Name: target, Type: q.question.Type, Class: dnsmessage.ClassINET}
+	ask := dnsmessage.Message{Header: dnsmessage.Header{ID: q.header.ID, RecursionDesired: true}, Questions: []dnsmessage.Question{question}}
+	msg, err := ask.Pack()
+	if err != nil {
+		return nil, err
+	}
+	reply, err := s.Forwarder.Forward(ctx, msg, question)
+	if err != nil {
+		return nil, err
+	}
+	var m dnsmessage.Message
+	if err := m.Unpack(reply); err != nil {
+		return nil, err
+	}
+	var records []Record
+	for _, r := range m.Answers {
+		record := Record{Name: r.Header.Name.String(), Type: r.Header.Type, TTL: min(r.Header.TTL, TTL)}
+		switch body := r.Body.(type) {
+		case *dnsmessage.AResource:
+			record.Addr = netip.AddrFrom4(body.A)
+		case *dnsmessage.AAAAResource:
+			record.Addr = netip.AddrFrom16(body.AAAA)
+		case *dnsmessage.CNAMEResource:
+			record.Target = body.CNAME.String()
+		default:
+			continue
+		}
+		records = append(records, record)
+	}
+	return records, nil
+}
+
+// failed returns a reply that tells the client to ask again later.
+func (s *Server) failed(q *query) []byte {
+	a := Answer{RCode: dnsmessage.RCodeServerFailure}
+	reply, _ := pack(nil, q, &a, s.header(q, &a, false), maxUDPSize)
+	return reply
+}
+
+// clip returns a reply as it is sent over UDP: without its records and marked as truncated if it is longer than limit bytes.
+func clip(reply []byte, limit int) []byte {
+	if len(reply) <= limit {
+		return reply
+	}
+	var p dnsmessage.Parser
+	h, err := p.Start(reply)
+	if err != nil {
+		return nil
+	}
+	questions, err := p.AllQuestions()
+	if err != nil {
+		return nil
+	}
+	h.Truncated = true
+	m := dnsmessage.Message{Header: h, Questions: questions}
+	short, err := m.Pack()
+	if err != nil {
+		return nil
+	}
+	return short
+}
+
+func (s *Server) serveTCP(ctx context.Context, l *net.TCPListener) {
+	for {
+		conn, err := l.AcceptTCP()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			select { // out of descriptors: others may end
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		from := conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
+		if !s.allowed(from) || s.conns.Load() >= maxConns { // only this goroutine adds
+			conn.Close()
+			continue
+		}
+		s.conns.Add(1)
+		go func() {
+			defer s.conns.Add(-1)
+			defer conn.Close()
+			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			defer stop()
+			s.serveConn(ctx, conn)
+		}()
+	}
+}
+
+// serveConn answers the questions of one connection, one after the other.
+func (s *Server) serveConn(ctx context.Context, conn net.Conn) {
+	var buf []byte
+	for {
+		conn.SetDeadline(time.Now().Add(idleTimeout))
+		var size [2]byte
+		if _, err := io.ReadFull(conn, size[:]); err != nil {
+			return
+		}
+		msg := make([]byte, binary.BigEndian.Uint16(size[:]))
+		if _, err := io.ReadFull(conn, msg); err != nil {
+			return
+		}
+		reply, elsewhere := s.answer(nil, msg, 0)
+		if elsewhere != nil {
+			reply = s.elsewhere(ctx, msg, elsewhere)
+		}
+		if reply == nil {
+			return
+		}
+		buf = append(binary.BigEndian.AppendUint16(buf[:0], uint16(len(reply))), reply...)
+		if _, err := conn.Write(buf); err != nil {
+			return
+		}
+	}
+}

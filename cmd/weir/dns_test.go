@@ -1,0 +1,171 @@
+package main_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+// lookup asks a name server on the node for the addresses of a name.
+func (d *daemon) lookup(network, name string) (rcode dnsmessage.RCode, addrs []string, err error) {
+	ask := dnsmessage.Message{Header: dnsmessage.Header{ID: 9, RecursionDesired: true},
+		Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
+	msg, err := ask.Pack()
+	if err != nil {
+		return 0, nil, err
+	}
+	var reply []byte
+	err = d.lab.Node().Do(func() error {
+		conn, err := net.Dial(network, "127.0.0.1:53")
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(2 * time.Second))
+		if network == "tcp" {
+			msg = append(binary.BigEndian.AppendUint16(nil, uint16(len(msg))), msg...)
+		}
+		if _, err := conn.Write(msg); err != nil {
+			return err
+		}
+		reply = make([]byte, 4096)
+		n, err := conn.Read(reply)
+		reply = reply[:n]
+		return err
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	if network == "tcp" {
+		reply = reply[2:]
+	}
+	var m dnsmessage.Message
+	if err := m.Unpack(reply); err != nil {
+		return 0, nil, err
+	}
+	for _, r := range m.Answers {
+		if a, ok := r.Body.(*dnsmessage.AResource); ok {
+			addrs = append(addrs, net.IP(a.A[:]).String())
+		}
+	}
+	return m.RCode, addrs, nil
+}
+
+// awaitName waits until a name has these addresses, or the response code if there are none.
+func (d *daemon) awaitName(name, want string) {
+	d.t.Helper()
+	d.await(name+" is "+want, func() error {
+		for _, network := range []string{"udp", "tcp"} {
+			rcode, addrs, err := d.lookup(network, name)
+			if err != nil {
+				return err
+			}
+			got := strings.Join(addrs, " ")
+			if len(addrs) == 0 {
+				got = rcode.String()
+			}
+			if got != want {
+				return fmt.Errorf("%s over %s is %s", name, network, got)
+			}
+		}
+		return nil
+	})
+}
+
+// TestNames asks a running weir for names while its input changes, breaks, goes and comes back.
+func TestNames(t *testing.T) {
+	t.Parallel()
+	d := newRunDaemon(t)
+	d.flags = []string{"--dns", "--dns-upstream", "127.0.0.1:9"}
+	const web, other = "web.default.svc.cluster.local.", "other.default.svc.cluster.local."
+	d.start()
+	d.awaitName(web, serviceIP(t))
+	d.awaitName(other, "RCodeNameError")
+	d.awaitName("www.example.com.", "RCodeServerFailure")
+
+	service := strings.NewReplacer("name: web", "name: other", serviceIP(t), "10.96.0.99").Replace(webService)
+	d.write(map[string]string{"other.yaml": service})
+	d.awaitName(other, "10.96.0.99")
+	d.write(map[string]string{"other.yaml": strings.Replace(service, "10.96.0.99", "10.96.0.98", 1)})
+	d.awaitName(other, "10.96.0.98")
+
+	d.write(map[string]string{"web.yaml": "kind: Service\napiVersion: v1\nmetadata: {name: web}\nspec: {prots: []}\n"})
+	d.awaitLog("prots")
+	d.awaitName(web, serviceIP(t))
+
+	d.write(map[string]string{"web.yaml": webService, "other.yaml": ""})
+	d.awaitName(other, "RCodeNameError")
+	d.awaitName(web, serviceIP(t))
+}
+
+// serviceIP returns the ClusterIP of webService.
+func serviceIP(t *testing.T) string {
+	t.Helper()
+	_, rest, ok := strings.Cut(webService, "clusterIP: ")
+	if !ok {
+		t.Fatal("webService has no clusterIP")
+	}
+	ip, _, _ := strings.Cut(rest, "\n")
+	return strings.TrimSpace(ip)
+}
+
+// TestDNSCommands prints the zone of an input, and answers to single questions.
+func TestDNSCommands(t *testing.T) {
+	t.Parallel()
+	const headless = `---
+apiVersion: v1
+kind: Service
+metadata: {name: db}
+spec: {clusterIP: None, ports: [{name: sql, port: 5432}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-1, labels: {kubernetes.io/service-name: db}}
+addressType: IPv4
+ports: [{name: sql, port: 5432}]
+endpoints: [{addresses: [10.244.1.2], hostname: db-0}, {addresses: [10.244.1.3], hostname: db-1, conditions: {ready: false}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: elsewhere}
+spec: {type: ExternalName, externalName: www.example.com}
+`
+	const zone = `dns-version.cluster.local.	28800	IN	TXT	"1.1.0"
+db.default.svc.cluster.local.	5	IN	A	10.244.1.2
+db-0.db.default.svc.cluster.local.	5	IN	A	10.244.1.2
+_sql._tcp.db.default.svc.cluster.local.	5	IN	SRV	0 100 5432 db-0.db.default.svc.cluster.local.
+2.1.244.10.in-addr.arpa.	5	IN	PTR	db-0.db.default.svc.cluster.local.
+elsewhere.default.svc.cluster.local.	5	IN	CNAME	www.example.com.
+web.default.svc.cluster.local.	5	IN	A	10.96.0.10
+10.0.96.10.in-addr.arpa.	5	IN	PTR	web.default.svc.cluster.local.
+`
+	for _, tc := range []struct {
+		args           string
+		code           int
+		stdout, stderr string
+	}{
+		{"zone", 0, zone, ""},
+		{"zone --cluster-domain _", 2, "", "--cluster-domain"},
+		{"lookup web", 0, "web.default.svc.cluster.local.	5	IN	A	10.96.0.10\n", ""},
+		{"lookup WEB.default.svc a", 0, "WEB.default.svc.cluster.local.	5	IN	A	10.96.0.10\n", ""},
+		{"lookup 10.96.0.10", 0, "10.0.96.10.in-addr.arpa.	5	IN	PTR	web.default.svc.cluster.local.\n", ""},
+		{"lookup _sql._tcp.db SRV", 0, "_sql._tcp.db.default.svc.cluster.local.	5	IN	SRV	0 100 5432 db-0.db.default.svc.cluster.local.\ndb-0.db.default.svc.cluster.local.	5	IN	A	10.244.1.2\n", ""},
+		{"lookup elsewhere A", 0, "elsewhere.default.svc.cluster.local.	5	IN	CNAME	www.example.com.\n", "www.example.com. is elsewhere"},
+		{"lookup nonesuch", 1, "", "nonesuch does not exist"},
+		{"lookup web SRV", 0, "web.default.svc.cluster.local.	5	IN	SRV	0 100 80 web.default.svc.cluster.local.\nweb.default.svc.cluster.local.	5	IN	A	10.96.0.10\n", ""},
+		{"lookup web TXT", 1, "", "web exists and has no record of that type"},
+		{"lookup www.example.com.", 1, "", "other resolvers answer for it"},
+		{"lookup web WKS", 2, "", `"WKS" is not a type`},
+		{"lookup", 2, "", "give one name"},
+	} {
+		got := weir(t, webService+headless, append([]string{"dns"}, append(strings.Fields(tc.args), "-f", "-")...)...)
+		if got.code != tc.code || got.stdout != tc.stdout || !strings.Contains(got.stderr, tc.stderr) {
+			t.Errorf("%s: exit %d, stdout:\n%sstderr: %s", tc.args, got.code, got.stdout, got.stderr)
+		}
+	}
+}

@@ -1,0 +1,100 @@
+package changes
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	"weir/backends/dataplane"
+)
+
+// RecordKind is the kind of the document that "weir snapshot" writes.
+const RecordKind = "NodeSnapshot"
+
+// maxRecord limits the documents that are read, in bytes.
+const maxRecord = 1 << 30
+
+// Record is the state that a node was last brought to: the document that "weir snapshot" prints and "--against" reads.
+type Record struct {
+	Node     string
+	Zone     string
+	Families []dataplane.Family
+	Revision string
+	State
+}
+
+// The JSON form keeps the field's names and leaves out defaults.
+type recordDoc struct {
+	APIVersion   string                   `json:"apiVersion"`
+	Kind         string                   `json:"kind"`
+	Node         string                   `json:"node"`
+	Zone         string                   `json:"zone,omitempty"`
+	Families     []string                 `json:"families"`
+	Mode         string                   `json:"mode"`
+	Revision     string                   `json:"revision,omitempty"`
+	ServicePorts []*dataplane.ServicePort `json:"entries"` // the last field, for Write
+}
+
+// Write writes the Record as JSON, one ServicePort on a line.
+func (r *Record) Write(w io.Writer) error {
+	doc := recordDoc{APIVersion: APIVersion, Kind: RecordKind, Node: r.Node, Zone: r.Zone, Mode: r.Mode, Revision: r.Revision, Families: []string{}, ServicePorts: []*dataplane.ServicePort{}}
+	for _, f := range r.Families {
+		doc.Families = append(doc.Families, f.String())
+	}
+	head, err := json.Marshal(doc)
+	if err != nil {
+		return err
+	}
+	// Write one ServicePort at a time, because the text of all may need more memory than the rest of the process.
+	if _, err := fmt.Fprintf(w, "%s\n", bytes.TrimSuffix(head, []byte("]}"))); err != nil {
+		return err
+	}
+	enc := json.NewEncoder(w)
+	for i, e := range r.ServicePorts {
+		if i > 0 {
+			if _, err := io.WriteString(w, ","); err != nil {
+				return err
+			}
+		}
+		if err := enc.Encode(e); err != nil {
+			return err
+		}
+	}
+	_, err = io.WriteString(w, "]}\n")
+	return err
+}
+
+// ReadRecord reads what Write wrote. It returns an error for anything else.
+func ReadRecord(r io.Reader) (*Record, error) {
+	in := &io.LimitedReader{R: r, N: maxRecord}
+	dec := json.NewDecoder(in)
+	dec.DisallowUnknownFields()
+	var doc recordDoc
+	if err := dec.Decode(&doc); err != nil {
+		if in.N == 0 {
+			err = fmt.Errorf("larger than %d bytes", maxRecord)
+		}
+		return nil, fmt.Errorf("not what weir snapshot writes: %w", err)
+	}
+	if doc.Kind != RecordKind || doc.APIVersion != APIVersion {
+		return nil, fmt.Errorf("apiVersion %q, kind %q: must be %s, kind %s, as weir snapshot writes it", doc.APIVersion, doc.Kind, APIVersion, RecordKind)
+	}
+	rec := &Record{Node: doc.Node, Zone: doc.Zone, Revision: doc.Revision, State: State{Mode: doc.Mode}}
+	for _, name := range doc.Families {
+		f, err := dataplane.ParseFamily(name)
+		if err != nil {
+			return nil, err
+		}
+		rec.Families = append(rec.Families, f)
+	}
+	seen := make(map[dataplane.ServicePortName]bool, len(doc.ServicePorts))
+	for i, e := range doc.ServicePorts {
+		if e == nil || seen[e.Key] {
+			return nil, fmt.Errorf("entries[%d]: is null or there twice", i)
+		}
+		seen[e.Key] = true
+		rec.ServicePorts = append(rec.ServicePorts, e)
+	}
+	return rec, nil
+}

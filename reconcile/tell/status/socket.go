@@ -1,0 +1,180 @@
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"weir/reconcile/tell/changes"
+)
+
+// socketName is the socket in the state directory.
+const socketName = "weir.sock"
+
+// maxAnswer limits how much a client reads, in bytes.
+const maxAnswer = 1 << 30
+
+// ErrAbsent means that no weir run uses this state directory.
+var ErrAbsent = errors.New("no weir run is listening")
+
+// Server shows a Board. Listen may be called again with another directory, from one goroutine.
+type Server struct {
+	board *Board
+	dir   string
+	srv   *http.Server
+	made  os.FileInfo // of the socket
+}
+
+// NewServer returns a Server that listens nowhere yet.
+func NewServer(b *Board) *Server { return &Server{board: b} }
+
+// Listen serves at a socket in the state directory, which only this process's user may use. It does nothing if it
+// already listens there. It makes a removed socket again.
+func (s *Server) Listen(stateDir string) error {
+	if s.srv != nil && s.dir == stateDir && s.reachable() {
+		return nil
+	}
+	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+		return err
+	}
+	// The name appears after the mode is set, and replaces the leftover of a crash.
+	path := filepath.Join(stateDir, socketName)
+	fresh := filepath.Join(stateDir, fmt.Sprintf(".%s-%d", socketName, os.Getpid()))
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: fresh, Net: "unix"})
+	if err != nil {
+		return fmt.Errorf("serve weir status: %w", err)
+	}
+	ln.SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(fresh, 0o600), os.Rename(fresh, path)); err != nil {
+		return errors.Join(err, ln.Close(), os.Remove(fresh))
+	}
+	s.Close()
+	s.dir = stateDir
+	s.made, _ = os.Lstat(path) // if it is gone again, the next Listen makes it
+	s.srv = &http.Server{Handler: s.handler(), ReadHeaderTimeout: 5 * time.Second, WriteTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	go func(srv *http.Server) { _ = srv.Serve(ln) }(s.srv) // ends with Close
+	return nil
+}
+
+// reachable reports whether clients find this Server's socket, or that of another weir that replaced it.
+func (s *Server) reachable() bool {
+	path := filepath.Join(s.dir, socketName)
+	if fi, err := os.Lstat(path); err == nil && s.made != nil && os.SameFile(fi, s.made) {
+		return true
+	}
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		status := s.board.Status(r.URL.Query().Get("service"))
+		if r.URL.Query().Has("traffic") {
+			if err := s.board.Measure(r.Context(), &status); err != nil {
+				status.TrafficError = err.Error()
+			}
+		}
+		_ = json.NewEncoder(w).Encode(status) // the client may be gone
+	})
+	mux.HandleFunc("GET /v1/snapshot", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = s.board.Record().Write(w)
+	})
+	return mux
+}
+
+// Close stops serving and removes the socket, if it is still the one that was made.
+func (s *Server) Close() {
+	if s.srv == nil {
+		return
+	}
+	_ = s.srv.Close()
+	if conn, err := net.Dial("unix", filepath.Join(s.dir, socketName)); err == nil {
+		conn.Close() // another process replaced it
+	} else if errors.Is(err, syscall.ECONNREFUSED) {
+		_ = os.Remove(filepath.Join(s.dir, socketName))
+	}
+	s.srv = nil
+}
+
+// Get asks the weir run with this state directory for its Status, limited to the Services that match name. traffic adds
+// their counters.
+func Get(ctx context.Context, stateDir, name string, traffic bool) (*Status, error) {
+	var s Status
+	query := url.Values{"service": {name}}
+	if traffic {
+		query.Set("traffic", "")
+	}
+	err := ask(ctx, stateDir, "/v1/status?"+query.Encode(), func(body io.Reader) error {
+		return json.NewDecoder(body).Decode(&s)
+	})
+	return &s, err
+}
+
+// Snapshot asks the weir run with this state directory for the state in force.
+func Snapshot(ctx context.Context, stateDir string) (r *changes.Record, err error) {
+	err = ask(ctx, stateDir, "/v1/snapshot", func(body io.Reader) (err error) {
+		r, err = changes.ReadRecord(body)
+		return err
+	})
+	return r, err
+}
+
+func ask(ctx context.Context, stateDir, path string, read func(io.Reader) error) error {
+	socket := filepath.Join(stateDir, socketName)
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://weir"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%w at %s, which does not exist: start it, or name its --state-dir", ErrAbsent, socket)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w at %s any more, since the one that made it has ended: start it, or name its --state-dir", ErrAbsent, socket)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%s may be read by the user that weir runs as only: run this as that user, or as root", socket)
+	case err != nil:
+		return fmt.Errorf("%s cannot be reached: %w", socket, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", socket, resp.Status)
+	}
+	return read(io.LimitReader(resp.Body, maxAnswer))
+}
+
+// String returns "10.96.0.1:80 tcp → 3 endpoints" and the like, for people.
+func (p Port) String() string {
+	name := p.Protocol
+	if p.Name != "" {
+		name = p.Name + " " + p.Protocol
+	}
+	text := name + " " + strings.Join(p.Addresses, ", ")
+	if p.Connections != nil {
+		text += fmt.Sprintf("; connections: %d", *p.Connections)
+	}
+	return text
+}

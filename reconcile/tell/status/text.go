@@ -1,0 +1,100 @@
+package status
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"weir/reconcile/tell/changes"
+	"weir/spec"
+)
+
+// WriteText prints the Status as text.
+func (s *Status) WriteText(w io.Writer) error {
+	var b strings.Builder
+	if s.Node != "" {
+		fmt.Fprintf(&b, "node      %s\nmode      %s", s.Node, s.Mode)
+		if s.ModeReason != "" {
+			fmt.Fprintf(&b, " (%s)", s.ModeReason)
+		}
+		b.WriteString("\n")
+	}
+	if s.Revision != "" {
+		fmt.Fprintf(&b, "revision  %s\n", s.Revision)
+	} else {
+		fmt.Fprintf(&b, "in force  %s\n", strings.Map(printable, s.InForce))
+	}
+	if s.Kept != "" {
+		fmt.Fprintf(&b, "kept      %s, by an earlier run: the input cannot be used yet, and nothing is deleted meanwhile\n", s.Kept)
+	}
+	if l := s.LastSync; l != nil {
+		total := time.Duration(l.Seconds["total"] * float64(time.Second)).Round(100 * time.Microsecond)
+		fmt.Fprintf(&b, "last sync %s: %s, %v: %d created, %d updated, %d deleted\n", l.Time, l.Reason, total, l.Created, l.Updated, l.Deleted)
+		if l.Error != "" {
+			fmt.Fprintf(&b, "          failed: %q\n", l.Error)
+		}
+	}
+	fmt.Fprintf(&b, "drift     %d repaired\n", s.DriftRepaired)
+	if s.TrafficError != "" {
+		fmt.Fprintf(&b, "traffic   not known: %q\n", s.TrafficError)
+	}
+	if r := s.Refused; r != nil && s.Revision == "" {
+		fmt.Fprintf(&b, "refused   revision %s, since %s:\n", r.Revision, r.Since)
+	} else if r != nil {
+		fmt.Fprintf(&b, "refused   revision %s, since %s; the one above stays:\n", r.Revision, r.Since)
+	}
+	if r := s.Refused; r != nil {
+		for _, e := range r.Errors {
+			fmt.Fprintf(&b, "          %s\n", strings.Map(printable, e))
+		}
+	}
+	s.writeNotices(&b)
+	for _, svc := range s.Services {
+		line := fmt.Sprintf("%-44s %s", svc.Namespace+"/"+svc.Name, strings.Map(printable, svc.Source))
+		fmt.Fprintf(&b, "\n%s\n", strings.TrimRight(line, " "))
+		if svc.Error != "" {
+			fmt.Fprintf(&b, "    held back: %s\n", strings.Map(printable, svc.Error))
+		}
+		for _, p := range svc.Ports {
+			fmt.Fprintf(&b, "    %s\n", p)
+			for _, ep := range p.Endpoints {
+				line := "        " + ep.Address
+				if ep.Weight > 1 {
+					line += fmt.Sprintf(" weight %d", ep.Weight)
+				}
+				if ep.State != "" {
+					line += " " + ep.State
+				}
+				b.WriteString(line + "\n")
+			}
+			if len(p.Endpoints) == 0 {
+				b.WriteString("        no endpoints\n")
+			}
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func (s *Status) writeNotices(b *strings.Builder) {
+	all := make([]spec.Notice, len(s.Notices))
+	for i, n := range s.Notices {
+		all[i] = n.Notice
+	}
+	for i, g := range changes.GroupNotices(all, s.each) {
+		label := "notices"
+		if i > 0 {
+			label = ""
+		}
+		fmt.Fprintf(b, "%-9s %s [%s]\n", label, g, g.ID.Short())
+	}
+}
+
+// printable replaces characters that could control a terminal.
+func printable(r rune) rune {
+	if r < ' ' || r >= 0x7f && r < 0xa0 {
+		return '\uFFFD'
+	}
+	return r
+}

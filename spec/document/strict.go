@@ -1,0 +1,267 @@
+package document
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	kjson "sigs.k8s.io/json"
+)
+
+// maxProblems limits the memory that the problems of a hostile document can take.
+const maxProblems = 100
+
+// decodeStrict decodes JSON into out. It returns unknown, duplicate and wrongly typed fields as problems and leaves
+// them out, so that the rest can be validated as well.
+func decodeStrict(data []byte, out any) []Problem {
+	strict, err := kjson.UnmarshalStrict(data, out)
+	if err == nil && len(strict) == 0 {
+		return nil
+	}
+	var tree any
+	twice, err := kjson.UnmarshalStrict(data, &tree)
+	if err != nil {
+		return []Problem{{Detail: "not JSON: " + WithoutScalars(err.Error())}}
+	}
+	var c checker
+	for _, err := range twice {
+		if fe, ok := err.(kjson.FieldError); ok {
+			c.add(fe.FieldPath(), "is given twice")
+		}
+	}
+	v := reflect.ValueOf(out).Elem()
+	v.SetZero()
+	if !c.check(tree, v.Type(), "") {
+		return c.problems
+	}
+	pruned, err := json.Marshal(tree)
+	if err == nil {
+		err = kjson.UnmarshalCaseSensitivePreserveInts(pruned, out)
+	}
+	if err != nil {
+		c.add("", err.Error())
+	}
+	return c.problems
+}
+
+// checker compares decoded JSON with a Go type. A decoder stops at the first value of a wrong type and does not name
+// the list item; the checker finds all of them.
+type checker struct{ problems []Problem }
+
+func (c *checker) add(field, detail string) {
+	if len(c.problems) < maxProblems {
+		c.problems = append(c.problems, Problem{Field: field, Detail: detail})
+	}
+}
+
+var unmarshaler = reflect.TypeFor[json.Unmarshaler]()
+
+// check reports what does not fit t and removes it from the value. It returns false if the value itself does not fit.
+func (c *checker) check(v any, t reflect.Type, path string) bool {
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if v == nil {
+		return true
+	}
+	if reflect.PointerTo(t).Implements(unmarshaler) {
+		data, err := json.Marshal(v)
+		if err == nil {
+			err = json.Unmarshal(data, reflect.New(t).Interface())
+		}
+		return c.fits(err == nil, path, v, unmarshalerName(t))
+	}
+	switch t.Kind() {
+	case reflect.Struct:
+		object, ok := v.(map[string]any)
+		if ok {
+			c.checkStruct(object, t, path)
+		}
+		return c.fits(ok, path, v, "an object with fields")
+	case reflect.Map:
+		object, ok := v.(map[string]any)
+		for _, key := range sortedKeys(object) {
+			if !c.check(object[key], t.Elem(), path+"["+key+"]") {
+				delete(object, key)
+			}
+		}
+		return c.fits(ok, path, v, "an object with fields")
+	case reflect.Slice:
+		if t.Elem().Kind() == reflect.Uint8 {
+			return true
+		}
+		list, ok := v.([]any)
+		for i, item := range list {
+			if !c.check(item, t.Elem(), fmt.Sprintf("%s[%d]", path, i)) {
+				list[i] = nil
+			}
+		}
+		return c.fits(ok, path, v, "a list")
+	case reflect.String:
+		_, ok := v.(string)
+		return c.fits(ok, path, v, "a string"+quotesHint(v))
+	case reflect.Bool:
+		_, ok := v.(bool)
+		return c.fits(ok, path, v, "true or false")
+	case reflect.Int32:
+		n, ok := v.(int64)
+		return c.fits(ok && n >= math.MinInt32 && n <= math.MaxInt32, path, v, "a whole number")
+	case reflect.Int64, reflect.Int:
+		_, ok := v.(int64)
+		return c.fits(ok, path, v, "a whole number")
+	case reflect.Uint32:
+		n, ok := v.(int64)
+		return c.fits(ok && n >= 0 && n <= math.MaxUint32, path, v, "a whole number of at least 0")
+	case reflect.Float32, reflect.Float64:
+		_, whole := v.(int64)
+		_, ok := v.(float64)
+		return c.fits(ok || whole, path, v, "a number")
+	}
+	return true
+}
+
+func (c *checker) fits(ok bool, path string, v any, want string) bool {
+	if !ok {
+		c.add(path, fmt.Sprintf("must be %s, not %s", want, describe(v)))
+	}
+	return ok
+}
+
+func (c *checker) checkStruct(object map[string]any, t reflect.Type, path string) {
+	fields := map[string]reflect.Type{}
+	jsonFields(t, fields)
+	for _, key := range sortedKeys(object) {
+		child := key
+		if path != "" {
+			child = path + "." + key
+		}
+		ft, ok := fields[key]
+		if !ok && len(c.problems) >= maxProblems {
+			delete(object, key)
+		} else if !ok {
+			c.add(child, "unknown field"+suggestion(key, fields))
+			delete(object, key)
+		} else if !c.check(object[key], ft, child) {
+			delete(object, key)
+		}
+	}
+}
+
+// jsonFields collects the fields of a struct by their names in JSON.
+func jsonFields(t reflect.Type, out map[string]reflect.Type) {
+	own := map[string]reflect.Type{}
+	for f := range t.Fields() {
+		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+		switch {
+		case f.Anonymous && (name == "" || strings.Contains(options, "inline")):
+			jsonFields(f.Type, out)
+		case name != "" && name != "-":
+			own[name] = f.Type
+		}
+	}
+	maps.Copy(out, own) // a struct's own field wins over an embedded one
+}
+
+func sortedKeys(m map[string]any) []string {
+	return slices.Sorted(maps.Keys(m))
+}
+
+func unmarshalerName(t reflect.Type) string {
+	switch t.Name() {
+	case "IntOrString":
+		return "a port number or the name of a port"
+	case "Time", "MicroTime":
+		return `a time such as "2006-01-02T15:04:05Z"`
+	case "Duration", "TimeOrMetaDuration":
+		return `a duration such as "30s"`
+	case "Quantity", "QuantityValue":
+		return `a quantity such as "500m"`
+	}
+	return "a valid " + t.Name()
+}
+
+func quotesHint(v any) string {
+	switch v.(type) {
+	case bool, int64, float64:
+		return " (put it in quotes)"
+	}
+	return ""
+}
+
+func describe(v any) string {
+	switch v := v.(type) {
+	case nil:
+		return "nothing"
+	case map[string]any:
+		return "an object"
+	case []any:
+		return "a list"
+	case string:
+		return Quote(v)
+	}
+	return fmt.Sprint(v)
+}
+
+// Quote quotes and shortens text from the input, so that it cannot disguise a message.
+func Quote(s string) string {
+	const most = 120
+	if len(s) > most {
+		return strconv.Quote(strings.ToValidUTF8(s[:most], "")) + "..."
+	}
+	return strconv.Quote(s)
+}
+
+// Printable returns s if it is safe to print, and quoted otherwise.
+func Printable(s string) string {
+	if len(s) > 250 || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }) {
+		return Quote(s)
+	}
+	return s
+}
+
+// suggestion returns a hint at the field that was probably meant.
+func suggestion(key string, fields map[string]reflect.Type) string {
+	best, least := "", 3
+	if key == "true" || key == "false" { // a key such as on, which YAML takes for a boolean
+		return ""
+	}
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		if d := Distance(strings.ToLower(key), strings.ToLower(name), least); d < least {
+			best, least = name, d
+		}
+	}
+	if best == "" || least >= len(best) {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %s?", best)
+}
+
+// Distance returns the number of letters to insert, delete or replace to turn a into b. It returns limit if that is not
+// less.
+func Distance(a, b string, limit int) int {
+	if len(a) > len(b)+limit || len(b) > len(a)+limit {
+		return limit
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], cost
+		}
+	}
+	return min(row[len(b)], limit)
+}

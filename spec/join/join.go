@@ -1,0 +1,104 @@
+// Package join has a spec.Source that joins any number of others in layers: a base, which also has the configuration,
+// and Layers above it. If several declare a Service, the highest layer wins, and the Service gets a notice.
+// EndpointSlices of a layer that does not declare their Service join those of the layer that does. Nodes are merged by
+// name. A Filter then receives each Service with all of its slices, and may replace them.
+//
+// One change of a layer costs O(log N), regardless of the size of the others. Apart from errors, nothing is sent before
+// every layer has sent a Snapshot. The last Snapshot of a layer that cannot read its input stands, and the Revision is
+// marked as outdated. The package reads no input itself. cmd/weir puts the layers together.
+package join
+
+import (
+	"context"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"weir/backends/dataplane"
+	"weir/spec"
+)
+
+// Layer is a Source above the base. The configuration in its Snapshots is ignored.
+type Layer struct {
+	// Name is the name of the layer in notices, such as "the Kubernetes API".
+	Name string
+	// Source returns the Source of the layer for a Snapshot of the base. If it returns the same Source as before,
+	// nothing changes. A different Source replaces it; the last Snapshot of the former stands until the new one sends
+	// its first.
+	Source func(base *spec.Snapshot) (spec.Source, error)
+}
+
+// Fixed returns a Layer that always has the same Source.
+func Fixed(name string, source spec.Source) Layer {
+	return Layer{name, func(*spec.Snapshot) (spec.Source, error) { return source, nil }}
+}
+
+// Filter changes the slices of Services. For example, it sets the conditions of endpoints by the results of probes.
+type Filter interface {
+	// Slices returns the slices to use for the Service, sorted by name. It returns svc.Slices itself if nothing
+	// changes, and otherwise copies, because its input is shared. A nil svc means that the Service is gone. Slices does
+	// not block, and is called from one goroutine at a time.
+	Slices(name dataplane.ServiceName, svc *spec.Service) []*discoveryv1.EndpointSlice
+	// Watch calls changed with the Services whose Slices may have changed, until ctx is done. changed calls Slices
+	// before it returns, so Watch must not hold a lock that Slices needs.
+	Watch(ctx context.Context, changed func(...dataplane.ServiceName))
+}
+
+// Source joins Sources.
+type Source struct {
+	base    spec.Source
+	layers  []Layer
+	filters []Filter
+}
+
+var _ spec.Source = (*Source)(nil)
+
+// New returns a Source over a base and the layers above it. The last layer has the highest precedence.
+func New(base spec.Source, layers ...Layer) *Source { return &Source{base: base, layers: layers} }
+
+// Filtered adds filters. Each filter receives the result of the one before. It returns s.
+func (s *Source) Filtered(filters ...Filter) *Source {
+	s.filters = append(s.filters, filters...)
+	return s
+}
+
+func (s *Source) newUnion() *union {
+	u := &union{names: []string{""}, said: make([]*spec.Snapshot, 1+len(s.layers)), filters: s.filters}
+	for _, l := range s.layers {
+		u.names = append(u.names, l.Name)
+	}
+	return u
+}
+
+// sources returns the Sources of the layers for a Snapshot of the base.
+func (s *Source) sources(base *spec.Snapshot) ([]spec.Source, error) {
+	all := make([]spec.Source, len(s.layers))
+	for i, l := range s.layers {
+		source, err := l.Source(base)
+		if err != nil {
+			return nil, err
+		}
+		all[i] = source
+	}
+	return all, nil
+}
+
+// Load implements spec.Source.
+func (s *Source) Load(ctx context.Context) (*spec.Snapshot, error) {
+	base, err := s.base.Load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sources, err := s.sources(base)
+	if err != nil {
+		return nil, err
+	}
+	u := s.newUnion()
+	u.said[0] = base
+	for i, source := range sources {
+		if u.said[1+i], err = source.Load(ctx); err != nil {
+			return nil, err
+		}
+	}
+	snap, _ := u.update(spec.Delta{All: true}, false)
+	return snap, nil
+}

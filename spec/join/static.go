@@ -1,0 +1,26 @@
+package join
+
+import (
+	"context"
+
+	"weir/spec"
+	"weir/spec/config"
+)
+
+// Static returns a Source without files: a configuration of defaults, changed by the Overrides.
+func Static(o spec.Overrides) spec.Source { return static{o} }
+
+type static struct{ overrides spec.Overrides }
+
+// Load implements spec.Source.
+func (s static) Load(context.Context) (*spec.Snapshot, error) {
+	return &spec.Snapshot{Config: config.Default().KubeProxyConfiguration, Weir: s.overrides.Apply(spec.DefaultWeirConfiguration())}, nil
+}
+
+// Watch implements spec.Source.
+func (s static) Watch(ctx context.Context, sink func(spec.Update)) error {
+	snap, _ := s.Load(ctx) // never fails
+	sink(spec.Update{Snapshot: snap, Delta: spec.Delta{All: true}})
+	<-ctx.Done()
+	return ctx.Err()
+}

@@ -1,0 +1,80 @@
+package lastgood
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"weir/spec"
+)
+
+// lost returns a problem for each file that declared something in the state that an earlier run kept, and of which the
+// first Snapshot of this run has nothing but what cannot be read, or is empty, as after a crash of the node. The kept state is read
+// only if the Snapshot has any such file.
+func (w *watch) lost(snap *spec.Snapshot) spec.Problems {
+	broken := map[string]spec.Skipped{}
+	for s := range snap.SkippedDocuments.All() {
+		if _, known := broken[s.Origin.File]; !known && s.Broken() {
+			broken[s.Origin.File] = s
+		}
+	}
+	if len(broken) == 0 {
+		return nil
+	}
+	kept := w.before(snap)
+	if kept == nil {
+		return nil
+	}
+	var out spec.Problems
+	report := func(at spec.Origin, object string) {
+		if s, ok := broken[at.File]; ok && object != "" {
+			if s.Kind == spec.SkippedEmpty {
+				out = append(out, spec.Problem{Origin: s.Origin, Detail: "is empty, and held " + object + "; delete the file if that is meant"})
+				return
+			}
+			out = append(out, spec.Problem{Origin: s.Origin, Object: object,
+				Detail: "was here when the input was last good, and what is here now cannot be read" + because(s.Reason) + "; restore the file, or remove it"})
+		}
+	}
+	for svc := range kept.Services.All() {
+		if snap.Services.Get(svc.Name) == nil {
+			report(svc.Origin, spec.ServiceObject(svc.Name))
+		}
+	}
+	if kept.ConfigOrigin.File != "" && snap.ConfigOrigin.File == "" {
+		report(kept.ConfigOrigin, "KubeProxyConfiguration")
+	}
+	if more := len(out) - maxLost; more > 0 {
+		out = append(slices.Clip(out[:maxLost]), spec.Problem{Detail: fmt.Sprintf("and %d more like these", more)})
+	}
+	return out
+}
+
+// maxLost limits the problems that lost returns.
+const maxLost = 100
+
+func because(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return " (" + reason + ")"
+}
+
+// before returns the state that an earlier run kept, or nil. It is read once, for the first of several Snapshots that lost
+// refuses.
+func (w *watch) before(snap *spec.Snapshot) *spec.Snapshot {
+	if !w.compared {
+		var err error
+		w.compared = true
+		file := w.o.File(snap)
+		w.earlier, _, err = load(w.ctx, file, header{Cluster: w.o.Cluster(), Node: w.o.Node})
+		if err != nil {
+			w.earlier = nil
+			if !errors.Is(err, fs.ErrNotExist) && w.ctx.Err() == nil {
+				w.o.Log.Warn("the kept state of "+w.o.Input+" cannot be compared with what is there now", "file", file, "error", err)
+			}
+		}
+	}
+	return w.earlier
+}

@@ -1,0 +1,352 @@
+package manifest
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+	"unique"
+
+	"weir/spec"
+	"weir/spec/config"
+	"weir/spec/document"
+)
+
+// group is an API group with kinds that a Set reads.
+type group struct {
+	name    string
+	version string // the apiVersion to write
+	reads   []string
+	// others are kinds of the group that are no misspelling of one that is read.
+	others []string
+	// closed reports whether every other kind of the group is a mistake.
+	closed bool
+}
+
+// groups are all groups with kinds that a Set reads.
+var groups = []group{
+	{
+		name: "", version: "v1",
+		reads: []string{"Service", "Endpoints", "Node", "List", "ServiceList", "EndpointsList", "NodeList"},
+		others: []string{"Binding", "ComponentStatus", "ConfigMap", "Config", "Event", "LimitRange", "Namespace", "PersistentVolume",
+			"PersistentVolumeClaim", "Pod", "PodTemplate", "ReplicationController", "ResourceQuota", "Secret", "ServiceAccount", "Status",
+			"ConfigMapList", "EventList", "PodList", "SecretList", "ServiceAccountList"},
+	},
+	{name: "discovery.k8s.io", version: "discovery.k8s.io/v1", reads: []string{"EndpointSlice", "EndpointSliceList"}},
+	{name: kubeadmGroup, reads: []string{kubeadmKind}}, // of any version
+	{name: "kubeproxy.config.k8s.io", version: config.KubeProxyAPIVersion, reads: []string{config.KubeProxyKind}, closed: true},
+	{
+		name: "weir", version: config.WeirAPIVersion, reads: []string{config.WeirKind, spec.LockKind}, closed: true,
+		others: []string{"Allocations", "NodeSnapshot", "Outcome", "Plan", "Status", "Validation"}, // what weir itself prints
+	},
+}
+
+// groupOf returns the group of an apiVersion, or nil if a Set reads nothing of it. Any version counts.
+func groupOf(apiVersion string) *group {
+	name, _, grouped := strings.Cut(apiVersion, "/")
+	if !grouped {
+		name = ""
+	}
+	if i := slices.IndexFunc(groups, func(g group) bool { return g.name == name }); i >= 0 {
+		return &groups[i]
+	}
+	return nil
+}
+
+// isOurs reports whether a document is of a kind that a Set reads, whatever its version is, or is meant to be. Without an
+// apiVersion, only the very name of a kind counts, in any case.
+func isOurs(apiVersion, kind string) bool {
+	if apiVersion == "" {
+		return slices.ContainsFunc(groups, func(g group) bool {
+			return slices.ContainsFunc(g.reads, func(known string) bool { return strings.EqualFold(known, kind) })
+		})
+	}
+	if g := groupOf(apiVersion); g != nil && (slices.Contains(g.reads, kind) || g.nearest(kind) != "" || g.closed && !slices.Contains(g.others, kind)) {
+		return true
+	}
+	return elsewhere(apiVersion, kind) != nil
+}
+
+// kubernetesGroups are the groups of Kubernetes itself with no kind that a Set reads, and "core", which people write for v1.
+var kubernetesGroups = []string{
+	"admissionregistration.k8s.io", "apiextensions.k8s.io", "apiregistration.k8s.io", "apps", "authentication.k8s.io",
+	"authorization.k8s.io", "autoscaling", "batch", "certificates.k8s.io", "coordination.k8s.io", "core", "discovery",
+	"events.k8s.io", "extensions", "flowcontrol.apiserver.k8s.io", "networking.k8s.io", "node.k8s.io", "policy",
+	"rbac.authorization.k8s.io", "resource.k8s.io", "scheduling.k8s.io", "storage.k8s.io",
+}
+
+// elsewhere returns the group that has the kind, or one that is a smaller misspelling away than any of the apiVersion's own
+// group, if the kind is surely a mistake there; else nil. The groups of other projects may have a Service of their own.
+func elsewhere(apiVersion, kind string) *group {
+	name, _, grouped := strings.Cut(apiVersion, "/")
+	own := groupOf(apiVersion)
+	switch {
+	case own == nil && !(grouped && slices.Contains(kubernetesGroups, name)) && kind != "EndpointSlice":
+		return nil
+	case own != nil && (own.closed || slices.Contains(own.reads, kind) || slices.Contains(own.others, kind)):
+		return nil
+	}
+	var best *group
+	least := 3
+	if own != nil {
+		least = own.distance(kind)
+	}
+	for i := range groups {
+		g := &groups[i]
+		if g.name == kubeadmGroup {
+			continue
+		}
+		if d := g.distance(kind); d < least {
+			best, least = g, d
+		}
+	}
+	return best
+}
+
+// distance returns how far the kind is from the nearest that the group has, at most 3.
+func (g *group) distance(kind string) int {
+	if slices.Contains(g.reads, kind) {
+		return 0
+	}
+	if near := g.nearest(kind); near != "" {
+		return document.Distance(strings.ToLower(kind), strings.ToLower(near), 3)
+	}
+	return 3
+}
+
+// objectFields are the fields that an object of Kubernetes has at its top, besides its kind and its apiVersion.
+var objectFields = []string{"metadata", "spec", "status", "subsets", "endpoints", "addressType", "items"}
+
+// onlyNamed reports whether an object without an apiVersion has a field named kind with the value of one of Kubernetes',
+// and no field of such an object, as a program's own data may have. An object without any other field may be cut off.
+func onlyNamed(kind string, data []byte) bool {
+	if !slices.ContainsFunc(groups[:2], func(g group) bool {
+		return slices.ContainsFunc(g.reads, func(known string) bool { return strings.EqualFold(known, kind) })
+	}) {
+		return false
+	}
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(data, &fields) != nil {
+		return false
+	}
+	delete(fields, "kind")
+	delete(fields, "apiVersion")
+	for key := range fields {
+		if slices.ContainsFunc(objectFields, func(known string) bool {
+			limit := min(3, len(known)/2-1)
+			return document.Distance(strings.ToLower(key), strings.ToLower(known), limit) < limit
+		}) {
+			return false
+		}
+	}
+	return len(fields) > 0
+}
+
+// mayBeMeant reports whether a kind is a misspelling away from one that a Set reads, in any group.
+func mayBeMeant(kind string) bool {
+	return slices.ContainsFunc(groups, func(g group) bool { return g.nearest(kind) != "" })
+}
+
+// names reports whether a value that is no string has the name of a kind that a Set reads in it.
+func names(kind []byte) bool {
+	return slices.ContainsFunc(bytes.FieldsFunc(kind, func(r rune) bool { return !unicode.IsLetter(r) }), func(word []byte) bool {
+		return isOurs("", string(word))
+	})
+}
+
+// nearest returns the kind of the group that is a misspelling away, or "".
+func (g *group) nearest(kind string) string {
+	if kind == "" || slices.Contains(g.others, kind) || slices.Contains(g.reads, kind) {
+		return ""
+	}
+	best, least := "", 3
+	for _, known := range g.reads {
+		limit := 3
+		if len(known) < 6 {
+			limit = 2
+		}
+		if !strings.EqualFold(kind[:1], known[:1]) || len(kind)-len(known) >= limit || len(known)-len(kind) >= limit {
+			continue // most kinds
+		}
+		if d := document.Distance(strings.ToLower(kind), strings.ToLower(known), limit); d < limit && d < least {
+			best, least = known, d
+		}
+	}
+	return best
+}
+
+// misspelt returns what is wrong with a kind that is surely a mistake for one that a Set reads, and the field at fault.
+func misspelt(apiVersion, kind string) (field, hint string) {
+	g := groupOf(apiVersion)
+	switch {
+	case kind == "EndpointSlice" && strings.HasPrefix(apiVersion, "discovery.k8s.io/v1beta"):
+		return "apiVersion", "is an old version; write discovery.k8s.io/v1 and move each endpoint's topology to its nodeName and zone"
+	case elsewhere(apiVersion, kind) != nil:
+		g = elsewhere(apiVersion, kind)
+		if near := g.nearest(kind); near != "" {
+			return "apiVersion", fmt.Sprintf("there is no such kind there; did you mean apiVersion %s, kind %s?", g.version, near)
+		}
+		return "apiVersion", "must be apiVersion " + g.version
+	case g == nil:
+		return "", ""
+	case slices.Contains(g.reads, kind) && apiVersion != g.version && g.version != "":
+		return "apiVersion", "must be apiVersion " + g.version
+	}
+	near := g.nearest(kind)
+	if near == "" && g.closed && !slices.Contains(g.others, kind) {
+		near = slices.MinFunc(g.reads, func(a, b string) int {
+			return cmp.Compare(document.Distance(kind, a, 100), document.Distance(kind, b, 100))
+		})
+	}
+	if near == "" {
+		return "", ""
+	}
+	return "kind", fmt.Sprintf("there is no such kind in %s; did you mean %s?", apiVersion, near)
+}
+
+var (
+	kindField = regexp.MustCompile(`(?:^|[\s,{"'-])["']?kind["']?\s*:\s*["']?([A-Za-z][A-Za-z0-9]*)`)
+	// topKind and topVersion find fields that are not indented. The value of topKind is "" unless it is one plain word.
+	topKind    = regexp.MustCompile(`(?m)^(?:---[ \t]+)?["']?kind["']?[ \t]*:[ \t]*(?:["']?([A-Za-z][A-Za-z0-9]*)["']?[ \t]*(?:#.*)?\r?$)?`)
+	topVersion = regexp.MustCompile(`(?m)^(?:---[ \t]+)?["']?apiVersion["']?[ \t]*:[ \t]*["']?([^\s"'#]*)`)
+)
+
+// mayBeOurs reports whether a document that cannot be parsed may be of a kind that a Set reads. Kinds that are not
+// indented decide, and where there are none, any kind in the text.
+func mayBeOurs(data []byte) bool {
+	text := bytes.ReplaceAll(data, []byte{0}, nil) // UTF-16 and UTF-32 have ASCII with zeros between
+	text = bytes.TrimPrefix(bytes.TrimPrefix(text, []byte("\xff\xfe")), []byte("\xfe\xff"))
+	tops := topKind.FindAllSubmatch(text, -1)
+	versions := topVersion.FindAllSubmatch(text, -1)
+	apiVersion := ""
+	if len(versions) == 1 {
+		apiVersion = string(versions[0][1])
+	}
+	foreign := apiVersion != "" && groupOf(apiVersion) == nil
+	for _, m := range tops {
+		kind := string(m[1])
+		if !foreign && isOurs("", kind) && kind != "List" || kind == "ConfigMap" && carriesConfig(text) {
+			return true
+		}
+	}
+	if len(tops) > 0 && !slices.ContainsFunc(tops, func(m [][]byte) bool { return string(m[1]) == "List" }) {
+		return false
+	}
+	for _, m := range kindField.FindAllSubmatch(text, -1) {
+		if kind := string(m[1]); kind != "List" && isOurs("", kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// carriesConfig reports whether a ConfigMap may carry a configuration, maybe with its kind misspelt.
+func carriesConfig(data []byte) bool {
+	return bytes.Contains(data, []byte(config.KubeProxyKind)) || bytes.Contains(data, []byte(config.ConfigMapKey)) &&
+		(bytes.Contains(data, []byte("kubeproxy.config.k8s.io")) || slices.ContainsFunc(kindField.FindAllSubmatch(data, -1), func(m [][]byte) bool {
+			return groupOf(config.KubeProxyAPIVersion).nearest(string(m[1])) != ""
+		}))
+}
+
+// foreign returns the kind of a document that is surely of no kind that a Set reads, without parsing it. It returns
+// false for most unusual forms of writing. FuzzForeign holds it to what parsing finds.
+func foreign(name string, data []byte) (kind string, ok bool) {
+	switch path.Base(name) {
+	case "Chart.yaml", "kustomization.yaml", "kustomization.yml", "Kustomization":
+		return "", false
+	}
+	if !bytes.Contains(data, []byte("kind")) {
+		obscure := bytes.IndexByte(data, '\\') >= 0 || bytes.Contains(data, []byte("!!binary"))
+		return noKind, !obscure && !bytes.Contains(data, []byte("apiVersion")) && !bytes.HasPrefix(data, []byte("version https://git-lfs"))
+	}
+	body := bytes.TrimLeft(data, "-# \t\r\n")
+	if len(body) == 0 || bytes.IndexByte([]byte(`{[?&*!"'|>`), body[0]) >= 0 {
+		return "", false
+	}
+	for _, special := range []string{"\n?", "<<", "\\", "!!binary", "weir/", "kubeproxy.config.k8s.io", "\r", "\u0085", "\u2028", "\u2029"} {
+		if bytes.Contains(data, []byte(special)) {
+			return "", false
+		}
+	}
+	kind, ok = onlyTopKind(data)
+	if !ok {
+		return "", false
+	}
+	if isOurs("", kind) || mayBeMeant(kind) || kind == "Kustomization" || kind == "ConfigMap" && (carriesConfig(data) || bytes.Contains(data, []byte(kubeadmKind))) {
+		return "", false
+	}
+	return kind, true
+}
+
+// onlyTopKind returns the value of the only match of topKind, unless there is none or several, or it has no value. It
+// matches only the lines that may, because the expression is slow on all of a large tree.
+func onlyTopKind(data []byte) (kind string, ok bool) {
+	for at := 0; ; {
+		i := bytes.Index(data[at:], []byte("kind"))
+		if i < 0 {
+			return kind, ok
+		}
+		start := bytes.LastIndexByte(data[:at+i], '\n') + 1
+		line, _, _ := bytes.Cut(data[start:], []byte("\n"))
+		before := data[start : at+i]
+		at = start + len(line)
+		if len(before) > 0 && bytes.IndexByte([]byte(`-"'`), before[0]) < 0 {
+			continue
+		}
+		m := topKind.FindSubmatch(line)
+		if m == nil {
+			continue
+		}
+		if ok || len(m[1]) == 0 {
+			return "", false
+		}
+		kind, ok = string(m[1]), true
+	}
+}
+
+// ignoreMark is the comment at the head of a file that leaves the file out.
+const ignoreMark = "# weir:ignore"
+
+// ignored returns the file as skipped if one of the comments before its first document is ignoreMark, else nil.
+func ignored(name string, data []byte) []spec.Skipped {
+	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
+	for n := 1; len(data) > 0; n++ {
+		line, rest, _ := bytes.Cut(data, []byte("\n"))
+		data, line = rest, bytes.TrimSpace(line)
+		if string(line) == ignoreMark {
+			return []spec.Skipped{{Origin: spec.Origin{File: name, Line: n}, Kind: spec.SkippedFile, Reason: "has " + ignoreMark}}
+		}
+		if len(line) > 0 && line[0] != '#' && string(line) != "---" {
+			return nil
+		}
+	}
+	return nil
+}
+
+// Skim returns what a file holds if it is surely nothing that a Set reads, without parsing it; else nil.
+func Skim(name string, data []byte) []spec.Skipped {
+	if isEmpty(data) {
+		return nil
+	}
+	if skipped := ignored(name, data); skipped != nil {
+		return skipped
+	}
+	texts, fault := document.Split(name, data)
+	if fault != nil || len(texts) == 0 {
+		return nil
+	}
+	all := make([]spec.Skipped, len(texts))
+	for i, t := range texts {
+		kind, ok := foreign(name, t.Data)
+		if !ok {
+			return nil
+		}
+		all[i] = spec.Skipped{Origin: spec.Origin{File: name, Line: t.Start()}, Kind: unique.Make(kind).Value()}
+	}
+	return all
+}

@@ -1,0 +1,148 @@
+package spec
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"weir/backends/dataplane"
+)
+
+// LabelServiceProxyName is the label that hands a Service to another proxy, whatever its value.
+const LabelServiceProxyName = "service.kubernetes.io/service-proxy-name"
+
+// Headless reports whether an EndpointSlice is that of a headless Service. Its endpoints are for names, and kube-proxy does not
+// even ask an API server for it.
+func Headless(slice *discoveryv1.EndpointSlice) bool {
+	_, ok := slice.Labels[corev1.IsHeadlessService]
+	return ok
+}
+
+// AllNotices returns the Notices of the Snapshot and those about slices that belong to no Service in any layer. It does
+// not return the Notices of Services.
+func (s *Snapshot) AllNotices() []Notice {
+	all := s.Notices
+	for name := range s.Slices.Names() {
+		all = append(slices.Clip(all), s.orphan(name)...)
+	}
+	return all
+}
+
+// NoticesOf returns the notices about the Service of that name, even if only its slices exist.
+func (s *Snapshot) NoticesOf(name dataplane.ServiceName) []Notice {
+	if svc := s.Services.Get(name); svc != nil {
+		return svc.AllNotices()
+	}
+	return s.orphan(name)
+}
+
+// orphan returns the notice for the author of slices that no Service uses.
+func (s *Snapshot) orphan(name dataplane.ServiceName) []Notice {
+	set := s.Slices.Get(name)
+	if set.Origin.File == "" || s.Services.Get(name) != nil {
+		return nil
+	}
+	return []Notice{UnusedEndpoints.Notice(set.Origin, set.Object, "", fmt.Sprintf("belongs to Service %s, which is not in the input", name))}
+}
+
+// AllNotices returns the Notices of the Service and those that follow from its slices after the join, from whichever
+// source they came. Only Services from files get the latter, because a control plane reports them by itself.
+func (s *Service) AllNotices() []Notice {
+	sp := &s.Object.Spec
+	_, otherProxy := s.Object.Labels[LabelServiceProxyName]
+	if s.Origin.File == "" || otherProxy || sp.Type == corev1.ServiceTypeExternalName || sp.ClusterIP == corev1.ClusterIPNone {
+		return s.Notices
+	}
+	var all []Notice
+	notice := func(id NoticeID, field, detail string) {
+		all = append(all, id.Notice(s.Origin, ServiceObject(s.Name), field, detail))
+	}
+	noEndpoints := func(n Notice) bool { return n.ID() == NoReadyEndpoint }
+	given := s.Notices
+	const ways = "add an EndpointSlice labelled kubernetes.io/service-name, or an Endpoints object of the same name, or let weir read them from an API server"
+	switch {
+	case len(s.Slices) > 0:
+		if slices.ContainsFunc(given, noEndpoints) { // another source has endpoints
+			given = slices.DeleteFunc(slices.Clone(given), noEndpoints)
+		}
+	case slices.ContainsFunc(given, noEndpoints):
+	case len(sp.Selector) > 0:
+		notice(NoReadyEndpoint, "spec.selector", "selects nothing, since no controller is here to look for pods; programmed without endpoints: "+ways)
+	default:
+		notice(NoReadyEndpoint, "", "has no endpoints: "+ways)
+	}
+	for _, slice := range s.Slices {
+		if Headless(slice) {
+			notice(EndpointsSkipped, "", fmt.Sprintf("EndpointSlice %s is not used, since its label %s says that it is a headless Service's; remove the label", slice.Name, corev1.IsHeadlessService))
+		}
+		if f := corev1.IPFamily(slice.AddressType); slice.AddressType != discoveryv1.AddressTypeFQDN && len(sp.IPFamilies) > 0 && !slices.Contains(sp.IPFamilies, f) {
+			notice(EndpointsSkipped, "spec.ipFamilies", fmt.Sprintf("EndpointSlice %s is not used, since the Service is not of family %s", slice.Name, f))
+		}
+	}
+	for i, p := range sp.Ports {
+		if missing, has := portMissing(s.Slices, p.Name, p.Protocol); missing {
+			notice(PortWithoutEndpoints, fmt.Sprintf("spec.ports[%d].name", i), fmt.Sprintf("no endpoints have a port with the name %q and protocol %s; they have %s", p.Name, p.Protocol, has))
+		}
+		if has := otherPorts(s.Slices, &p); has != "" {
+			notice(TargetPortDiffers, fmt.Sprintf("spec.ports[%d].targetPort", i), fmt.Sprintf("is %d, and the endpoints have port %s, which is where connections go", p.TargetPort.IntVal, has))
+		}
+	}
+	if len(all) == 0 {
+		return given
+	}
+	return append(all, given...)
+}
+
+// otherPorts returns the ports of the endpoints that serve a Service port if its targetPort is none of them. A targetPort
+// that equals the port may be a default, and a name is that of a container's port: both tell nothing.
+func otherPorts(all []*discoveryv1.EndpointSlice, port *corev1.ServicePort) string {
+	target := port.TargetPort
+	if target.Type != intstr.Int || target.IntVal == 0 || target.IntVal == port.Port {
+		return ""
+	}
+	var other []string
+	for _, s := range all {
+		for _, p := range s.Ports {
+			switch {
+			case p.Port == nil || len(s.Endpoints) == 0 || deref(p.Name) != port.Name || p.Protocol != nil && *p.Protocol != port.Protocol:
+			case *p.Port == target.IntVal:
+				return ""
+			case !slices.Contains(other, strconv.Itoa(int(*p.Port))) && len(other) < 5:
+				other = append(other, strconv.Itoa(int(*p.Port)))
+			}
+		}
+	}
+	return strings.Join(other, ", ")
+}
+
+func deref(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}
+
+// portMissing reports whether there are endpoints but none has the port. It also returns the ports that they have.
+func portMissing(all []*discoveryv1.EndpointSlice, name string, protocol corev1.Protocol) (missing bool, has string) {
+	var names []string
+	for _, s := range all {
+		for _, p := range s.Ports {
+			n, proto := deref(p.Name), corev1.ProtocolTCP
+			if p.Protocol != nil {
+				proto = *p.Protocol
+			}
+			if n == name && proto == protocol {
+				return false, ""
+			}
+			if text := fmt.Sprintf("%q (%s)", n, proto); len(s.Endpoints) > 0 && !slices.Contains(names, text) && len(names) < 5 {
+				names = append(names, text)
+			}
+		}
+	}
+	return len(names) > 0, strings.Join(names, ", ")
+}
