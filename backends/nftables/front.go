@@ -50,6 +50,9 @@ func (k frontKey) id() backends.ID {
 	return backends.ID(familyName(k.fam) + " front " + k.String())
 }
 
+// protoPortLen is the length in bytes of protocol and port in a kernel key, each padded to four.
+const protoPortLen = 8
+
 // kernelKey returns the beginning of the kernel's keys for the frontend: every field padded to four bytes.
 func (k frontKey) kernelKey() []byte {
 	b := make([]byte, 0, 40)
@@ -71,11 +74,11 @@ func parseFront(f dataplane.Family, s scope, key []byte) (frontKey, []byte, bool
 		k.addr, _ = netip.AddrFromSlice(key[:n])
 		key = key[n:]
 	}
-	if len(key) < 8 {
+	if len(key) < protoPortLen {
 		return k, nil, false
 	}
 	k.proto, k.port = dataplane.Protocol(key[0]), binary.BigEndian.Uint16(key[4:])
-	return k, key[8:], true
+	return k, key[protoPortLen:], true
 }
 
 func appendAddr(b []byte, a netip.Addr) []byte {

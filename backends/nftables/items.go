@@ -150,6 +150,21 @@ func member(id setID, a netip.Addr) memberItem {
 	return memberItem{dataplane.FamilyOf(a), id, string(key)}
 }
 
+// parseMember returns the Item for an element's key, and false if the key does not fit the set, which the definition of the
+// set rules out. The catchall element has none.
+func parseMember(f dataplane.Family, id setID, key []byte) (memberItem, bool) {
+	n := addrLen(f)
+	switch {
+	case key == nil:
+		n = 0
+	case id == hairpin:
+		n *= 2
+	case id == listeners:
+		n += protoPortLen
+	}
+	return memberItem{f, id, string(key)}, len(key) == n
+}
+
 func (i memberItem) family() dataplane.Family { return i.fam }
 
 func (i memberItem) kernelKey() []byte {
@@ -172,7 +187,7 @@ func (i memberItem) String() string {
 	case i.set == listeners:
 		k, _, _ := parseFront(i.fam, addrScope, []byte(i.key))
 		return s + " " + k.String()
-	case i.set == hairpin && len(i.key) == 2*n && i.key[:n] != i.key[n:]:
+	case i.set == hairpin && i.key[:n] != i.key[n:]:
 		return s + " " + addrText(i.key[:n]) + " " + addrText(i.key[n:])
 	}
 	return s + " " + addrText(i.key[:n])

@@ -243,10 +243,14 @@ func (o *observer) set(ctx context.Context, id setID, fronts collected) ([]backe
 	return items, nil
 }
 
-// sortElement adds an element to its frontend, or returns it as an Item by itself.
+// sortElement adds an element to its frontend, or returns it as an Item by itself. It returns nil for the former, and for
+// an element that does not fit its set.
 func sortElement(f dataplane.Family, id setID, x nfnl.Element, fronts collected) backends.Item {
 	if x.Key == nil || !sets[id].front {
-		return memberItem{f, id, string(x.Key)}
+		if m, ok := parseMember(f, id, x.Key); ok {
+			return m
+		}
+		return nil
 	}
 	if k, e, ok := parseFrontElement(f, id, x); ok {
 		fronts.add(k, e)

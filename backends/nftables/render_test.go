@@ -149,3 +149,27 @@ func FuzzObserved(f *testing.F) {
 		new(touched).note(nfnl.ParseNotification(unix.NFT_MSG_NEWSETELEM, data), backendTable)
 	})
 }
+
+// TestKeysThatDoNotFit expects that an element whose key is of another length than its set's, as only another program's
+// set has them, is passed over.
+func TestKeysThatDoNotFit(t *testing.T) {
+	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
+		for id := range sets {
+			if sets[id].dynamic { // never read
+				continue
+			}
+			want := sets[id].definition(f)
+			for n := range 64 {
+				fronts := collected{}
+				i := sortElement(f, setID(id), nfnl.Element{Key: make([]byte, n)}, fronts)
+				if i == nil {
+					continue
+				}
+				_ = i.String()
+				if n != int(want.KeyLen) {
+					t.Errorf("%s: a key of %d bytes in place of %d is %v", sets[id].name, n, want.KeyLen, i)
+				}
+			}
+		}
+	}
+}

@@ -153,8 +153,10 @@ func (r *rereader) singleElements(ctx context.Context) error {
 }
 
 func (r *rereader) singleElement(ctx context.Context, id setID, key []byte) error {
-	if s := sets[id]; !s.front {
-		r.items[memberItem{r.fam, id, string(key)}.ID()] = nil
+	if !sets[id].front {
+		if m, ok := parseMember(r.fam, id, key); ok {
+			r.items[m.ID()] = nil
+		}
 	} else if k, e, ok := parseFrontKey(r.fam, id, key); ok {
 		if r.keys[k] == nil {
 			r.keys[k] = map[elementKey]struct{}{}
