@@ -3,6 +3,7 @@ package dns
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -371,8 +372,8 @@ func (l *lookup) external(name string) (a Answer, exists bool) {
 // pointers answers for the name of an address.
 func (l *lookup) pointers() (a Answer, exists bool) {
 	addr, ok := addrOf(l.q.Name)
-	if !ok || l.q.Type != dnsmessage.TypePTR {
-		return a, false
+	if !ok {
+		return a, aboveAddress(l.q.Name)
 	}
 	for _, service := range l.Zone.Pointers(addr) {
 		names := l.Zone.Names(service)
@@ -381,7 +382,8 @@ func (l *lookup) pointers() (a Answer, exists bool) {
 		}
 		own := service.Name + "." + service.Namespace + ".svc." + l.Domain
 		if slices.Contains(names.ClusterIPs, addr) {
-			return Answer{Records: []Record{l.ptr(own)}}, true
+			a.Records = []Record{l.ptr(own)}
+			break
 		}
 		for _, e := range names.Endpoints {
 			if e.Addr == addr {
@@ -389,12 +391,33 @@ func (l *lookup) pointers() (a Answer, exists bool) {
 			}
 		}
 	}
+	exists = len(a.Records) > 0
+	if l.q.Type != dnsmessage.TypePTR {
+		return Answer{}, exists
+	}
 	a.Records = unique(a.Records, func(r Record) string { return r.Target })
-	return a, len(a.Records) > 0
+	return a, exists
 }
 
 func (l *lookup) ptr(target string) Record {
 	return Record{Name: l.q.Name, Type: dnsmessage.TypePTR, TTL: TTL, Target: target}
+}
+
+// aboveAddress reports whether names of addresses may be below a name of their zones. Resolvers that minimize names ask for
+// it, and stop at a name that does not exist (RFC 8020).
+func aboveAddress(name string) bool {
+	name = strings.ToLower(name)
+	labels, is4 := strings.CutSuffix(name, "."+reverse4)
+	length, base, bits := 4, 10, 8
+	if !is4 {
+		labels = strings.TrimSuffix(name, "."+reverse6)
+		length, base, bits = 32, 16, 4
+	}
+	parts := strings.Split(labels, ".")
+	return len(parts) < length && !slices.ContainsFunc(parts, func(p string) bool {
+		_, err := strconv.ParseUint(p, base, bits)
+		return err != nil
+	})
 }
 
 // addrOf returns the address whose reverse name is given.

@@ -160,6 +160,9 @@ func TestResolve(t *testing.T) {
 		{"1.0.96.10.in-addr.arpa.", "PTR", "1.0.96.10.in-addr.arpa. 5 PTR web.default.svc.cluster.local."},
 		{"2.0.1.10.in-addr.arpa.", "PTR", "2.0.1.10.in-addr.arpa. 5 PTR db-0.db.default.svc.cluster.local."},
 		{"9.9.9.9.in-addr.arpa.", "PTR", "NameError; SOA in-addr.arpa."},
+		{"1.0.96.10.in-addr.arpa.", "TXT", "SOA in-addr.arpa."},
+		{"96.10.in-addr.arpa.", "NS", "SOA in-addr.arpa."},
+		{"x.10.in-addr.arpa.", "NS", "NameError; SOA in-addr.arpa."},
 		{"1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa.", "PTR",
 			"1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa. 5 PTR web.default.svc.cluster.local."},
 	}

@@ -149,9 +149,18 @@ func (s *Server) answer(buf, msg []byte, limit int) (reply []byte, elsewhere *qu
 	return reply, nil
 }
 
+// Reply returns the reply to a message, as it is sent over TCP. It is nil if there must be none.
+func (s *Server) Reply(ctx context.Context, msg []byte) []byte {
+	reply, elsewhere := s.answer(nil, msg, 0)
+	if elsewhere != nil {
+		return s.elsewhere(ctx, msg, elsewhere)
+	}
+	return reply
+}
+
 func (s *Server) header(q *query, a *Answer, authoritative bool) dnsmessage.Header {
 	return dnsmessage.Header{
-		ID: q.header.ID, Response: true, OpCode: q.header.OpCode, Authoritative: authoritative && a.RCode != dnsmessage.RCodeServerFailure,
+		ID: q.header.ID, Response: true, OpCode: q.header.OpCode, Authoritative: authoritative && (a.RCode == dnsmessage.RCodeSuccess || a.RCode == dnsmessage.RCodeNameError),
 		RecursionDesired: q.header.RecursionDesired, RecursionAvailable: s.Forwarder != nil, RCode: a.RCode & 0xf,
 	}
 }
@@ -216,7 +225,7 @@ func (s *Server) chase(ctx context.Context, name string, q *query) ([]Record, er
 	}
 	var records []Record
 	for _, r := range m.Answers {
-		record := Record{Name: r.Header.Name.String(), Type: r.Header.Type, TTL: min(r.Header.TTL, TTL)}
+		record := Record{Name: r.Header.Name.String(), Type: r.Header.Type, TTL: r.Header.TTL}
 		switch body := r.Body.(type) {
 		case *dnsmessage.AResource:
 			record.Addr = netip.AddrFrom4(body.A)
@@ -304,10 +313,7 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn) {
 		if _, err := io.ReadFull(conn, msg); err != nil {
 			return
 		}
-		reply, elsewhere := s.answer(nil, msg, 0)
-		if elsewhere != nil {
-			reply = s.elsewhere(ctx, msg, elsewhere)
-		}
+		reply := s.Reply(ctx, msg)
 		if reply == nil {
 			return
 		}
