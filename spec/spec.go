@@ -42,7 +42,8 @@ type Revision struct {
 	// Stale reports whether this is the kept state of an earlier process, used because the input cannot be read or is
 	// invalid. Nothing is deleted because of it.
 	Stale bool
-	// Outdated reports whether a source cannot read its input at the moment, so that its last Snapshot stands in.
+	// Outdated reports whether a source cannot read its input, or a part of it, at the moment, so that what it last read
+	// stands in.
 	Outdated bool
 }
 

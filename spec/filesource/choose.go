@@ -206,13 +206,7 @@ func (t *tree) use(name string, n *node, data []byte) {
 
 // chosen returns the Choice that the files and the flags make together.
 func (t *tree) chosen() spec.Choice {
-	var w spec.WeirConfiguration
-	first := ""
-	for name, c := range t.weirs {
-		if config := t.configName(); (config == "" || name == config) && (first == "" || name < first) {
-			first, w.Choice = name, c
-		}
-	}
+	w := spec.WeirConfiguration{Choice: firstWeir(t.currentWeirs(t.hung()), t.configName())}
 	return t.opts.Overrides.Apply(w).Choice
 }
 

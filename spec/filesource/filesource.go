@@ -85,7 +85,8 @@ func (s *Source) Load(ctx context.Context) (*spec.Snapshot, error) {
 }
 
 // Watch implements spec.Source. It finds changes without a notification, such as those on a network file system, within
-// RescanInterval. If a call to the file system does not come back, it goes on without what is on that file system.
+// RescanInterval. If a call to the file system does not come back, what is on that file system stays as it was last good, an
+// Err names it, and the Snapshots of everything else are marked as outdated.
 func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -99,7 +100,7 @@ func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
 		if sess == nil {
 			return err
 		}
-		s.opts.Log.Warn("reading the input hangs; no change of the files is taken up until it answers, or is taken out of the input", "error", err)
+		s.opts.Log.Warn("reading the input hangs; what hangs stays as it was last good until it answers, or is taken out of the input", "error", err)
 		before = sess
 	}
 }

@@ -63,9 +63,12 @@ func (t *tree) markBuilts(path string) {
 	}
 }
 
-// probeBuilts marks the kustomizations of which a file differs from what was read.
+// probeBuilts marks the kustomizations of which a file differs from what was read, and those that hang.
 func (t *tree) probeBuilts(ctx context.Context) error {
 	for name, b := range t.builts {
+		if t.faults[faultOf(name, 0)].hangs {
+			t.marked[name] = hint{}
+		}
 		for path, d := range b.deps {
 			if err := ctx.Err(); err != nil {
 				return err
@@ -88,7 +91,7 @@ func (c *calls) same(path string, d dep) bool {
 // lookBuilt builds a kustomization. It returns true if a file changed meanwhile, so that it must be built again.
 func (t *tree) lookBuilt(ctx context.Context, name string, b *built) (again bool) {
 	if err := t.oversight.begin(b.dir, 0, manySteps); err != nil {
-		t.faults[faultOf(name, 0)] = problem(b.dir, err, t.opts)
+		t.faults[faultOf(name, 0)] = t.newFault(b.dir, err)
 		return false
 	}
 	r, objects, err := t.runBuild(ctx, b)
@@ -116,7 +119,7 @@ func (t *tree) lookBuilt(ctx context.Context, name string, b *built) (again bool
 	}
 	if err != nil {
 		for i, p := range b.problems(err, r.dir) {
-			t.faults[faultOf(name, i)] = p
+			t.faults[faultOf(name, i)] = fault{Problem: p}
 		}
 		return false
 	}

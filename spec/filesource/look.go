@@ -133,7 +133,7 @@ func (t *tree) lookDir(ctx context.Context, name string, p place) {
 	t.put(name, n)
 	if err := t.probeDir(ctx, name, n); err != nil && ctx.Err() == nil {
 		n.recheck = true
-		t.faults[name] = problem(name, err, t.opts)
+		t.faults[name] = t.newFault(name, err)
 	}
 }
 
@@ -222,7 +222,7 @@ func (t *tree) keep(name string, p place, data []byte) {
 // fault records that a name cannot be used.
 func (t *tree) fault(name string, p place, err error) {
 	t.put(name, &node{kind: isFault, root: t.rootFor(name), place: p, recheck: true})
-	t.faults[name] = problem(name, err, t.opts)
+	t.faults[name] = t.newFault(name, err)
 }
 
 // exceed records that the input as a whole exceeds a limit. The state of name stays unchanged.

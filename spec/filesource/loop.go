@@ -170,8 +170,8 @@ func (l *loop) read(ctx context.Context) error {
 	if len(l.tree.marked) > 0 {
 		l.settle.touch(now)
 	}
-	if u != nil {
-		l.sink(*u)
+	for i := range u {
+		l.sink(u[i])
 	}
 	return nil
 }

@@ -27,8 +27,7 @@ const (
 // stuck knows the calls to the file system that have not come back. It is safe for concurrent use.
 //
 // Nothing can end a read from a hung NFS or FUSE mount. So the goroutine that makes it is left behind, with its tree, and
-// another one reads everything again, except for what is on the same file system. What cannot be read is a fault like any
-// other.
+// another one reads everything again, except for what is on the same file system. What hangs stays as it was last good.
 type stuck struct {
 	some atomic.Bool // whether there are any
 	mu   sync.Mutex

@@ -20,7 +20,8 @@ type updater interface {
 }
 
 // session turns the findings of the tree into Updates. The last accepted state stands until a whole pass has no fault
-// and the updater accepts it. Refused content stays pending in the tree and is retried with the next change.
+// and the updater accepts it. Refused content stays pending in the tree and is retried with the next change. What hangs is
+// passed by: its last accepted state stands, while that of everything else changes.
 type session struct {
 	tree *tree
 	revs *revisions
@@ -81,7 +82,7 @@ func (s *session) inherit(before *session) {
 	s.set, s.good, s.refusal, s.faulty, s.rev = before.set, before.good, before.refusal, before.faulty, before.rev
 	s.accepted, s.objects = before.accepted, before.objects
 	s.tree.choose(before.tree.choice)
-	s.tree.accepted, s.tree.inherited = maps.Clone(before.tree.accepted), true
+	s.tree.accepted, s.tree.inherited, s.tree.goodWeirs = maps.Clone(before.tree.accepted), true, before.tree.goodWeirs
 }
 
 // compareInherited records that inherited files are gone, after the first refresh.
@@ -103,9 +104,9 @@ func (t *tree) compareInherited() {
 	}
 }
 
-// pass reads the marked names and returns an Update. It returns nil if there is nothing to send, or if files changed
-// while they were read; those stay marked. The error is ctx's.
-func (s *session) pass(ctx context.Context) (*spec.Update, error) {
+// pass reads the marked names and returns the Updates to send: none if there is nothing new, or if files changed while they
+// were read; those stay marked. The error is ctx's.
+func (s *session) pass(ctx context.Context) ([]spec.Update, error) {
 	if err := s.look(ctx); err != nil {
 		return nil, err
 	}
@@ -115,36 +116,67 @@ func (s *session) pass(ctx context.Context) (*spec.Update, error) {
 	s.tree.compareInherited()
 	changed := len(s.tree.touched) > 0
 	rev := s.revs.now()
-	faults := s.tree.problems(s.allowEmpty())
+	faults, hangs := s.tree.problems(s.allowEmpty())
 	if len(faults) == 0 && !changed && !s.faulty && rev == s.rev && (s.good != nil || s.refusal != "") {
 		return nil, nil
 	}
 	s.faulty = len(faults) > 0
-	snap, delta, err := s.set.Update(ctx, rev, withFaults(s.tree.changes(), faults))
+	h := s.tree.hung()
+	if hangs && s.accepted != nil && s.accepted == s.set { // another set does not know what hangs
+		if updates, err := s.passBy(ctx, h, rev, faults); err == nil || ctx.Err() != nil {
+			return updates, ctx.Err()
+		}
+	}
+	snap, delta, err := s.set.Update(ctx, rev, withFaults(s.tree.changes(h), faults))
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
 	if err != nil {
 		return s.refuse(err, rev, snap), nil
 	}
-	s.tell(snap)
-	s.tree.accept()
-	s.accepted = s.set
-	same := s.refusal == "" && s.good != nil && delta.Empty() && rev == s.rev
-	s.good, s.refusal, s.rev = snap, "", rev
-	if same {
-		return nil, nil
-	}
-	return &spec.Update{Snapshot: snap, Delta: delta, Revision: rev}, nil
+	return s.accept(snap, delta, hung{}, nil), nil
 }
 
-// refuse returns the Update with the reason for a refusal, or nil if the last one had the same reason.
-func (s *session) refuse(err error, rev spec.Revision, settings *spec.Snapshot) *spec.Update {
+// passBy takes up the changes of all that does not hang. What hangs stays as it was last good.
+func (s *session) passBy(ctx context.Context, h hung, rev spec.Revision, faults spec.Problems) ([]spec.Update, error) {
+	rev.Outdated = true
+	snap, delta, err := s.set.Update(ctx, rev, s.tree.changes(h))
+	if err != nil {
+		return nil, err
+	}
+	return s.accept(snap, delta, h, faults), nil
+}
+
+// accept returns the Update with an accepted Snapshot, and after it one with the faults that remain. It returns nothing if
+// all is as before.
+func (s *session) accept(snap *spec.Snapshot, delta spec.Delta, h hung, faults spec.Problems) []spec.Update {
+	s.tell(snap)
+	s.tree.accept(h)
+	s.accepted = s.set
+	refusal := ""
+	if len(faults) > 0 {
+		refusal = faults.Error()
+	}
+	rev := snap.Revision
+	same := s.refusal == refusal && s.good != nil && delta.Empty() && rev == s.rev
+	s.good, s.refusal, s.rev = snap, refusal, rev
+	if same {
+		return nil
+	}
+	updates := []spec.Update{{Snapshot: snap, Delta: delta, Revision: rev}}
+	if len(faults) > 0 {
+		updates = append(updates, spec.Update{Err: faults, Revision: rev, Settings: snap})
+	}
+	return updates
+}
+
+// refuse returns the Update with the reason for a refusal, or none if the last one had the same reason.
+func (s *session) refuse(err error, rev spec.Revision, settings *spec.Snapshot) []spec.Update {
 	if s.refusal == err.Error() && s.rev == rev {
 		return nil
 	}
 	s.refusal, s.rev = err.Error(), rev
-	return &spec.Update{Err: err, Revision: rev, Settings: settings}
+	return []spec.Update{{Err: err, Revision: rev, Settings: settings}}
 }
 
 // tell logs what is skipped of the changed files.
@@ -169,10 +201,13 @@ func (s *session) weir() spec.WeirConfiguration {
 
 func (s *session) allowEmpty() bool { return s.weir().AllowEmpty }
 
-// changes returns the pending files, ordered by name.
-func (t *tree) changes() []manifest.File {
+// changes returns the pending files that do not hang, ordered by name.
+func (t *tree) changes(h hung) []manifest.File {
 	files := make([]manifest.File, 0, len(t.pending))
 	for _, name := range slices.Sorted(maps.Keys(t.pending)) {
+		if h.covers(name) {
+			continue
+		}
 		files = append(files, manifest.File{Path: name, Data: t.pending[name].data, Skipped: t.pending[name].skipped})
 	}
 	return files
@@ -192,31 +227,33 @@ func withFaults(files []manifest.File, faults spec.Problems) []manifest.File {
 // maxProblems limits how many faults one Update lists.
 const maxProblems = 100
 
-// problems returns why the state cannot be used, ordered by name.
-func (t *tree) problems(allowEmpty bool) spec.Problems {
-	var all spec.Problems
+// problems returns why the state cannot be used, ordered by name, and whether reads that hang are all that is wrong.
+func (t *tree) problems(allowEmpty bool) (all spec.Problems, hangs bool) {
+	hangs = t.hangs()
 	if t.over != nil {
 		all = append(all, *t.over)
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.faults)) {
 		if len(all) == maxProblems {
 			all = append(all, spec.Problem{Detail: fmt.Sprintf("and %d more files like these", len(t.faults)-maxProblems)})
-			return all
+			break
 		}
-		all = append(all, t.faults[name])
+		all = append(all, t.faults[name].Problem)
 	}
-	if len(all) > 0 || allowEmpty || t.files == 0 && len(t.builts) == 0 {
-		return all
+	if len(all) > 0 && !hangs || allowEmpty || !hangs && t.files == 0 && len(t.builts) == 0 {
+		return all, hangs
 	}
 	// One empty directory among several is probably not mounted. It must not delete what it declared. If all are empty,
 	// their declarations decide.
-	for _, r := range t.roots {
-		if n := t.nodes[r.name]; r.files == 0 && n != nil && n.kind == isDir && !t.covered(r.name) {
+	h := t.hung()
+	for i, r := range t.roots {
+		if n := t.nodes[r.name]; r.files == 0 && n != nil && n.kind == isDir && !t.covered(r.name) && !h.within(i) {
+			hangs = false
 			all = append(all, spec.Problem{Origin: spec.Origin{File: r.name},
 				Detail: "the directory holds no .yaml, .yml or .json file; restore its content, or run with --allow-empty if that is meant"})
 		}
 	}
-	return all
+	return all, hangs
 }
 
 // covered reports whether the files below a root belong to another root above it.
@@ -231,11 +268,8 @@ func (s *session) load(ctx context.Context, wait func(context.Context) error) (*
 		if err != nil {
 			return nil, err
 		}
-		if u != nil && u.Err != nil {
-			return nil, u.Err
-		}
-		if u != nil {
-			return u.Snapshot, nil
+		if len(u) > 0 {
+			return u[0].Snapshot, u[0].Err
 		}
 		if len(s.tree.marked) == 0 {
 			return nil, errors.New("nothing was read")

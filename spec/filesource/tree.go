@@ -81,7 +81,7 @@ type tree struct {
 	// builts are the kustomizations to build, by names that no file has.
 	builts map[string]*built
 	// faults are the problems of nodes that cannot be used, by name.
-	faults map[string]spec.Problem
+	faults map[string]fault
 	// over is set while the input exceeds a limit as a whole; files beyond the limit were not read.
 	over *spec.Problem
 
@@ -89,6 +89,8 @@ type tree struct {
 	choice spec.Choice
 	// weirs are the Choices that files make, by name.
 	weirs map[string]spec.Choice
+	// goodWeirs are those of the files that were accepted last. It is replaced, never changed.
+	goodWeirs map[string]spec.Choice
 	// holds reports whether a file declared anything that was accepted.
 	holds func(name string) bool
 	// skim returns what a file holds if it is surely nothing to use; nil is never called.
@@ -119,7 +121,7 @@ type tree struct {
 
 func newTree(o Options, w *watchSet) *tree {
 	t := &tree{
-		opts: o, watch: w, nodes: map[string]*node{}, builts: newBuilts(o), faults: map[string]spec.Problem{},
+		opts: o, watch: w, nodes: map[string]*node{}, builts: newBuilts(o), faults: map[string]fault{},
 		weirs: map[string]spec.Choice{}, holds: func(string) bool { return false }, realsAt: index{},
 		dirsAt: index{}, depsAt: index{},
 		marked: map[string]hint{}, unstable: map[string]int{}, touched: map[string]bool{},
@@ -437,16 +439,21 @@ func (t *tree) setContent(name string, c content) {
 	}
 }
 
-// accept marks all pending content as accepted.
-func (t *tree) accept() {
+// accept marks all pending content as accepted, except that of what hangs.
+func (t *tree) accept(h hung) {
+	left := map[string]content{}
 	for name, c := range t.pending {
-		if c.gone() {
+		switch {
+		case h.covers(name):
+			left[name] = c
+		case c.gone():
 			delete(t.accepted, name)
-		} else {
+		default:
 			t.accepted[name] = c.sum
 		}
 	}
-	t.pending = map[string]content{}
+	t.pending = left
+	t.keepWeirs(h)
 }
 
 // key returns an identifier of a file that is the same on every node: its root and its path below it.

@@ -93,3 +93,16 @@ func TestFilesAndAPI(t *testing.T) {
 		t.Error("the API's fault is forgotten")
 	}
 }
+
+// TestOutdatedBase has a base that cannot read a part of its input: the joined Snapshots are marked until it can.
+func TestOutdatedBase(t *testing.T) {
+	u := New(make(hand), Fixed("the Kubernetes API", make(hand))).newUnion()
+	u.said = []*spec.Snapshot{{Revision: spec.Revision{ID: "a", Outdated: true}}, {Revision: spec.Revision{ID: "b"}}}
+	if snap, _ := u.update(spec.Delta{All: true}, false); snap.Revision.String() != "a+b-stale" {
+		t.Errorf("the revision is %s", snap.Revision)
+	}
+	u.said[0] = &spec.Snapshot{Revision: spec.Revision{ID: "a"}}
+	if snap, _ := u.update(spec.Delta{}, false); snap.Revision.String() != "a+b" {
+		t.Errorf("the revision is %s", snap.Revision)
+	}
+}

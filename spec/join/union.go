@@ -52,7 +52,7 @@ func (u *union) update(delta spec.Delta, outdated bool) (*spec.Snapshot, spec.De
 	}
 	snap.Revision = u.revision()
 	snap.Kept = u.kept()
-	snap.Revision.Outdated = outdated
+	snap.Revision.Outdated = snap.Revision.Outdated || outdated
 	return &snap, delta
 }
 
@@ -277,6 +277,7 @@ func (u *union) revision() (r spec.Revision) {
 		}
 		r.Dirty = r.Dirty || snap.Revision.Dirty
 		r.Stale = r.Stale || snap.Revision.Stale
+		r.Outdated = r.Outdated || snap.Revision.Outdated
 	}
 	r.ID = strings.Join(ids, "+")
 	return r

@@ -175,8 +175,10 @@ func (m *Metrics) Input(u spec.Update, at time.Time) {
 		m.reloads.WithLabelValues("success").Inc()
 		m.invalidDocuments.Set(0)
 		m.lastGood.Set(seconds(at))
-		m.isRefused = false
-		m.refusedSince.Set(0)
+		if !u.Snapshot.Revision.Outdated { // otherwise the error follows
+			m.isRefused = false
+			m.refusedSince.Set(0)
+		}
 	}
 	m.setRevision(revisionGood, u.Revision.String())
 	m.services.Set(float64(u.Snapshot.Services.Len()))

@@ -73,7 +73,9 @@ func (h *Health) SetNotices(counts map[spec.NoticeID]int) { h.metrics.SetNotices
 func (h *Health) OnUpdate(u spec.Update) {
 	now := time.Now()
 	h.metrics.Input(u, now)
-	h.proxy.SetInputError(u.Err, now)
+	if u.Err != nil || !u.Snapshot.Revision.Outdated { // after an outdated Snapshot the error follows
+		h.proxy.SetInputError(u.Err, now)
+	}
 	if u.Err != nil {
 		return
 	}

@@ -147,7 +147,10 @@ func (b *Board) Update(u spec.Update, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if u.Err == nil {
-		b.status.Refused, b.kept = nil, ""
+		b.kept = ""
+		if !u.Snapshot.Revision.Outdated { // otherwise what cannot be read is told next, since when it was first told
+			b.status.Refused = nil
+		}
 		if !u.Snapshot.Kept.IsZero() {
 			b.kept = u.Snapshot.Kept.UTC().Format(time.RFC3339)
 		}

@@ -41,6 +41,8 @@ func (s *Status) WriteText(w io.Writer) error {
 	}
 	if r := s.Refused; r != nil && s.Revision == "" {
 		fmt.Fprintf(&b, "refused   revision %s, since %s:\n", r.Revision, r.Since)
+	} else if r != nil && r.Revision == s.Revision {
+		fmt.Fprintf(&b, "not read  since %s; it stays as it was last good:\n", r.Since)
 	} else if r != nil {
 		fmt.Fprintf(&b, "refused   revision %s, since %s; the one above stays:\n", r.Revision, r.Since)
 	}
