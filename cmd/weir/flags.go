@@ -80,9 +80,9 @@ func (f *inputFlags) source(log hclog.Logger) (spec.Source, error) {
 }
 
 // keeping returns a Source of the files that begins with their last good state if they cannot be used.
-func (f *inputFlags) keeping(files spec.Source, overrides spec.Overrides, log hclog.Logger) spec.Source {
+func (f *inputFlags) keeping(files *filesource.Source, overrides spec.Overrides, log hclog.Logger) spec.Source {
 	return lastgood.New(lastgood.Options{
-		Source: files, Input: "the input in files", Overrides: overrides, Usable: f.usable, Log: log,
+		Source: files, Input: "the input in files", Overrides: overrides, Usable: f.usable, Served: files.Kept, Log: log,
 		Cluster:  func() string { return "files" },
 		Interval: time.Second, // files change rarely
 		File: func(settings *spec.Snapshot) string {

@@ -230,7 +230,7 @@ func TestDamagedFileIsNotADeletion(t *testing.T) {
 }
 
 // TestHungRead starts with a file that is regular by stat and whose read does not come back, as on a hung mount: it is named,
-// the last good state is in force, and SIGTERM ends weir.
+// the last good state is in force, and SIGTERM ends weir. Beside other files, those are followed.
 func TestHungRead(t *testing.T) {
 	const hung = "/proc/kmsg"
 	if f, err := os.Open(hung); err != nil {
@@ -250,6 +250,17 @@ func TestHungRead(t *testing.T) {
 	began := time.Now()
 	d.terminate()
 	t.Logf("ended %v after SIGTERM", time.Since(began).Round(time.Millisecond))
+
+	// Beside it, everything else is followed.
+	d.write(map[string]string{"slice.yaml": painSlice(2)})
+	d.flags = []string{"-f", d.dir, "-f", hung}
+	d.start()
+	d.awaitAnswer("pod2")
+	d.awaitStatus("-stale\n", "not read  since ", hung+": reading it has not come back for 5s")
+	d.write(map[string]string{"slice.yaml": painSlice(3)})
+	d.awaitAnswer("pod3")
+	d.expectHTTP("http://127.0.0.1:10256/livez", 200, hung)
+	d.terminate()
 }
 
 // TestSnapshotOfNothing prints a snapshot after the end of weir, while the kernel holds it and after it does not any more.

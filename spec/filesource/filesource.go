@@ -39,6 +39,8 @@ type Source struct {
 	newStuck   func() *stuck
 	newWatcher func() (watcher, error)
 	mounts     func(context.Context, hclog.Logger) (changed <-chan struct{}, wait func())
+	// kept receives what an earlier process kept.
+	kept chan *spec.Snapshot
 	// passed, if set, receives the counted calls after each pass. For tests.
 	passed func(calls)
 }
@@ -48,7 +50,7 @@ var _ spec.Source = (*Source)(nil)
 // New returns a Source. It reads nothing yet.
 func New(o Options) *Source {
 	o = o.withDefaults()
-	s := &Source{opts: o, newWatcher: newWatcher, mounts: watchMounts, newStuck: newStuck, skim: manifest.Skim, stdinLimit: stall.Limit}
+	s := &Source{opts: o, newWatcher: newWatcher, mounts: watchMounts, newStuck: newStuck, skim: manifest.Skim, stdinLimit: stall.Limit, kept: make(chan *spec.Snapshot, 1)}
 	s.newSet = func(objects spec.ObjectChoice) updater {
 		mo := manifest.Options{Overrides: o.Overrides, StrictTree: o.StrictTree, Choice: objects}
 		if o.Config != "" {

@@ -20,7 +20,7 @@ type fault struct {
 }
 
 func (t *tree) newFault(name string, err error) fault {
-	return fault{problem(name, err, t.opts), errors.As(err, new(stuckError))}
+	return fault{problem(name, err, t.opts), errors.As(err, new(stuckError)) || errors.Is(err, errStdinOpen)}
 }
 
 // hangs reports whether reads that hang are all that is wrong with the files.
@@ -65,13 +65,16 @@ func (t *tree) hung() (h hung) {
 	return h
 }
 
-// covers reports whether nothing is known of the name of a file, or of a File that a kustomization rendered.
+// covers reports whether nothing is known of the name of a file, or of a File that a kustomization rendered or that stands in
+// for another.
 func (h hung) covers(name string) bool {
 	if h.tree == nil {
 		return false
 	}
-	if _, dir, ok := strings.Cut(name, "\x00"); ok {
+	if file, dir, ok := strings.Cut(name, "\x00"); ok && dir != "" {
 		return h.builts[dir]
+	} else if ok { // a standInPath
+		name = file
 	}
 	for !h.names[name] {
 		if above := filepath.Dir(name); h.tree.rootOf(name) < 0 && above != name {

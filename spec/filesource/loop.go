@@ -64,6 +64,8 @@ func (l *loop) run(ctx context.Context) error {
 			l.stdinEnds = nil
 			l.takeStdin(l.tree)
 			l.settle.touch(time.Now())
+		case l.session.kept = <-l.Source.kept:
+			l.rescan()
 		case <-l.stuck.back:
 			l.rescan()
 		case <-l.opts.Reread:

@@ -33,6 +33,10 @@ type session struct {
 	accepted updater
 	// good is the last accepted Snapshot, or nil before the first.
 	good *spec.Snapshot
+	// kept is what an earlier process kept, if that is in force, and standIns are the names of what of it stands in for files
+	// that hang.
+	kept     *spec.Snapshot
+	standIns []string
 	// refusal is why the last state was refused, or "". faulty reports whether the files could not be read, rather than
 	// being invalid.
 	refusal string
@@ -81,6 +85,7 @@ func (s *session) look(ctx context.Context) error {
 func (s *session) inherit(before *session) {
 	s.set, s.good, s.refusal, s.faulty, s.rev = before.set, before.good, before.refusal, before.faulty, before.rev
 	s.accepted, s.objects = before.accepted, before.objects
+	s.kept, s.standIns = before.kept, slices.Clone(before.standIns)
 	s.tree.choose(before.tree.choice)
 	s.tree.accepted, s.tree.inherited, s.tree.goodWeirs = maps.Clone(before.tree.accepted), true, before.tree.goodWeirs
 }
@@ -122,9 +127,10 @@ func (s *session) pass(ctx context.Context) ([]spec.Update, error) {
 	}
 	s.faulty = len(faults) > 0
 	h := s.tree.hung()
-	if hangs && s.accepted != nil && s.accepted == s.set { // another set does not know what hangs
-		if updates, err := s.passBy(ctx, h, rev, faults); err == nil || ctx.Err() != nil {
-			return updates, ctx.Err()
+	s.dropStandIns(h)
+	if hangs {
+		if updates, ok, err := s.passBy(ctx, h, rev, faults); ok || err != nil {
+			return updates, err
 		}
 	}
 	snap, delta, err := s.set.Update(ctx, rev, withFaults(s.tree.changes(h), faults))
@@ -137,14 +143,21 @@ func (s *session) pass(ctx context.Context) ([]spec.Update, error) {
 	return s.accept(snap, delta, hung{}, nil), nil
 }
 
-// passBy takes up the changes of all that does not hang. What hangs stays as it was last good.
-func (s *session) passBy(ctx context.Context, h hung, rev spec.Revision, faults spec.Problems) ([]spec.Update, error) {
+// passBy takes up the changes of all that does not hang, unless something is wrong with it. What hangs stays as it was last
+// good. The error is ctx's.
+func (s *session) passBy(ctx context.Context, h hung, rev spec.Revision, faults spec.Problems) (updates []spec.Update, ok bool, err error) {
 	rev.Outdated = true
+	switch {
+	case s.accepted == nil && s.kept != nil:
+		return s.passByKept(ctx, h, rev, faults)
+	case s.accepted == nil, s.accepted != s.set: // another set does not know what hangs
+		return nil, false, nil
+	}
 	snap, delta, err := s.set.Update(ctx, rev, s.tree.changes(h))
 	if err != nil {
-		return nil, err
+		return nil, false, ctx.Err()
 	}
-	return s.accept(snap, delta, h, faults), nil
+	return s.accept(snap, delta, h, faults), true, nil
 }
 
 // accept returns the Update with an accepted Snapshot, and after it one with the faults that remain. It returns nothing if
@@ -152,7 +165,7 @@ func (s *session) passBy(ctx context.Context, h hung, rev spec.Revision, faults 
 func (s *session) accept(snap *spec.Snapshot, delta spec.Delta, h hung, faults spec.Problems) []spec.Update {
 	s.tell(snap)
 	s.tree.accept(h)
-	s.accepted = s.set
+	s.accepted, s.kept = s.set, nil
 	refusal := ""
 	if len(faults) > 0 {
 		refusal = faults.Error()

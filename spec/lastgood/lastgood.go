@@ -36,6 +36,8 @@ type Options struct {
 	Overrides spec.Overrides
 	// Usable, if set, returns why the kept Snapshot must not be used, or nil. It may take its time.
 	Usable func(ctx context.Context, kept *spec.Snapshot) error
+	// Served, if set, is called once with the kept Snapshot when it was sent.
+	Served func(kept *spec.Snapshot)
 	// Grace is how long a start waits for the wrapped Source before it uses the file; an error ends the wait. Default:
 	// 5 s.
 	Grace time.Duration
@@ -185,6 +187,9 @@ func (w *watch) serve(settings *spec.Snapshot) {
 func (w *watch) found(snap *spec.Snapshot) {
 	if snap != nil && !w.answered {
 		w.sink(spec.Update{Snapshot: snap, Delta: spec.Delta{All: true}, Revision: snap.Revision})
+		if w.o.Served != nil {
+			w.o.Served(snap)
+		}
 	}
 	if w.held != nil {
 		w.sink(*w.held)
