@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -347,12 +348,26 @@ func (e *Engine) resolve(rep *Report) {
 		affected[name] = struct{}{}
 		e.resolveService(name, affected)
 	}
+	if moved := e.frontends.takeMoved(); !e.all && len(moved) > 0 {
+		e.addEndpointsOn(moved, affected)
+	}
 	for name := range affected {
 		e.settleFrontends(name, rep)
 	}
 	e.all = false
 	e.dirty = map[dataplane.ServiceName]struct{}{} // ranging over a map costs its peak size, so allocate a new one
 	rep.Stages.Resolve += time.Since(start)
+}
+
+// addEndpointsOn adds to affected the Services with endpoints on the addresses, because their notices depend on who owns these.
+func (e *Engine) addEndpointsOn(addrs map[netip.Addr]struct{}, affected map[dataplane.ServiceName]struct{}) {
+	for name, s := range e.services {
+		for _, p := range s.resolved {
+			if slices.ContainsFunc(p.Endpoints, func(ep dataplane.Endpoint) bool { return contains(addrs, ep.Addr.Addr()) }) {
+				affected[name] = struct{}{}
+			}
+		}
+	}
 }
 
 // resolveService works out what a Service asks for, and adds to affected the Services that share an address with it.

@@ -26,6 +26,11 @@ type frontends struct {
 	contested map[frontendKey][]*dataplane.ServicePort
 	// clusterIPs counts the ServicePorts of each ClusterIP, whatever their ports.
 	clusterIPs map[netip.Addr]int
+	// blocks counts the ServicePorts with endpoints in each block of addresses. Few Services have endpoints in the blocks of
+	// front addresses, so that the endpoints on a new front address rarely need to be looked for.
+	blocks map[netip.Prefix]int
+	// moved are the front addresses that may have another owner, or none, since takeMoved.
+	moved map[netip.Addr]struct{}
 }
 
 // frontendKey is an address and port that one ServicePort can own. Of a node port the address is the unspecified one.
@@ -77,6 +82,8 @@ func newFrontends() *frontends {
 		claims:     map[frontendKey]*dataplane.ServicePort{},
 		contested:  map[frontendKey][]*dataplane.ServicePort{},
 		clusterIPs: map[netip.Addr]int{},
+		blocks:     map[netip.Prefix]int{},
+		moved:      map[netip.Addr]struct{}{},
 	}
 }
 
@@ -123,16 +130,76 @@ func roleOf(p *dataplane.ServicePort, k frontendKey) role {
 // set replaces what a Service asks for, old being what it asked for before, and adds to affected the Services that share an
 // address with either.
 func (f *frontends) set(old, new []*dataplane.ServicePort, affected map[dataplane.ServiceName]struct{}) {
+	if !slices.EqualFunc(old, new, sameFronts) {
+		for _, p := range slices.Concat(old, new) {
+			keysOf(p, func(k frontendKey, _ role) { f.moved[k.addr] = struct{}{} })
+		}
+	}
 	for _, p := range old {
+		f.countBlocks(p, -1)
 		if f.clusterIPs[p.ClusterIP]--; f.clusterIPs[p.ClusterIP] == 0 {
 			delete(f.clusterIPs, p.ClusterIP)
 		}
 		keysOf(p, func(k frontendKey, r role) { f.release(k, r, p, affected) })
 	}
 	for _, p := range new {
+		f.countBlocks(p, 1)
 		f.clusterIPs[p.ClusterIP]++
 		keysOf(p, func(k frontendKey, r role) { f.claim(k, r, p, affected) })
 	}
+}
+
+// sameFronts reports whether two ServicePorts ask for the same addresses, and are named alike in notices.
+func sameFronts(a, b *dataplane.ServicePort) bool {
+	return a.Key == b.Key && a.Origin == b.Origin && a.ClusterIP == b.ClusterIP && a.Port == b.Port && a.NodePort == b.NodePort &&
+		slices.Equal(a.ExternalIPs, b.ExternalIPs) && slices.Equal(a.LoadBalancerIPs, b.LoadBalancerIPs)
+}
+
+// blockOf returns the block of an address.
+func blockOf(a netip.Addr) netip.Prefix {
+	bits := 24
+	if a.Is6() {
+		bits = 112
+	}
+	p, _ := a.Prefix(bits)
+	return p
+}
+
+func (f *frontends) countBlocks(p *dataplane.ServicePort, by int) {
+	var last netip.Prefix
+	for _, ep := range p.Endpoints {
+		b := blockOf(ep.Addr.Addr())
+		if b == last {
+			continue
+		}
+		last = b
+		if f.blocks[b] += by; f.blocks[b] == 0 {
+			delete(f.blocks, b)
+		}
+	}
+}
+
+// takeMoved returns the front addresses that may have another owner since the last call, as far as endpoints may be on them.
+func (f *frontends) takeMoved() map[netip.Addr]struct{} {
+	near := map[netip.Addr]struct{}{}
+	look := func(a netip.Addr) {
+		if f.blocks[blockOf(a)] > 0 {
+			near[a] = struct{}{}
+		}
+	}
+	for a := range f.moved {
+		if !a.IsUnspecified() {
+			look(a)
+			continue
+		}
+		for _, n := range f.node { // a node port
+			if n.Is4() == a.Is4() {
+				look(n)
+			}
+		}
+	}
+	f.moved = map[netip.Addr]struct{}{}
+	return near
 }
 
 func (f *frontends) claim(k frontendKey, r role, p *dataplane.ServicePort, affected map[dataplane.ServiceName]struct{}) {

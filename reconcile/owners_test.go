@@ -35,7 +35,12 @@ func TestTheOwnerOfAnAddressDoesNotDependOnHistory(t *testing.T) {
 		if r.IntN(4) == 0 {
 			w.remove(names[i])
 		} else {
-			w.set(contender(names[i], i, 1+r.IntN(3), addresses[r.IntN(len(addresses))]))
+			s := contender(names[i], i, 1+r.IntN(3), addresses[r.IntN(len(addresses))])
+			if r.IntN(3) == 0 {
+				s.Slices[0].Endpoints[0].Addresses = []string{addresses[r.IntN(len(addresses))]}
+				s.Slices[0].Ports[0].Port = new(int32(80 + r.IntN(2)))
+			}
+			w.set(s)
 		}
 		w.ok(r.IntN(10) == 0)
 		fresh := newWorld(t)
