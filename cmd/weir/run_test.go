@@ -442,6 +442,22 @@ func TestRunTableOwned(t *testing.T) {
 	}
 }
 
+// TestRunNothingInForce: where the first sync fails and nothing is in force, /healthz does not wait for twice the
+// syncPeriod, and /livez says that a restart would not help.
+func TestRunNothingInForce(t *testing.T) {
+	t.Parallel()
+	netlab.RequireProgram(t, "nft")
+	d := newRunDaemon(t)
+	d.mode.flags = []string{"--proxy-mode", "nftables"}
+	d.write(map[string]string{"config.yaml": strings.Replace(kubeProxyConfig, "{minSyncPeriod: 10ms}", "&rarely {syncPeriod: 10m, minSyncPeriod: 10ms}\nnftables: *rarely", 1)})
+	_, end := d.ownTable("ip weir")
+	d.start()
+	d.expectHTTP("http://127.0.0.1:10256/healthz", 503, `"inForce":"nothing"`)
+	d.expectHTTP("http://127.0.0.1:10256/livez", 200, `"inForce":"nothing"`)
+	end()
+	d.expectHTTP("http://127.0.0.1:10256/healthz", 200, `"inForce":"revision`)
+}
+
 // ownTable makes another process replace a table by one of its own. It returns how that is told, and what ends the process,
 // by which the table goes.
 func (d *daemon) ownTable(table string) (named string, end func()) {

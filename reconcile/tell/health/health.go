@@ -32,6 +32,7 @@ type Proxy struct {
 	ineligible bool
 	revision   string
 	applied    bool   // this process has put something in force
+	failed     bool   // a round failed
 	earlier    string // what an earlier process left in force, or ""
 	inputErr   string
 	refused    time.Time // since when the input cannot be used; zero if it can
@@ -41,7 +42,7 @@ type Proxy struct {
 type State struct {
 	// Healthy reports whether no change has waited longer than the timeout.
 	Healthy bool
-	// Serving reports whether something is in force, or may soon be, because no input was refused yet.
+	// Serving reports whether something is in force, or may soon be, because no input was refused and no round failed yet.
 	Serving bool
 	// NodeEligible is false for a node that is about to be removed.
 	NodeEligible bool
@@ -96,6 +97,15 @@ func (p *Proxy) Applied(at time.Time, revision string) {
 	p.pending, p.updated, p.revision, p.applied = time.Time{}, at, revision, true
 }
 
+// Failed records that a round failed that began at that time. Even without a change, the data path is not known to hold
+// the desired state since. It makes the Proxy unhealthy at once if nothing is in force.
+func (p *Proxy) Failed(at time.Time) {
+	p.Queued(at)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.failed = true
+}
+
 // SetEarlier records what an earlier process left in force, until this one applies something; "" means nothing.
 func (p *Proxy) SetEarlier(what string) {
 	p.mu.Lock()
@@ -135,7 +145,7 @@ func (p *Proxy) State(now time.Time) State {
 	defer p.mu.Unlock()
 	s := State{
 		Healthy:      p.pending.IsZero() || p.timeout == 0 || now.Sub(p.pending) < p.timeout,
-		Serving:      p.applied || p.earlier != "" || p.inputErr == "",
+		Serving:      p.applied || p.earlier != "" || p.inputErr == "" && !p.failed,
 		NodeEligible: !p.ineligible,
 		LastUpdated:  p.updated,
 		CurrentTime:  now,

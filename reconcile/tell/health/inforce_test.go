@@ -29,6 +29,10 @@ func TestInForce(t *testing.T) {
 		{"refused, asked over IPv6", refuse, "[::1]:1234", 503, 200, Nothing, true, true},
 		{"refused, and the kernel holds what an earlier run left", func(p *Proxy) { refuse(p); p.SetEarlier("rules") }, local, 200, 200, "rules", true, true},
 		{"refused after a good one", func(p *Proxy) { p.Applied(at, "r1"); refuse(p) }, local, 200, 200, "revision r1", true, true},
+		{"a round failed, and nothing is in force", func(p *Proxy) { p.Failed(at) }, local, 503, 200, Nothing, false, false},
+		{"a round failed, and the kernel holds what an earlier run left", func(p *Proxy) { p.SetEarlier("rules"); p.Failed(at) }, local, 200, 200, "rules", false, false},
+		{"a round failed after a good one", func(p *Proxy) { p.Applied(at, "r1"); p.Failed(at) }, local, 200, 200, "revision r1", false, false},
+		{"a round failed, and the next did not", func(p *Proxy) { p.Failed(at); p.Applied(at, "r1") }, local, 200, 200, "revision r1", false, false},
 		{"good again", func(p *Proxy) { refuse(p); p.SetInputError(nil, at); p.Applied(at, "r2") }, local, 200, 200, "revision r2", false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -96,8 +96,7 @@ func (h *Health) OnReport(r reconcile.Report) {
 	end := r.Start.Add(r.Stages.Total)
 	h.metrics.Round(r)
 	if r.Err != nil {
-		// Even without a change, the data path is not known to hold the desired state now.
-		h.proxy.Queued(r.Start)
+		h.proxy.Failed(r.Start)
 		return
 	}
 	h.proxy.Applied(end, r.Revision)
