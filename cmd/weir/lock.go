@@ -24,6 +24,10 @@ import (
 // It finds a weir whose runtime directory is another one, as in a container.
 const lockName = "@weir/lock"
 
+// lockParameter is a kernel parameter of the network namespace that only root and those who may administer the namespace
+// can open. Its file can be locked like any other, and is the same for all processes that see the same /proc.
+const lockParameter = "/proc/sys/net/ipv4/tcp_fastopen_key"
+
 // lockPatience is how long to wait for a weir that is ending, as when one is killed and started again.
 const lockPatience = 2 * time.Second
 
@@ -35,8 +39,9 @@ var errNoRuntimeDir = errors.New("there is no runtime directory")
 
 // lockNode makes sure that one weir at a time writes to this network namespace.
 //
-// The lock is a file that only root or this process's user can open. Any user may bind the name of the socket, so a
-// holder of the socket counts only if the kernel says that it is root or this process's user.
+// The lock is a file that only root or this process's user can open. Two weirs with different runtime directories meet at the
+// file of a kernel parameter, or, if they do not see the same /proc either, at the socket. Any user may bind the name of the
+// socket, so a holder of the socket counts only if the kernel says that it is root or this process's user.
 func lockNode(log hclog.Logger) (release func(), err error) {
 	deadline := time.Now().Add(lockPatience)
 	file, err := stall.Do(context.Background(), lockPatience+stall.Limit, "taking the lock in the runtime directory", func() (io.Closer, error) {
@@ -49,14 +54,44 @@ func lockNode(log hclog.Logger) (release func(), err error) {
 	case err != nil:
 		return nil, err
 	}
-	socket, err := takeSocket(deadline, log)
+	parameter, err := takeParameter(deadline)
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
+	socket, err := takeSocket(deadline, log)
+	if err != nil {
+		return nil, errors.Join(err, parameter.Close(), file.Close())
+	}
 	return func() {
 		socket.Close()
+		parameter.Close()
 		file.Close()
 	}, nil
+}
+
+// takeParameter takes the lock of the kernel parameter. A process that may not open it may not write rules either.
+func takeParameter(deadline time.Time) (io.Closer, error) {
+	f, err := os.Open(lockParameter)
+	if err != nil {
+		return io.NopCloser(nil), nil
+	}
+	return f, await(f, deadline, func() int { return 0 })
+}
+
+// await takes the lock of an open file, or closes the file. The holder is asked for if the lock is not free in time.
+func await(f *os.File, deadline time.Time, holder func() int) error {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return errors.Join(fmt.Errorf("cannot take the lock %s: %w", f.Name(), err), f.Close())
+		case time.Now().After(deadline):
+			return errors.Join(errLocked(holder()), f.Close())
+		}
+		time.Sleep(lockInterval)
+	}
 }
 
 func errLocked(pid int) error {
@@ -89,20 +124,12 @@ func takeFile(deadline time.Time) (io.Closer, error) {
 	if err := checkOwned(f, 0o077); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	for {
-		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
-		switch {
-		case err == nil:
-			// For the message of one that finds it held.
-			_, err := f.WriteAt(fmt.Appendf(nil, "%-20d\n", os.Getpid()), 0)
-			return f, err
-		case !errors.Is(err, unix.EWOULDBLOCK):
-			return nil, errors.Join(fmt.Errorf("cannot take the lock %s: %w", name, err), f.Close())
-		case time.Now().After(deadline):
-			return nil, errors.Join(errLocked(lockedBy(f)), f.Close())
-		}
-		time.Sleep(lockInterval)
+	if err := await(f, deadline, func() int { return lockedBy(f) }); err != nil {
+		return nil, err
 	}
+	// For the message of one that finds it held.
+	_, err = f.WriteAt(fmt.Appendf(nil, "%-20d\n", os.Getpid()), 0)
+	return f, err
 }
 
 // lockBase returns the name of the lock of this network namespace.
@@ -127,6 +154,25 @@ func running() (held bool, pid int, err error) {
 	if holder, err := lockHolder(); err == nil && ours(int(holder.Uid)) {
 		return true, int(holder.Pid), nil
 	}
+	held, pid, err = fileHeld()
+	if !held && parameterHeld() {
+		return true, 0, nil // with another runtime directory
+	}
+	return held, pid, err
+}
+
+// parameterHeld reports whether the lock of the kernel parameter is held, as far as this process may look.
+func parameterHeld() bool {
+	f, err := os.Open(lockParameter)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
+}
+
+// fileHeld reports whether the lock in this process's runtime directory is held, and by whom.
+func fileHeld() (held bool, pid int, err error) {
 	base, err := lockBase()
 	if err != nil {
 		return false, 0, err

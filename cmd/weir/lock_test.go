@@ -74,6 +74,34 @@ func TestLockThief(t *testing.T) {
 	}
 }
 
+// TestLockTwoDirectories: where another user has bound the name of the socket, a second weir is refused all the same, although
+// its runtime directory is another one.
+func TestLockTwoDirectories(t *testing.T) {
+	t.Parallel()
+	d := newRunDaemon(t)
+	l := &lockLab{node: d.lab.Node(), runtime: filepath.Join(t.TempDir(), "runtime")}
+	l.bind(t, false)
+	d.start()
+	d.awaitRunning()
+	if said, err := l.take(l.runtime); err == nil || !strings.Contains(said, "another weir is running in this network namespace") {
+		t.Errorf("%v: %s", err, said)
+	}
+	cmd := d.lab.Node().Command(context.Background(), os.Getenv(binaryEnv), "status", "--state-dir", filepath.Join(t.TempDir(), "other"))
+	cmd.Env = append(cmd.Env, "RUNTIME_DIRECTORY="+l.runtime)
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := d.lab.Node().Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	if _ = cmd.Wait(); !strings.Contains(out.String(), "runs as weir in this network namespace") {
+		t.Errorf("status: %s", out.String())
+	}
+	d.kill()
+	if said, err := l.take(l.runtime); err != nil {
+		t.Errorf("after a crash: %v: %s", err, said)
+	}
+}
+
 // TestLockOtherDirectory: a weir in another mount namespace has another runtime directory, and is found all the same.
 func TestLockOtherDirectory(t *testing.T) {
 	t.Parallel()
