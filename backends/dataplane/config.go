@@ -30,6 +30,14 @@ type Config struct {
 	TCPBeLiberal bool
 }
 
+// ConnectionLabel is the connection label that iptables and nftables mode set on the connections that they masquerade.
+// The mark alone does not tell whose connection it is, because other programs set marks too. kube-proxy and the usual
+// networks use no labels.
+const (
+	ConnectionLabel     = 119
+	ConnectionLabelText = "119"
+)
+
 // LocalDetector recognises traffic that starts in a pod of this node. The zero value recognises none, and then no
 // traffic is masqueraded because of its source.
 type LocalDetector struct {

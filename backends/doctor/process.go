@@ -51,3 +51,13 @@ func KubeProxy(what string, found map[string]bool) Check {
 	}
 	return c
 }
+
+// Labels checks for labels of connections.
+func Labels(has bool) Check {
+	c := Check{Name: "connection labels", State: OK, Detail: "only connections of Services are masqueraded"}
+	if !has {
+		c.State, c.Mend = Advice, "modprobe xt_connlabel, or a kernel with CONFIG_NF_CONNTRACK_LABELS"
+		c.Detail = "missing: what another program translates is masqueraded too if it has the masquerade mark"
+	}
+	return c
+}

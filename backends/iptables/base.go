@@ -61,8 +61,7 @@ func (b *Backend) baseNAT(f dataplane.Family) []backends.Item {
 	} else {
 		items = append(items, xtables.Item(at+n.hairpinRoot))
 	}
-	// The mark of another program means nothing to weir: only a connection that was translated can be a Service's.
-	post := []string{"-m mark --mark " + xtables.MarkText(b.cfg.MasqueradeMark) + " -m conntrack --ctstate DNAT -j " + n.masquerade}
+	post := []string{b.translated + " -j " + n.masquerade}
 	masquerade := []string{xtables.ClearMark(b.cfg.MasqueradeMark)}
 	if !b.toListeners { // no packet to a listener leaves the node, and weir must recognise its own connections by their source
 		post, masquerade = append(post, hairpin), append(masquerade, b.masquerade)
@@ -80,7 +79,10 @@ func (b *Backend) baseFilter(f dataplane.Family) []backends.Item {
 		forward = append(forward, "-m conntrack --ctstate INVALID -j DROP")
 		output = append(output, xtables.InvalidReset)
 	}
-	forward = append(forward, "-m mark --mark "+xtables.MarkText(b.cfg.MasqueradeMark)+" -m conntrack --ctstate DNAT -j ACCEPT", "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT")
+	if !b.toListeners { // nothing to a listener is forwarded
+		forward = append(forward, b.translated+" -j ACCEPT")
+	}
+	forward = append(forward, "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT")
 
 	var listeners []backends.Item
 	if b.toListeners {

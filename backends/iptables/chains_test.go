@@ -89,8 +89,8 @@ func TestChainsConformance(t *testing.T) {
 }
 
 // TestChainsDifferByPrefixOnly expects the same chain names under every prefix, so that a Backend takes over the chains
-// of an earlier version. The rules that drop what others answer come on top, and nothing is masqueraded: no packet to a
-// listener leaves the node.
+// of an earlier version. The rules that drop what others answer come on top, and nothing is masqueraded or forwarded: no
+// packet to a listener leaves the node.
 func TestChainsDifferByPrefixOnly(t *testing.T) {
 	rename := strings.NewReplacer(" WEIR-", " WEIR-U-", ":WEIR-", ":WEIR-U-")
 	for _, bpf := range []bool{true, false} {
@@ -104,10 +104,12 @@ func TestChainsDifferByPrefixOnly(t *testing.T) {
 		for _, at := range []string{"ip4 nat ", "ip6 nat "} {
 			mark, _, _ := strings.Cut(want[at+"WEIR-U-MASQUERADE"], "\n-A WEIR-U-MASQUERADE -j MASQUERADE")
 			want[at+"WEIR-U-MASQUERADE"] = mark
-			want[at+"WEIR-U-POSTROUTING"] = at + "WEIR-U-POSTROUTING\n-A WEIR-U-POSTROUTING -m mark --mark 0x4000/0x4000 -m conntrack --ctstate DNAT -j WEIR-U-MASQUERADE"
+			want[at+"WEIR-U-POSTROUTING"] = at + "WEIR-U-POSTROUTING\n-A WEIR-U-POSTROUTING -m mark --mark 0x4000/0x4000 -m connlabel --label \"119\" -j WEIR-U-MASQUERADE"
 		}
 		got := texts(desired(t, redirect, entries()))
 		for _, at := range []string{"ip4 filter ", "ip6 filter "} {
+			forward := at + "WEIR-U-FORWARD"
+			want[forward] = strings.Replace(want[forward], "\n-A WEIR-U-FORWARD -m mark --mark 0x4000/0x4000 -m connlabel --label \"119\" -j ACCEPT", "", 1)
 			output, lead := at+"WEIR-U-OUTPUT", "\n-A WEIR-U-OUTPUT "
 			want[output] += lead + "-p tcp -m tcp --tcp-flags SYN,ACK SYN,ACK -m mark ! --mark 0x4000/0x4000 -m conntrack --ctstate DNAT --ctdir REPLY -j WEIR-U-LISTENERS" +
 				lead + "-p udp -m mark ! --mark 0x4000/0x4000 -m conntrack --ctstate DNAT --ctdir REPLY -j WEIR-U-LISTENERS"

@@ -49,7 +49,7 @@ func checkFeatures(has xtables.Features) []doctor.Check {
 	if !has.RandomFully {
 		random.State, random.Detail = doctor.Advice, "missing: connections that are masqueraded at the same moment may race for a source port"
 	}
-	return []doctor.Check{bpf, random}
+	return []doctor.Check{bpf, random, doctor.Labels(has.Labels)}
 }
 
 // checkKubeProxy reports whether a kube-proxy has programmed this node, by either mechanism.

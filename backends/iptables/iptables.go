@@ -29,11 +29,13 @@ import (
 // Base and Render may be called at any time, by any goroutine.
 type Backend struct {
 	*xtables.Tables
-	cfg     dataplane.Config
-	kernel  xtables.Kernel
-	bpf     bool // one rule recognises every hairpin connection
-	names   names
-	setMark string
+	cfg    dataplane.Config
+	kernel xtables.Kernel
+	bpf    bool // one rule recognises every hairpin connection
+	names  names
+	// setMark has the connection masqueraded, and translated matches what may be. Without labels, what another program
+	// translated and marked is among it.
+	setMark, translated string
 	// masquerade is the target that masquerades.
 	masquerade string
 	// toListeners reports whether the endpoints are sockets of userspace mode.
@@ -64,6 +66,11 @@ func New(cfg dataplane.Config, kernel xtables.Kernel, options ...Option) *Backen
 		cfg: cfg, kernel: kernel, bpf: features.BPF, names: namesOf(ownPrefix),
 		setMark: xtables.SetMark(cfg.MasqueradeMark), masquerade: xtables.Masquerade(features.RandomFully),
 		trees: make(map[dataplane.Family]*trees), pods: make(map[dataplane.Family]xtables.PodMatch),
+	}
+	b.translated = "-m mark --mark " + xtables.MarkText(cfg.MasqueradeMark) + " -m conntrack --ctstate DNAT"
+	if features.Labels {
+		b.setMark = xtables.SetLabel() + " " + b.setMark
+		b.translated = "-m mark --mark " + xtables.MarkText(cfg.MasqueradeMark) + " " + xtables.Labelled()
 	}
 	for _, o := range options {
 		o(b)

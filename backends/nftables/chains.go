@@ -57,6 +57,26 @@ type builder struct {
 	cfg *dataplane.Config
 	// redirects reports whether the endpoints are sockets of userspace mode.
 	redirects bool
+	// labels reports whether connections are labelled.
+	labels bool
+}
+
+// marking returns the parts that have the connection masqueraded. The label says that the mark is weir's.
+func (b builder) marking() []part {
+	parts := []part{setMark(b.cfg.MasqueradeMark, true)}
+	if b.labels {
+		parts = append(parts, setLabel())
+	}
+	return parts
+}
+
+// translated matches the connections that may be masqueraded. Without labels, those that another program translated
+// and marked are among them.
+func (b builder) translated() part {
+	if b.labels {
+		return labelled()
+	}
+	return ctDNAT()
 }
 
 const (
@@ -91,7 +111,7 @@ func (b builder) base() []chain {
 		output = append(output, newRule("the node's answer to what is out of window and was not translated back", tcpReset(), ctInvalid(), dropPart()))
 	}
 	post := []rule{
-		newRule("", marked(b.cfg.MasqueradeMark), ctDNAT(), gotoPart(chainMasquerade)),
+		newRule("", marked(b.cfg.MasqueradeMark), b.translated(), gotoPart(chainMasquerade)),
 		newRule("hairpin: the endpoint is its own client", ctDNAT(), inSet(hairpin, saddr(b.fam), daddr(b.fam)), gotoPart(chainMasquerade)),
 	}
 	masqueraded := []rule{newRule("", setMark(b.cfg.MasqueradeMark, false)), newRule("", masquerade())}
@@ -260,16 +280,16 @@ func (s shape) pick() shape { return shape{s.scope, kindPick, s.slots, 0, s.time
 
 func (b builder) chain(s shape) chain {
 	c := chain{name: s.name()}
-	mask := b.cfg.MasqueradeMark
+	marking := b.marking()
 	switch s.kind {
 	case kindCluster:
 		if b.cfg.MasqueradeAll {
-			c.rules = append(c.rules, newRule("masqueradeAll", setMark(mask, true)))
+			c.rules = append(c.rules, newRule("masqueradeAll", marking...))
 		} else if other, ok := b.fromPod(false); ok {
-			c.rules = append(c.rules, newRule("not from a pod of this node", other, setMark(mask, true)))
+			c.rules = append(c.rules, newRule("not from a pod of this node", append([]part{other}, marking...)...))
 		}
 	case kindExternal:
-		c.rules = append(c.rules, newRule("the endpoint may be on another node", setMark(mask, true)))
+		c.rules = append(c.rules, newRule("the endpoint may be on another node", marking...))
 	case kindLocal:
 		if s.slots == 0 {
 			break
@@ -277,7 +297,7 @@ func (b builder) chain(s shape) chain {
 		if pod, ok := b.fromPod(true); ok {
 			c.rules = append(c.rules, newRule("from a pod of this node: as to the ClusterIP", pod, gotoPart(s.pick().name())))
 		}
-		c.rules = append(c.rules, newRule("from this node", fibLocal(true), setMark(mask, true), gotoPart(s.pick().name())))
+		c.rules = append(c.rules, newRule("from this node", slices.Concat([]part{fibLocal(true)}, marking, []part{gotoPart(s.pick().name())})...))
 	}
 	k, offset := s.slots, 0
 	if s.kind == kindLocal {

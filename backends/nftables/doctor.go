@@ -23,6 +23,9 @@ func Doctor(ctx context.Context) []doctor.Check {
 		expressions.State = doctor.OK // a kernel without modules has them built in, but does not say which
 	}
 	checks = append(checks, works, expressions)
+	if works.State == doctor.OK {
+		checks = append(checks, doctor.Labels(CanLabel(ctx)))
+	}
 	return append(append(checks, checkOwners(ctx)...), checkKubeProxy())
 }
 

@@ -7,7 +7,7 @@
 //	prerouting, output (nat)     services ──▶ cluster-5, external-5, local-2-of-5, ...: mark for masquerade,
 //	                             node-ports     choose a slot, endpoints[front . slot] ──▶ dnat
 //	input, forward, output       no-endpoints, cluster-ips: reject or drop what found no endpoint
-//	postrouting (nat)            masquerade what is marked, and what is its own client (hairpin)
+//	postrouting (nat)            masquerade what is marked and labelled, and what is its own client (hairpin)
 //
 // A frontend is an address with protocol and port, or a node port. A chain such as cluster-5 serves all frontends with
 // five slots; an endpoint with more weight has more slots. All elements of a frontend are one Item, and one transaction
@@ -43,6 +43,7 @@ import (
 type Backend struct {
 	cfg    dataplane.Config
 	name   string   // of its tables
+	labels bool     // whether connections are labelled
 	shapes sync.Map // from shapeKey to *shapeChains
 
 	mu    sync.Mutex // guards what follows
@@ -71,8 +72,12 @@ func ToListeners() Option {
 	return func(b *Backend) { b.name, b.watch.name = redirectTable, redirectTable }
 }
 
+// WithoutLabels returns an Option for a kernel without connection labels. What another program translated and marked is
+// then masqueraded too.
+func WithoutLabels() Option { return func(b *Backend) { b.labels = false } }
+
 func newBackend(cfg dataplane.Config, name string, kernel nfnl.Kernel) *Backend {
-	return &Backend{cfg: cfg, name: name, watch: watcher{kernel: kernel, name: name, wake: make(chan struct{}, 1)}}
+	return &Backend{cfg: cfg, name: name, labels: true, watch: watcher{kernel: kernel, name: name, wake: make(chan struct{}, 1)}}
 }
 
 var (
@@ -167,7 +172,7 @@ func (b *Backend) Base() []backends.Item {
 }
 
 func (b *Backend) builder(f dataplane.Family) builder {
-	return builder{fam: f, cfg: &b.cfg, redirects: b.redirects()}
+	return builder{fam: f, cfg: &b.cfg, redirects: b.redirects(), labels: b.labels}
 }
 
 // redirects reports whether the endpoints are sockets of userspace mode.

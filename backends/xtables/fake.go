@@ -65,7 +65,9 @@ func NewFake() *Fake {
 }
 
 // Features implements Kernel.
-func (k *Fake) Features() Features { return Features{RandomFully: true, BPF: !k.WithoutBPF} }
+func (k *Fake) Features() Features {
+	return Features{RandomFully: true, BPF: !k.WithoutBPF, Labels: true}
+}
 
 // Generation implements Kernel.
 func (k *Fake) Generation(context.Context) (uint64, error) {

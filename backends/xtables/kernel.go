@@ -27,6 +27,8 @@ type Features struct {
 	RandomFully bool
 	// BPF reports whether rules can match by a small program (xt_bpf).
 	BPF bool
+	// Labels reports whether rules can set and match labels of connections (xt_connlabel).
+	Labels bool
 }
 
 // Kernel is the part of iptables that weir uses.

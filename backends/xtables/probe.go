@@ -50,7 +50,7 @@ func Probe(ctx context.Context, log hclog.Logger, families []dataplane.Family, f
 	for _, err := range unusable {
 		log.Warn("iptables cannot be used for a family: the family is left out", "error", err)
 	}
-	log.Info("found iptables", "mechanism", string(k.mode), "random-fully", k.features.RandomFully, "bpf", k.features.BPF)
+	log.Info("found iptables", "mechanism", string(k.mode), "random-fully", k.features.RandomFully, "bpf", k.features.BPF, "labels", k.features.Labels)
 	return k, nil
 }
 
@@ -180,8 +180,8 @@ func (k *programs) probe(ctx context.Context, f dataplane.Family, needs map[stri
 	if err := k.findPrograms(f); err != nil {
 		return err
 	}
-	all := append(slices.Collect(maps.Values(needs)), tryBPF, tryRandomFully)
-	bpf, randomFully := true, true
+	all := append(slices.Collect(maps.Values(needs)), tryBPF, tryRandomFully, SetLabel())
+	bpf, randomFully, labels := true, true, true
 	if k.accepts(ctx, f, all...) != nil {
 		var missing []error
 		for _, what := range slices.Sorted(maps.Keys(needs)) {
@@ -194,11 +194,13 @@ func (k *programs) probe(ctx context.Context, f dataplane.Family, needs map[stri
 		}
 		bpf = k.accepts(ctx, f, tryBPF) == nil
 		randomFully = k.accepts(ctx, f, tryRandomFully) == nil
+		labels = k.accepts(ctx, f, SetLabel()) == nil
 	}
 	first := len(k.features.Families) == 0
 	k.features.Families = append(k.features.Families, f)
 	k.features.BPF = bpf && (first || k.features.BPF)
 	k.features.RandomFully = randomFully && (first || k.features.RandomFully)
+	k.features.Labels = labels && (first || k.features.Labels)
 	return nil
 }
 

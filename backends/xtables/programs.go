@@ -261,11 +261,12 @@ func (h *head) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// text returns the output on one line, without the advice to read the manual.
+// text returns the output on one line, without the advice to read the manual, and without a warning of every system that
+// gives connection labels no names.
 func (h *head) text() string {
 	var lines []string
 	for line := range strings.Lines(string(h.kept)) {
-		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "Try `") {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "Try `") && !strings.HasPrefix(line, "Warning: cannot open /etc/xtables/connlabel.conf") {
 			lines = append(lines, line)
 		}
 	}

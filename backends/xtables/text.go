@@ -75,6 +75,13 @@ func MarkText(mark uint32) string { return fmt.Sprintf("%#x/%#x", mark, mark) }
 // SetMark returns the target that sets a packet mark of one bit, and ClearMark the one that clears it.
 func SetMark(mark uint32) string { return "-j MARK --set-xmark " + MarkText(mark) }
 
+// SetLabel returns the match that sets weir's label on the connection and then holds, and Labelled the one for
+// connections that have it.
+func SetLabel() string { return Labelled() + " --set" }
+
+// Labelled is described at SetLabel.
+func Labelled() string { return `-m connlabel --label "` + dataplane.ConnectionLabelText + `"` }
+
 // ClearMark returns the target that clears a packet mark of one bit.
 func ClearMark(mark uint32) string { return fmt.Sprintf("-j MARK --set-xmark %#x/0x0", mark) }
 

@@ -27,13 +27,13 @@ func nftablesMode(*platform) mode {
 			}
 			return nil, nil
 		},
-		open: func(_ context.Context, cfg dataplane.Config, _ any) (backends.Backend, reconcile.Flows, error) {
-			return nftables.New(cfg), conntrack.New(cfg), nil
+		open: func(ctx context.Context, cfg dataplane.Config, _ any) (backends.Backend, reconcile.Flows, error) {
+			return newNFTables(ctx, cfg), conntrack.New(cfg), nil
 		},
 		probe: probeNFTables,
 		redirection: &redirection{
-			open: func(_ context.Context, cfg dataplane.Config) (backends.Backend, error) {
-				return nftables.New(cfg, nftables.ToListeners()), nil
+			open: func(ctx context.Context, cfg dataplane.Config) (backends.Backend, error) {
+				return newNFTables(ctx, cfg, nftables.ToListeners()), nil
 			},
 			leftovers: func(ctx context.Context, cfg dataplane.Config) []leftover {
 				if probeNFTables(ctx) != nil {
@@ -50,6 +50,14 @@ func nftablesMode(*platform) mode {
 		},
 		checks: nftables.Doctor,
 	}
+}
+
+// newNFTables returns a backend for what this kernel can do.
+func newNFTables(ctx context.Context, cfg dataplane.Config, options ...nftables.Option) *nftables.Backend {
+	if !nftables.CanLabel(ctx) {
+		options = append(options, nftables.WithoutLabels())
+	}
+	return nftables.New(cfg, options...)
 }
 
 func probeNFTables(ctx context.Context) error {
