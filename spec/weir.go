@@ -28,6 +28,8 @@ type WeirConfiguration struct {
 	ExternalAddresses []netip.Prefix
 	// Silence lists the IDs of notices that are accepted for all of the input.
 	Silence []string
+	// DNS is about the names of Services.
+	DNS DNS
 	Choice
 }
 
@@ -60,6 +62,7 @@ func DefaultWeirConfiguration() WeirConfiguration {
 		NodePortMax:  32767,
 		SettleTime:   100 * time.Millisecond,
 		StateDir:     "/var/lib/weir",
+		DNS:          DNS{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")}, ClusterDomain: "cluster.local", Pods: "insecure"},
 	}
 }
 
@@ -74,6 +77,8 @@ type Overrides struct {
 	// ExternalAddresses may be empty without being nil: then no external IP is served.
 	ExternalAddresses []netip.Prefix
 	Silence           []string
+	ServeDNS          *bool
+	DNS               DNS // without Serve
 	Choice
 }
 
@@ -103,6 +108,10 @@ func (o Overrides) Apply(c WeirConfiguration) WeirConfiguration {
 	if len(o.Silence) > 0 {
 		c.Silence = o.Silence
 	}
+	if o.ServeDNS != nil {
+		c.DNS.Serve = *o.ServeDNS
+	}
+	c.DNS = o.DNS.over(c.DNS)
 	c.Choice = o.Choice.over(c.Choice)
 	return c
 }

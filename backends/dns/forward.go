@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -46,8 +48,8 @@ type Upstreams struct {
 	// asking has one call for all that ask the same at the same time.
 	asking singleflight.Group
 
-	mu      sync.Mutex
-	servers []*upstream
+	mu     sync.Mutex
+	routes map[string][]*upstream
 }
 
 type upstream struct {
@@ -77,21 +79,44 @@ func NewUpstreams() *Upstreams {
 	return &Upstreams{cache: cache}
 }
 
-// Set replaces the servers. Those that stay keep their state.
-func (u *Upstreams) Set(servers []netip.AddrPort) {
+// Set replaces the servers. The key of a route is a domain in lower case without a dot at its end, whose names are asked for
+// there; that of all other names is "". Servers that stay keep their state. Kept answers of domains whose servers changed go.
+func (u *Upstreams) Set(routes map[string][]netip.AddrPort) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	known := map[netip.AddrPort]*upstream{}
-	for _, s := range u.servers {
-		known[s.addr] = s
-	}
-	u.servers = nil
-	for _, addr := range servers {
-		s := known[addr]
-		if s == nil {
-			s = &upstream{addr: addr}
+	for _, servers := range u.routes {
+		for _, s := range servers {
+			known[s.addr] = s
 		}
-		u.servers = append(u.servers, s)
+	}
+	was := u.routes
+	u.routes = map[string][]*upstream{}
+	for domain, servers := range routes {
+		for _, addr := range servers {
+			if known[addr] == nil {
+				known[addr] = &upstream{addr: addr}
+			}
+			u.routes[domain] = append(u.routes[domain], known[addr])
+		}
+	}
+	// Other resolvers of the node give the same answers.
+	others := maps.Clone(u.routes)
+	delete(was, "")
+	delete(others, "")
+	if !maps.EqualFunc(was, others, slices.Equal[[]*upstream]) {
+		u.cache.Purge()
+	}
+}
+
+// route returns the servers for a name in lower case: those of the longest domain that it is in.
+func (u *Upstreams) route(name string) []*upstream {
+	name = strings.TrimSuffix(name, ".")
+	for {
+		if servers, ok := u.routes[name]; ok || name == "" {
+			return servers
+		}
+		_, name, _ = strings.Cut(name, ".")
 	}
 }
 
@@ -137,7 +162,7 @@ func (u *Upstreams) ask(ctx context.Context, key cacheKey, msg []byte) ([]byte, 
 func (u *Upstreams) askAll(ctx context.Context, key cacheKey, msg []byte) ([]byte, error) {
 	var failure error = errNoAnswer
 	for range 2 {
-		for _, s := range u.order() {
+		for _, s := range u.order(key.name) {
 			answer, err := exchange(ctx, s.addr, msg)
 			if err == nil {
 				u.keep(key, answer)
@@ -155,12 +180,12 @@ func (u *Upstreams) askAll(ctx context.Context, key cacheKey, msg []byte) ([]byt
 	return nil, failure
 }
 
-func (u *Upstreams) order() []*upstream {
+func (u *Upstreams) order(name string) []*upstream {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	now := time.Now()
 	var alive, dead []*upstream
-	for _, s := range u.servers {
+	for _, s := range u.route(name) {
 		if now.Before(s.deadUntil) {
 			dead = append(dead, s)
 		} else {

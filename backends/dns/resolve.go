@@ -40,6 +40,9 @@ type Answer struct {
 	// Chase is the name outside of the zone that the last CNAME of Records leads to. The answer is complete with the
 	// records of that name.
 	Chase string
+	// Unknown reports whether the name is of an address that no Service has. If another server can be asked, it knows
+	// better.
+	Unknown bool
 }
 
 // Resolver answers questions for the zone of a cluster and for addresses in it.
@@ -48,6 +51,9 @@ type Resolver struct {
 	// Domain is the domain of the cluster in lower case, such as "cluster.local.".
 	Domain string
 	Pods   PodNames
+	// Hosts has the addresses of further names, which are in none of the zones. Its keys are in lower case, without a dot
+	// at the end.
+	Hosts map[string][]netip.Addr
 	// Servers are the addresses of the server itself, for the zone's NS records.
 	Servers []netip.Addr
 }
@@ -81,7 +87,7 @@ func inZone(name, zone string) bool {
 func (r *Resolver) Resolve(q Question) (a Answer, ok bool) {
 	zone := r.Mine(q.Name)
 	if zone == "" {
-		return Answer{}, false
+		return r.host(q)
 	}
 	if r.Zone.Serial() == 0 {
 		return Answer{RCode: dnsmessage.RCodeServerFailure}, true
@@ -90,11 +96,20 @@ func (r *Resolver) Resolve(q Question) (a Answer, ok bool) {
 	a, exists := l.answer()
 	switch {
 	case !exists:
-		a = Answer{RCode: dnsmessage.RCodeNameError, SOA: l.soa()}
+		a = Answer{RCode: dnsmessage.RCodeNameError, SOA: l.soa(), Unknown: a.Unknown}
 	case len(a.Records) == 0:
-		a = Answer{SOA: l.soa()}
+		a = Answer{SOA: l.soa(), Unknown: a.Unknown}
 	}
 	return a, true
+}
+
+// host answers for a name of Hosts.
+func (r *Resolver) host(q Question) (a Answer, ok bool) {
+	addrs, ok := r.Hosts[strings.ToLower(strings.TrimSuffix(q.Name, "."))]
+	for _, addr := range addrs {
+		a.Records = appendAddr(a.Records, q.Name, addr, q.Type)
+	}
+	return a, ok
 }
 
 // lookup is one question.
@@ -373,7 +388,7 @@ func (l *lookup) external(name string) (a Answer, exists bool) {
 func (l *lookup) pointers() (a Answer, exists bool) {
 	addr, ok := addrOf(l.q.Name)
 	if !ok {
-		return a, aboveAddress(l.q.Name)
+		return Answer{Unknown: true}, aboveAddress(l.q.Name)
 	}
 	for _, service := range l.Zone.Pointers(addr) {
 		names := l.Zone.Names(service)
@@ -391,7 +406,9 @@ func (l *lookup) pointers() (a Answer, exists bool) {
 			}
 		}
 	}
-	exists = len(a.Records) > 0
+	if exists = len(a.Records) > 0; !exists {
+		return Answer{Unknown: true}, false
+	}
 	if l.q.Type != dnsmessage.TypePTR {
 		return Answer{}, exists
 	}

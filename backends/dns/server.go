@@ -134,7 +134,7 @@ func (s *Server) answer(buf, msg []byte, limit int) (reply []byte, elsewhere *qu
 			a, mine = s.Resolver.Resolve(Question{q.question.Name.String(), q.question.Type})
 		}
 	}
-	if s.Forwarder != nil && (!mine || a.Chase != "") {
+	if s.Forwarder != nil && (!mine || a.Chase != "" || a.Unknown) {
 		q.size = limit
 		return nil, &q
 	}
@@ -182,7 +182,7 @@ func (s *Server) later(ctx context.Context, msg []byte, q *query, send func([]by
 // both.
 func (s *Server) elsewhere(ctx context.Context, msg []byte, q *query) []byte {
 	a, mine := s.Resolver.Resolve(Question{q.question.Name.String(), q.question.Type})
-	if !mine {
+	if !mine || a.Unknown {
 		reply, err := s.Forwarder.Forward(ctx, msg, q.question)
 		if err != nil {
 			return s.failed(q)

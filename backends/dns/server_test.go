@@ -212,7 +212,7 @@ func TestUpstreams(t *testing.T) {
 		return &dnsmessage.Message{Answers: []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: q.Name, Class: dnsmessage.ClassINET, TTL: ttl}, Body: &dnsmessage.AResource{A: [4]byte{192, 0, 2, 1}}}}}
 	})
 	up := NewUpstreams()
-	up.Set([]netip.AddrPort{silent, good})
+	up.Set(map[string][]netip.AddrPort{"": {silent, good}})
 	at := serve(t, &Server{Resolver: &Resolver{Zone: newTestZone(), Domain: "cluster.local."}, Forwarder: up})
 	one := func(name string) *dnsmessage.Message {
 		t.Helper()
@@ -256,6 +256,40 @@ func TestUpstreams(t *testing.T) {
 	}
 	if m := one("web.default.svc.cluster.local."); len(m.Answers) != 1 {
 		t.Errorf("the zone does not need resolvers: %+v", m)
+	}
+}
+
+// TestStubDomains asks other resolvers for the names of a domain, and forgets their answers when they change.
+func TestStubDomains(t *testing.T) {
+	answering := func(last byte) netip.AddrPort {
+		at, _ := resolver(t, func(q dnsmessage.Question) *dnsmessage.Message {
+			return &dnsmessage.Message{Answers: []dnsmessage.Resource{{
+				Header: dnsmessage.ResourceHeader{Name: q.Name, Class: dnsmessage.ClassINET, TTL: 60}, Body: &dnsmessage.AResource{A: [4]byte{192, 0, 2, last}}}}}
+		})
+		return at
+	}
+	other, corp, lab := answering(1), answering(2), answering(3)
+	up := NewUpstreams()
+	at := serve(t, &Server{Resolver: &Resolver{Zone: newTestZone(), Domain: "cluster.local.", Hosts: map[string][]netip.Addr{"printer.corp.example": addrs("192.0.2.9", "2001:db8::9")}}, Forwarder: up})
+	expect := func(name string, last byte) {
+		t.Helper()
+		m := ask(t, "udp", at, name, dnsmessage.TypeA, nil)
+		if len(m.Answers) != 1 || m.Answers[0].Body.(*dnsmessage.AResource).A[3] != last {
+			t.Errorf("%s: %+v", name, m)
+		}
+	}
+	up.Set(map[string][]netip.AddrPort{"": {other}, "corp.example": {corp}, "lab.corp.example": {lab}})
+	expect("www.example.com.", 1)
+	expect("WWW.Corp.Example.", 2)
+	expect("corp.example.", 2)
+	expect("a.b.lab.corp.example.", 3)
+	expect("notcorp.example.", 1)
+	expect("printer.corp.example.", 9)
+	up.Set(map[string][]netip.AddrPort{"": {other}, "corp.example": {lab}})
+	expect("www.corp.example.", 3)
+	expect("a.b.lab.corp.example.", 3)
+	if m := ask(t, "udp", at, "4.3.2.1.in-addr.arpa.", dnsmessage.TypePTR, nil); m.RCode != dnsmessage.RCodeSuccess || m.Authoritative {
+		t.Errorf("an address that no Service has is asked for elsewhere: %+v", m)
 	}
 }
 

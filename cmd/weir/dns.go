@@ -1,232 +1,79 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
-	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/net/dns/dnsmessage"
-	utilvalidation "k8s.io/apimachinery/pkg/util/validation"
 
 	"weir/backends/dns"
-	"weir/backends/hostnet"
 	"weir/reconcile"
 	"weir/reconcile/tell/names"
 	"weir/spec"
+	"weir/spec/config"
 )
 
 // zoneFlags say how the names of Services end.
-type zoneFlags struct{ domain string }
+type zoneFlags struct {
+	domain string
+	set    *pflag.FlagSet
+}
 
 func (f *zoneFlags) add(fs *pflag.FlagSet) {
-	fs.StringVar(&f.domain, "cluster-domain", "cluster.local", "domain that the names of Services end in")
+	f.set = fs
+	fs.StringVar(&f.domain, "cluster-domain", spec.DefaultWeirConfiguration().DNS.ClusterDomain, "domain that the names of Services end in")
 }
 
-func (f *zoneFlags) check() error {
-	if errs := utilvalidation.IsDNS1123Subdomain(strings.TrimSuffix(f.domain, ".")); len(errs) > 0 {
-		return usageError{fmt.Errorf("--cluster-domain: %q: %s", f.domain, strings.Join(errs, "; "))}
+func (f *zoneFlags) fields(in *config.WeirFields) {
+	if f.set.Changed("cluster-domain") {
+		in.DNS = &config.DNSFields{ClusterDomain: f.domain}
 	}
-	return nil
-}
-
-// resolver returns a Resolver of the zone.
-func (f *zoneFlags) resolver(zone dns.Zone) *dns.Resolver {
-	return &dns.Resolver{Zone: zone, Domain: strings.ToLower(strings.TrimSuffix(f.domain, ".") + "."), Pods: dns.PodsInsecure}
 }
 
 // dnsFlags say where weir run answers questions for names, and where it asks for others.
 type dnsFlags struct {
 	zoneFlags
 	serve     bool
+	only      bool
 	listen    []string
 	upstreams []string
-
-	addrs   []netip.AddrPort
-	servers []netip.AddrPort
 }
 
 func (f *dnsFlags) add(fs *pflag.FlagSet) {
+	d := spec.DefaultWeirConfiguration().DNS
 	fs.BoolVar(&f.serve, "dns", false, "answer for the names of Services, such as web.default.svc.cluster.local, on this node")
-	fs.StringArrayVar(&f.listen, "dns-listen", []string{"127.0.0.1:53"}, "ADDRESS:PORT to answer at, over UDP and TCP; may be repeated")
+	fs.BoolVar(&f.only, "dns-only", false, "answer for names and program nothing: the data path is that of another program")
+	fs.StringArrayVar(&f.listen, "dns-listen", []string{d.Listen[0].String()}, "ADDRESS:PORT to answer at, over UDP and TCP; may be repeated")
 	fs.StringArrayVar(&f.upstreams, "dns-upstream", nil, "ADDRESS[:PORT] of a resolver for all other names; may be repeated (default: those of /etc/resolv.conf)")
 	f.zoneFlags.add(fs)
 }
 
-func (f *dnsFlags) check() error {
-	if err := f.zoneFlags.check(); err != nil {
-		return err
+// fields adds what was given to the fields of a WeirConfiguration.
+func (f *dnsFlags) fields(in *config.WeirFields) {
+	if f.zoneFlags.fields(in); in.DNS == nil {
+		in.DNS = &config.DNSFields{}
 	}
-	for _, text := range f.listen {
-		at, err := netip.ParseAddrPort(text)
-		if err != nil {
-			return usageError{fmt.Errorf("--dns-listen: %q is not ADDRESS:PORT, such as 127.0.0.1:53", text)}
-		}
-		f.addrs = append(f.addrs, at)
+	if f.set.Changed("dns-listen") {
+		in.DNS.Listen = f.listen
 	}
-	for _, text := range f.upstreams {
-		server, err := resolverAddr(text)
-		if err != nil {
-			return usageError{fmt.Errorf("--dns-upstream: %q is not ADDRESS or ADDRESS:PORT, such as 192.0.2.53", text)}
-		}
-		f.servers = append(f.servers, server)
+	in.DNS.Upstreams = f.upstreams
+}
+
+// given returns whether the flags ask for answers: nil leaves that to the configuration.
+func (f *dnsFlags) given() *bool {
+	switch {
+	case f.only:
+		return new(true)
+	case f.set.Changed("dns"):
+		return &f.serve
 	}
 	return nil
-}
-
-func resolverAddr(text string) (netip.AddrPort, error) {
-	if a, err := netip.ParseAddr(text); err == nil {
-		return netip.AddrPortFrom(a, 53), nil
-	}
-	return netip.ParseAddrPort(text)
-}
-
-// resolvConf names the resolvers of the node.
-const resolvConf = "/etc/resolv.conf"
-
-// nameServer is the Observer that answers questions for names. Its zone follows what is in force.
-type nameServer struct {
-	reconcile.NopObserver
-	*names.Zone
-	flags   dnsFlags
-	log     hclog.Logger
-	up      *dns.Upstreams
-	allowed atomic.Pointer[allowed]
-}
-
-// allowed are the addresses that may ask.
-type allowed struct {
-	addrs    []netip.Addr
-	prefixes []netip.Prefix
-}
-
-func newNameServer(log hclog.Logger, flags dnsFlags) *nameServer {
-	return &nameServer{Zone: names.NewZone(), flags: flags, log: log.Named("dns"), up: dns.NewUpstreams()}
-}
-
-// Updated implements reconcile.Observer.
-func (n *nameServer) Updated(u spec.Update) { n.Zone.Updated(u) }
-
-// RoundStarts implements reconcile.Observer.
-func (n *nameServer) RoundStarts(r reconcile.Request) { n.Zone.RoundStarts(r) }
-
-// Applied implements reconcile.Observer.
-func (n *nameServer) Applied(r reconcile.Report) { n.Zone.Applied(r) }
-
-// Configured implements reconcile.Observer. The node itself and its pods may ask.
-func (n *nameServer) Configured(_ *spec.Snapshot, s reconcile.Settings) {
-	t := s.From.(*nodeConfig)
-	a := &allowed{addrs: t.DataPlane.NodeAddresses}
-	cidrs := strings.Split(t.Config.ClusterCIDR, ",")
-	if t.Object != nil {
-		cidrs = append(cidrs, t.Object.Spec.PodCIDRs...)
-	}
-	for _, text := range cidrs {
-		if p, err := netip.ParsePrefix(strings.TrimSpace(text)); err == nil {
-			a.prefixes = append(a.prefixes, p)
-		}
-	}
-	n.allowed.Store(a)
-}
-
-func (n *nameServer) mayAsk(addr netip.Addr) bool {
-	a := n.allowed.Load()
-	return addr.IsLoopback() || a != nil && (slices.Contains(a.addrs, addr) ||
-		slices.ContainsFunc(a.prefixes, func(p netip.Prefix) bool { return p.Contains(addr) }))
-}
-
-// run serves until ctx is done. An address that cannot be listened at is tried again, because it may come later.
-func (n *nameServer) run(ctx context.Context) {
-	var all sync.WaitGroup
-	all.Go(func() { n.followResolvers(ctx) })
-	for _, at := range n.flags.addrs {
-		all.Go(func() { n.serve(ctx, at) })
-	}
-	all.Wait()
-}
-
-func (n *nameServer) serve(ctx context.Context, at netip.AddrPort) {
-	resolver := n.flags.resolver(n.Zone)
-	if !at.Addr().IsUnspecified() {
-		resolver.Servers = []netip.Addr{at.Addr()}
-	}
-	told := ""
-	for ctx.Err() == nil {
-		n.log.Debug("answering for names", "address", at.String(), "domain", resolver.Domain)
-		server := &dns.Server{Resolver: resolver, Forwarder: n.up, Allowed: n.mayAsk, Log: n.log}
-		err := server.Serve(ctx, at)
-		if err != nil && ctx.Err() == nil && err.Error() != told {
-			told = err.Error()
-			n.log.Error("names cannot be answered; trying again every second", "address", at.String(), "error", err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
-		}
-	}
-}
-
-// followResolvers keeps the resolvers for other names as the flags or the node say.
-func (n *nameServer) followResolvers(ctx context.Context) {
-	if len(n.flags.servers) > 0 {
-		n.up.Set(n.flags.servers)
-		return
-	}
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	var read time.Time
-	for {
-		if info, err := os.Stat(resolvConf); err == nil && !info.ModTime().Equal(read) {
-			read = info.ModTime()
-			n.up.Set(n.nodeResolvers())
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
-}
-
-// nodeResolvers returns the resolvers of the node, without weir itself.
-func (n *nameServer) nodeResolvers() (servers []netip.AddrPort) {
-	f, err := os.Open(resolvConf)
-	if err != nil {
-		n.log.Warn("the resolvers of this node cannot be read; other names than those of Services are refused", "error", err)
-		return nil
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, 1<<16))
-	if err != nil {
-		return nil
-	}
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Fields(line)
-		if len(fields) < 2 || fields[0] != "nameserver" {
-			continue
-		}
-		if a, err := netip.ParseAddr(fields[1]); err == nil && !n.listensAt(netip.AddrPortFrom(a, 53)) {
-			servers = append(servers, netip.AddrPortFrom(a, 53))
-		}
-	}
-	return servers
-}
-
-func (n *nameServer) listensAt(server netip.AddrPort) bool {
-	own, _ := hostnet.Addresses()
-	return slices.ContainsFunc(n.flags.addrs, func(at netip.AddrPort) bool {
-		return at == server || at.Port() == server.Port() && at.Addr().IsUnspecified() && (server.Addr().IsLoopback() || slices.Contains(own, server.Addr()))
-	})
 }
 
 func newDNS() *cobra.Command {
@@ -306,9 +153,7 @@ Exit codes: 0 there is an answer; 1 there is none, or the input is not valid; 2 
 
 // loadZone reads the input, and puts all of it in force in a Zone.
 func loadZone(cmd *cobra.Command, input *inputFlags, flags *zoneFlags) (*spec.Snapshot, *dns.Resolver, error) {
-	if err := flags.check(); err != nil {
-		return nil, nil, err
-	}
+	input.more = flags.fields
 	source, err := input.source(hclog.NewNullLogger())
 	if err != nil {
 		return nil, nil, err
@@ -320,7 +165,7 @@ func loadZone(cmd *cobra.Command, input *inputFlags, flags *zoneFlags) (*spec.Sn
 	zone := names.NewZone()
 	zone.Updated(spec.Update{Snapshot: snap, Delta: spec.Delta{All: true}})
 	zone.Applied(reconcile.Report{})
-	return snap, flags.resolver(zone), nil
+	return snap, newResolver(zone, snap.Weir.DNS), nil
 }
 
 // answerOnce answers a question and prints the records, or why there is none.

@@ -40,7 +40,7 @@ var wantedDifferences = []wantedDifference{
 	}},
 	{`RFC 2308, 2.2: NODATA says that "the name is valid". CoreDNS says so of every name if the type is SOA.`, func(c *comparison) {
 		if c.question.Type == dnsmessage.TypeSOA && !c.exists && c.theirs.RCode == dnsmessage.RCodeSuccess {
-			c.empty(dnsmessage.RCodeNameError)
+			c.absent()
 		}
 	}},
 	{`RFC 8020, 2: after NXDOMAIN for a name, resolvers deny "any name at or below" it. These have a record, or one below them.`, func(c *comparison) {
@@ -57,14 +57,14 @@ var wantedDifferences = []wantedDifference{
 			c.empty(dnsmessage.RCodeSuccess)
 		}
 	}},
-	{`RFC 8020, 2, as above: the name of an address has no record of another type, and exists; so may one above it.`, func(c *comparison) {
-		if n := addressLabels(c.name); n > 0 && c.theirs.RCode == dnsmessage.RCodeNameError && (n < addressLength(c.name) || c.exists) {
+	{`RFC 2308, 2.1, as above: the name of an address that has a name exists for other types than PTR, too.`, func(c *comparison) {
+		if isArpa(c.question.Name) && c.theirs.RCode == dnsmessage.RCodeNameError && c.exists {
 			c.empty(dnsmessage.RCodeSuccess)
 		}
 	}},
 	{`RFC 3596, 2.5: the name of an IPv6 address has its 32 nibbles. CoreDNS takes what stands before them as well.`, func(c *comparison) {
-		if c.question.Type == dnsmessage.TypePTR && strings.HasSuffix(c.name, ".ip6.arpa.") && addressLabels(c.name) < 0 {
-			c.empty(dnsmessage.RCodeNameError)
+		if c.question.Type == dnsmessage.TypePTR && tooLong(c.name) {
+			c.absent()
 		}
 	}},
 	{`Kubernetes DNS specification, 2.3.2: SRV records are for "each named port" of a Service. A pod has none.`, func(c *comparison) {
@@ -78,17 +78,26 @@ var wantedDifferences = []wantedDifference{
 			return ok && c.isExternal(ptr.PTR.String())
 		})
 		if len(c.theirs.Answers) == 0 && len(c.theirs.Authorities) == 0 && c.theirs.RCode == dnsmessage.RCodeSuccess {
-			c.empty(dnsmessage.RCodeNameError)
+			c.absent()
 		}
 	}},
 }
 
 // doesExist reports whether a reply says that a name exists. Endpoints of a Service with an external name do not count.
 func (c *comparison) doesExist(m *dnsmessage.Message) bool {
-	return m.RCode == dnsmessage.RCodeSuccess && (len(m.Answers) == 0 || slices.ContainsFunc(m.Answers, func(r dnsmessage.Resource) bool {
+	return m.RCode == dnsmessage.RCodeSuccess && !tooLong(c.name) && (len(m.Answers) == 0 || slices.ContainsFunc(m.Answers, func(r dnsmessage.Resource) bool {
 		ptr, ok := r.Body.(*dnsmessage.PTRResource)
 		return !ok || !c.isExternal(ptr.PTR.String())
 	}))
+}
+
+// absent turns the reply into the one for a name that is neither of a Service nor of a pod: names of addresses are asked for
+// elsewhere.
+func (c *comparison) absent() {
+	c.empty(dnsmessage.RCodeNameError)
+	if isArpa(c.question.Name) {
+		c.theirs.Authorities, c.theirs.Authoritative = nil, false
+	}
 }
 
 // empty turns the reply into one without an answer.
@@ -100,7 +109,7 @@ func (c *comparison) empty(rcode dnsmessage.RCode) {
 			zone = asked[len(asked)-len(z):]
 		}
 	}
-	c.theirs.RCode, c.theirs.Answers, c.theirs.Additionals = rcode, nil, nil
+	c.theirs.RCode, c.theirs.Authoritative, c.theirs.Answers, c.theirs.Additionals = rcode, true, nil, nil
 	c.theirs.Authorities = []dnsmessage.Resource{{
 		Header: dnsmessage.ResourceHeader{Name: dnsmessage.MustNewName(zone), Type: dnsmessage.TypeSOA, Class: dnsmessage.ClassINET, TTL: dns.TTL},
 		Body: &dnsmessage.SOAResource{NS: dnsmessage.MustNewName("ns.dns." + zone), MBox: dnsmessage.MustNewName("hostmaster." + zone),
@@ -148,33 +157,8 @@ func (w *peerWorld) hasPort(name, protocol string) bool {
 	return false
 }
 
-// addressLabels returns how many labels of an address a name has before the zone of addresses: 0 for other names, and a
-// negative number if there are other labels or too many.
-func addressLabels(name string) int {
-	labels, is4 := strings.CutSuffix(name, ".in-addr.arpa.")
-	digits := "0123456789"
-	if !is4 {
-		var is6 bool
-		if labels, is6 = strings.CutSuffix(name, ".ip6.arpa."); !is6 {
-			return 0
-		}
-		digits += "abcdef"
-	}
-	parts := strings.Split(labels, ".")
-	for _, p := range parts {
-		if strings.Trim(p, digits) != "" || !is4 && len(p) != 1 {
-			return -1
-		}
-	}
-	if len(parts) > addressLength(name) {
-		return -1
-	}
-	return len(parts)
-}
-
-func addressLength(name string) int {
-	if strings.HasSuffix(name, ".in-addr.arpa.") {
-		return 4
-	}
-	return 32
+// tooLong reports whether a name has more than an IPv6 address before the zone of such names.
+func tooLong(name string) bool {
+	labels, ok := strings.CutSuffix(name, ".ip6.arpa.")
+	return ok && strings.Count(labels, ".") >= 32
 }

@@ -214,8 +214,10 @@ func (elsewhere) Forward(_ context.Context, msg []byte, q dnsmessage.Question) (
 	if err := m.Unpack(msg); err != nil {
 		return nil, err
 	}
-	m.Response = true
-	if q.Type == dnsmessage.TypeA {
+	m.Response, m.RecursionAvailable = true, true
+	if isArpa(q.Name) {
+		m.RCode = dnsmessage.RCodeNameError
+	} else if q.Type == dnsmessage.TypeA {
 		m.Answers = []dnsmessage.Resource{{
 			Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 300},
 			Body:   &dnsmessage.AResource{A: [4]byte{192, 0, 2, 80}},
@@ -228,7 +230,7 @@ func (elsewhere) Forward(_ context.Context, msg []byte, q dnsmessage.Question) (
 func randomWorld(t *testing.T, r *rand.Rand, questions int) (*peerWorld, *dns.Server) {
 	t.Helper()
 	w := &peerWorld{Transfer: true, Zones: []string{"cluster.local.", "in-addr.arpa.", "ip6.arpa."}, pods: pick(r, dns.PodsInsecure, dns.PodsInsecure, dns.PodsDisabled)}
-	w.Options = []string{"pods " + string(w.pods)}
+	w.Options = []string{"pods " + string(w.pods), "fallthrough in-addr.arpa ip6.arpa"} // as in the Corefile of kubeadm
 	snap, _, err := manifest.NewSet(manifest.Options{}).Update(t.Context(), spec.Revision{}, []manifest.File{{Path: "all.yaml", Data: randomManifests(t, r)}})
 	if err != nil {
 		t.Fatal(err)
@@ -261,7 +263,7 @@ func (w *peerWorld) ask(t *testing.T, h dnsmessage.Header, q dnsmessage.Question
 	w.asked = append(w.asked, q)
 	existence := q
 	existence.Type = dnsmessage.TypeHINFO
-	if strings.HasSuffix(strings.ToLower(q.Name.String()), ".arpa.") {
+	if isArpa(q.Name) {
 		existence.Type = dnsmessage.TypePTR
 	}
 	for _, question := range []dnsmessage.Question{q, existence} {
@@ -279,7 +281,7 @@ func likelyType(r *rand.Rand, name string) dnsmessage.Type {
 	switch {
 	case r.IntN(4) == 0:
 		return pick(r, questionTypes...)
-	case strings.HasSuffix(strings.ToLower(name), ".arpa."):
+	case strings.HasSuffix(strings.ToLower(name), "arpa."):
 		return dnsmessage.TypePTR
 	case strings.HasPrefix(name, "_"):
 		return dnsmessage.TypeSRV
@@ -428,6 +430,10 @@ func randomName(t *testing.T, r *rand.Rand, w *peerWorld) dnsmessage.Name {
 		t.Fatal(err)
 	}
 	return full
+}
+
+func isArpa(name dnsmessage.Name) bool {
+	return strings.HasSuffix(strings.ToLower(name.String()), ".arpa.")
 }
 
 func inAny(zones []string, name string) bool {

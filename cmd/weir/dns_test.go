@@ -1,18 +1,26 @@
 package main_test
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"weir/backends/netlab"
 )
 
-// lookup asks a name server on the node for the addresses of a name.
+// lookup asks the name server at 127.0.0.1:53 of the node for the addresses of a name.
 func (d *daemon) lookup(network, name string) (rcode dnsmessage.RCode, addrs []string, err error) {
+	return d.lookupAt("127.0.0.1:53", network, name)
+}
+
+func (d *daemon) lookupAt(at, network, name string) (rcode dnsmessage.RCode, addrs []string, err error) {
 	ask := dnsmessage.Message{Header: dnsmessage.Header{ID: 9, RecursionDesired: true},
 		Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
 	msg, err := ask.Pack()
@@ -21,7 +29,7 @@ func (d *daemon) lookup(network, name string) (rcode dnsmessage.RCode, addrs []s
 	}
 	var reply []byte
 	err = d.lab.Node().Do(func() error {
-		conn, err := net.Dial(network, "127.0.0.1:53")
+		conn, err := net.Dial(network, at)
 		if err != nil {
 			return err
 		}
@@ -59,9 +67,14 @@ func (d *daemon) lookup(network, name string) (rcode dnsmessage.RCode, addrs []s
 // awaitName waits until a name has these addresses, or the response code if there are none.
 func (d *daemon) awaitName(name, want string) {
 	d.t.Helper()
+	d.awaitNameAt("127.0.0.1:53", name, want)
+}
+
+func (d *daemon) awaitNameAt(at, name, want string) {
+	d.t.Helper()
 	d.await(name+" is "+want, func() error {
 		for _, network := range []string{"udp", "tcp"} {
-			rcode, addrs, err := d.lookup(network, name)
+			rcode, addrs, err := d.lookupAt(at, network, name)
 			if err != nil {
 				return err
 			}
@@ -101,6 +114,60 @@ func TestNames(t *testing.T) {
 	d.write(map[string]string{"web.yaml": webService, "other.yaml": ""})
 	d.awaitName(other, "RCodeNameError")
 	d.awaitName(web, serviceIP(t))
+}
+
+// TestNamesConfigured has the configuration of a running weir ask for names, in other ways, and no more.
+func TestNamesConfigured(t *testing.T) {
+	t.Parallel()
+	d := newRunDaemon(t)
+	const head = "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\n"
+	const web, printer = "web.default.svc.cluster.local.", "printer.lan."
+	d.start()
+	d.awaitRunning()
+	if _, _, err := d.lookup("udp", web); err == nil {
+		t.Error("names are answered although nobody asked for that")
+	}
+	d.write(map[string]string{"weir.yaml": head + "dns: {hosts: {printer.lan: [192.0.2.7]}, upstreams: [\"127.0.0.1:9\"]}\n"})
+	d.awaitName(web, serviceIP(t))
+	d.awaitName(printer, "192.0.2.7")
+	d.awaitName("www.example.com.", "RCodeServerFailure")
+	d.write(map[string]string{"corp.yaml": head + "dns: {}\n"})
+	d.awaitLog("WeirConfiguration")
+	d.awaitName(printer, "192.0.2.7") // two configurations are refused
+	d.write(map[string]string{"corp.yaml": "", "weir.yaml": head + "dns: {listen: [\"127.0.0.1:5353\"], clusterDomain: edge.example}\n"})
+	d.awaitNameAt("127.0.0.1:5353", "web.default.svc.edge.example.", serviceIP(t))
+	if _, _, err := d.lookup("udp", web); err == nil {
+		t.Error("the former address still answers")
+	}
+	d.write(map[string]string{"weir.yaml": ""})
+	d.await("no answers", func() error {
+		if _, addrs, err := d.lookupAt("127.0.0.1:5353", "udp", "web.default.svc.edge.example."); err == nil {
+			return fmt.Errorf("answered with %v", addrs)
+		}
+		return nil
+	})
+}
+
+// TestNamesOnly runs without any capability beside a data path of another program, which is left alone.
+func TestNamesOnly(t *testing.T) {
+	t.Parallel()
+	netlab.RequireProgram(t, "setpriv")
+	d := newRunDaemon(t)
+	const own = "lab.default.svc.cluster.local."
+	if out, err := d.run("run", "--dns-only", "--proxy-mode", "nftables"); err == nil {
+		t.Errorf("--dns-only with a mode is accepted: %s", out)
+	}
+	cmd := d.lab.Node().Command(context.Background(), "setpriv",
+		append([]string{"--bounding-set=-all", "--inh-caps=-all", os.Getenv(binaryEnv)}, d.args("run", "--dns-only", "--dns-listen", "127.0.0.1:5300")...)...)
+	d.launch(cmd)
+	d.awaitNameAt("127.0.0.1:5300", "web.default.svc.cluster.local.", serviceIP(t))
+	d.awaitNameAt("127.0.0.1:5300", own, "RCodeNameError")
+	d.write(map[string]string{"lab.yaml": strings.NewReplacer("name: web", "name: lab", serviceIP(t), "10.96.0.99").Replace(webService)})
+	d.awaitNameAt("127.0.0.1:5300", own, "10.96.0.99")
+	if rules := d.ownRules(); rules != "" {
+		t.Errorf("rules are programmed:\n%s", rules)
+	}
+	d.terminate()
 }
 
 // serviceIP returns the ClusterIP of webService.

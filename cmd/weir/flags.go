@@ -35,6 +35,10 @@ type inputFlags struct {
 	// usable, if set, returns why a kept state must not be served.
 	usable func(context.Context, *spec.Snapshot) error
 	chosen spec.Choice
+	// more, if set, adds the fields of other flags.
+	more func(*config.WeirFields)
+	// serveDNS, if set, has precedence over the configuration.
+	serveDNS *bool
 
 	set *pflag.FlagSet
 
@@ -119,7 +123,12 @@ func (f *inputFlags) overrides() (spec.Overrides, error) {
 			take()
 		}
 	}
-	return overridesOf(in)
+	if f.more != nil {
+		f.more(&in)
+	}
+	o, err := overridesOf(in)
+	o.ServeDNS = f.serveDNS
+	return o, err
 }
 
 // overridesOf returns the Overrides of fields that were given as flags.
@@ -143,6 +152,12 @@ func flagOf(field string) string {
 		return "--settle-time"
 	case "stateDir":
 		return "--state-dir"
+	case "dns.listen":
+		return "--dns-listen"
+	case "dns.clusterDomain":
+		return "--cluster-domain"
+	case "dns.upstreams":
+		return "--dns-upstream"
 	case "include", "exclude", "namespace", "selector":
 		return "--" + name
 	}

@@ -48,6 +48,9 @@ func newPlatform(log hclog.Logger, flags nodeFlags, serves bool) *platform {
 	for _, newMode := range modeTable {
 		p.modes = append(p.modes, newMode(p))
 	}
+	if flags.mode == modeNames {
+		p.modes = append(p.modes, namesMode(p))
+	}
 	return p
 }
 

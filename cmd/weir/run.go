@@ -46,9 +46,10 @@ have precedence over it.
 SIGTERM and SIGINT end weir. The kernel keeps forwarding, unless --cleanup-on-exit is given or the mode is userspace, in
 which only a running weir serves. On SIGHUP weir reads the files again. Only one weir can run in a network namespace.
 
-With --dns, weir answers for the names of Services at --dns-listen, over UDP and TCP, as the Kubernetes DNS specification
-says, for this node and its pods. A name leads to an address once the kernel serves it. weir asks --dns-upstream for all
-other names.
+With --dns, or a section dns in the WeirConfiguration, weir answers for the names of Services at --dns-listen, over UDP and
+TCP, as the Kubernetes DNS specification says, for this node and its pods. A name leads to an address once the kernel serves
+it. weir asks --dns-upstream for all other names. With --dns-only it does nothing else, and needs no privileges but for ports
+below 1024.
 
 weir serves, on healthzBindAddress: /healthz, /livez. On metricsBindAddress: /metrics, /proxyMode, /configz, /healthz,
 and /debug/pprof/ if enableProfiling is set. weir notifies the service manager (systemd: Type=notify or notify-reload).
@@ -72,21 +73,29 @@ Exit codes: 0 a signal ended weir; 1 weir could not start; 2 the command line is
 }
 
 func (f *runFlags) run(cmd *cobra.Command) error {
-	if err := errors.Join(f.node.check(), f.logs.check(), f.names.check()); err != nil {
+	if err := errors.Join(f.node.check(), f.logs.check()); err != nil {
 		return err
+	}
+	if f.names.only {
+		if err := f.node.namesOnly(); err != nil {
+			return err
+		}
 	}
 	out := newLogWriter(cmd.ErrOrStderr())
 	defer out.close()
 	log := f.logs.liveLogger(out)
 	out.told = log.lossLine
 	f.input.reread = outliveTerminal()
+	f.input.more, f.input.serveDNS = f.names.fields, f.names.given()
+	refuse := ""
+	if f.api.asked() || f.input.none() {
+		refuse = "names are of Services from files only: of an API, weir does not read the endpoints of headless Services"
+	}
+	if serve := f.input.serveDNS; serve != nil && *serve && refuse != "" {
+		return usageError{errors.New("--dns: " + refuse + "; leave out --dns, or the API")}
+	}
 	d := newDaemon(log, f.node)
-	if f.names.serve && (f.api.asked() || f.input.none()) {
-		return usageError{errors.New("--dns answers for Services from files only: of an API, weir does not read the endpoints of headless Services; leave out --dns, or the API")}
-	}
-	if f.names.serve {
-		d.names = newNameServer(log, f.names)
-	}
+	d.names = newNameServer(log, refuse)
 	f.input.usable = func(ctx context.Context, kept *spec.Snapshot) error {
 		return fitsKernel(ctx, log.Named("kept"), f.node, kept)
 	}
@@ -122,7 +131,7 @@ type daemon struct {
 	early  *earlyAnswers
 	record *recorder
 	node   *nodeObserver
-	names  *nameServer // nil without --dns
+	names  *nameServer
 
 	ctx  context.Context
 	fail context.CancelCauseFunc
@@ -176,12 +185,10 @@ func (d *daemon) run(ctx context.Context, source spec.Source, overrides spec.Ove
 	wg.Go(func() { _ = hostnet.WatchRoutes(d.ctx, func() { d.modes.network.moved.Store(true) }) })
 	wg.Go(func() { d.modes.await(d.ctx, nodeChanges) })
 	wg.Go(func() { d.notify.watchdog(d.ctx) })
-	if d.names != nil {
-		wg.Go(func() { d.names.run(d.ctx) })
-	}
 	wg.Go(func() { d.notify.extend(d.ctx) })
 	d.must(loop.Run(d.ctx))
 	d.notify.stopping()
+	wg.Go(func() { d.names.stop() })
 	d.leave(&wg)
 	d.record.file.wait()
 
@@ -256,7 +263,8 @@ func (d *daemon) observers(overrides spec.Overrides) []reconcile.Observer {
 	told := newChangeLog(d.log)
 	told.count, told.look = d.health.SetNotices, d.modes.networkNoticesNow
 	d.board.Noticed(told.book.All)
-	all := []reconcile.Observer{
+	d.names.ctx = d.ctx
+	return []reconcile.Observer{
 		d.early,
 		earlier,
 		&healthObserver{Health: d.health, fail: d.fail}, // first, because it may end the start before anything is changed
@@ -268,11 +276,8 @@ func (d *daemon) observers(overrides spec.Overrides) []reconcile.Observer {
 		d.record,
 		&sweeper{ctx: d.ctx, log: d.log, modes: d.modes},
 		newMemory(),
+		d.names,
 	}
-	if d.names != nil {
-		all = append(all, d.names)
-	}
-	return all
 }
 
 // modeReason returns why this mode is in force.

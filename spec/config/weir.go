@@ -34,6 +34,8 @@ type WeirFields struct {
 	Exclude   []string `json:"exclude"`
 	Namespace string   `json:"namespace"`
 	Selector  string   `json:"selector"`
+	// DNS, if it is there, has weir answer for names.
+	DNS *DNSFields `json:"dns"`
 }
 
 type weirDocument struct {
@@ -54,7 +56,11 @@ func DecodeWeir(doc Doc) (spec.WeirConfiguration, []spec.Problem) {
 		r.add("apiVersion", "%q, kind %q: must be %s, kind %s", in.APIVersion, in.Kind, WeirAPIVersion, WeirKind)
 		return c, r.sorted()
 	}
-	return in.Overrides(r.add).Apply(c), r.sorted()
+	o := in.Overrides(r.add)
+	if in.DNS != nil {
+		o.ServeDNS = new(true)
+	}
+	return o.Apply(c), r.sorted()
 }
 
 // Overrides returns the fields as Overrides. It reports invalid ones, in which case the result is not usable.
@@ -100,6 +106,9 @@ func (in *WeirFields) Overrides(report func(field, format string, args ...any)) 
 			report(field, "%s is an IPv4 address in IPv6 form; write it as IPv4", p)
 		}
 		o.ExternalAddresses = append(o.ExternalAddresses, p)
+	}
+	if in.DNS != nil {
+		o.DNS = in.DNS.dns(report)
 	}
 	o.Choice = in.choice(report)
 	return o

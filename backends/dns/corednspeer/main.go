@@ -122,7 +122,7 @@ func (w *World) plugin() (*kubernetes.Kubernetes, error) {
 		return nil, err
 	}
 	k.APIConn, err = newObjects(w)
-	k.Upstream = elsewhere{}
+	k.Upstream, k.Next = elsewhere{}, elsewhere{}
 	return k, err
 }
 
@@ -150,8 +150,17 @@ func ask(k *kubernetes.Kubernetes, question []byte) ([]byte, error) {
 	return reply, nil
 }
 
-// elsewhere answers for names outside of the zones.
+// elsewhere answers for names outside of the zones. There are none of addresses.
 type elsewhere struct{}
+
+func (elsewhere) Name() string { return "elsewhere" }
+
+func (elsewhere) ServeDNS(_ context.Context, w dns.ResponseWriter, q *dns.Msg) (int, error) {
+	m := new(dns.Msg)
+	m.SetRcode(q, dns.RcodeNameError)
+	m.RecursionAvailable = true
+	return dns.RcodeNameError, w.WriteMsg(m)
+}
 
 func (elsewhere) Lookup(_ context.Context, state request.Request, name string, kind uint16) (*dns.Msg, error) {
 	m := new(dns.Msg)

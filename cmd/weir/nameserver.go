@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"io"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"weir/backends/dns"
+	"weir/backends/hostnet"
+	"weir/reconcile"
+	"weir/reconcile/tell/names"
+	"weir/spec"
+)
+
+// nameServer is the Observer that answers questions for names, if the configuration or a flag asks for it. Its zone follows
+// what is in force.
+type nameServer struct {
+	reconcile.NopObserver
+	ctx context.Context
+	log hclog.Logger
+	// refuse says why names cannot be served, or is "".
+	refuse string
+
+	up      *dns.Upstreams
+	allowed atomic.Pointer[allowed]
+
+	// The rest belongs to the Loop's goroutine.
+	snapshot *spec.Snapshot
+	zone     *names.Zone // nil while nothing is served
+	config   spec.DNS    // in force
+	stop     func()      // ends what answers, and waits for it
+}
+
+// allowed are the addresses that may ask.
+type allowed struct {
+	addrs    []netip.Addr
+	prefixes []netip.Prefix
+}
+
+func newNameServer(log hclog.Logger, refuse string) *nameServer {
+	return &nameServer{log: log.Named("dns"), refuse: refuse, up: dns.NewUpstreams(), stop: func() {}}
+}
+
+// newResolver returns a Resolver of the zone with these settings.
+func newResolver(zone dns.Zone, c spec.DNS) *dns.Resolver {
+	return &dns.Resolver{Zone: zone, Domain: c.ClusterDomain + ".", Pods: dns.PodNames(c.Pods), Hosts: c.Hosts}
+}
+
+// Updated implements reconcile.Observer.
+func (n *nameServer) Updated(u spec.Update) {
+	if n.zone == nil {
+		return
+	}
+	n.zone.Updated(u)
+}
+
+// RoundStarts implements reconcile.Observer.
+func (n *nameServer) RoundStarts(r reconcile.Request) {
+	if n.zone != nil {
+		n.zone.RoundStarts(r)
+	}
+}
+
+// Applied implements reconcile.Observer.
+func (n *nameServer) Applied(r reconcile.Report) {
+	if n.zone != nil {
+		n.zone.Applied(r)
+	}
+}
+
+// Configured implements reconcile.Observer. The node itself and its pods may ask.
+func (n *nameServer) Configured(snap *spec.Snapshot, s reconcile.Settings) {
+	n.allow(s.From.(*nodeConfig))
+	c := snap.Weir.DNS
+	if reflect.DeepEqual(c, n.config) {
+		return
+	}
+	n.stop()
+	n.config, n.stop = c, func() {}
+	switch {
+	case !c.Serve:
+		n.zone = nil
+		return
+	case n.refuse != "":
+		n.log.Error("names are not answered: " + n.refuse)
+		return
+	case n.zone == nil:
+		n.zone = names.NewZone()
+		n.zone.Updated(spec.Update{Snapshot: snap, Delta: spec.Delta{All: true}})
+	}
+	n.start()
+}
+
+func (n *nameServer) allow(t *nodeConfig) {
+	a := &allowed{addrs: t.DataPlane.NodeAddresses}
+	cidrs := strings.Split(t.Config.ClusterCIDR, ",")
+	if t.Object != nil {
+		cidrs = append(cidrs, t.Object.Spec.PodCIDRs...)
+	}
+	for _, text := range cidrs {
+		if p, err := netip.ParsePrefix(strings.TrimSpace(text)); err == nil {
+			a.prefixes = append(a.prefixes, p)
+		}
+	}
+	n.allowed.Store(a)
+}
+
+func (n *nameServer) mayAsk(addr netip.Addr) bool {
+	a := n.allowed.Load()
+	return addr.IsLoopback() || a != nil && (slices.Contains(a.addrs, addr) ||
+		slices.ContainsFunc(a.prefixes, func(p netip.Prefix) bool { return p.Contains(addr) }))
+}
+
+// start answers with the settings in force until stop is called or the process ends.
+func (n *nameServer) start() {
+	ctx, cancel := context.WithCancel(n.ctx)
+	var all sync.WaitGroup
+	c, zone := n.config, n.zone
+	all.Go(func() { n.followResolvers(ctx, c) })
+	for _, at := range c.Listen {
+		all.Go(func() { n.serve(ctx, at, newResolver(zone, c)) })
+	}
+	n.stop = func() { cancel(); all.Wait() }
+}
+
+// serve answers at an address until ctx is done. One that cannot be listened at is tried again, because it may come later.
+func (n *nameServer) serve(ctx context.Context, at netip.AddrPort, resolver *dns.Resolver) {
+	if !at.Addr().IsUnspecified() {
+		resolver.Servers = []netip.Addr{at.Addr()}
+	}
+	told := ""
+	for ctx.Err() == nil {
+		n.log.Debug("answering for names", "address", at.String(), "domain", resolver.Domain)
+		server := &dns.Server{Resolver: resolver, Forwarder: n.up, Allowed: n.mayAsk, Log: n.log}
+		err := server.Serve(ctx, at)
+		if err != nil && ctx.Err() == nil && err.Error() != told {
+			told = err.Error()
+			n.log.Error("names cannot be answered; trying again every second", "address", at.String(), "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// resolvConf names the resolvers of the node.
+const resolvConf = "/etc/resolv.conf"
+
+// followResolvers keeps the resolvers for other names as the configuration or the node say.
+func (n *nameServer) followResolvers(ctx context.Context, c spec.DNS) {
+	routes := map[string][]netip.AddrPort{"": c.Upstreams}
+	for domain, servers := range c.Forward {
+		routes[domain] = servers
+	}
+	n.up.Set(routes)
+	if len(c.Upstreams) > 0 {
+		return
+	}
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var read time.Time
+	for {
+		if info, err := os.Stat(resolvConf); err == nil && !info.ModTime().Equal(read) {
+			read = info.ModTime()
+			routes[""] = n.nodeResolvers(c.Listen)
+			n.up.Set(routes)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// nodeResolvers returns the resolvers of the node, without weir itself.
+func (n *nameServer) nodeResolvers(listen []netip.AddrPort) (servers []netip.AddrPort) {
+	f, err := os.Open(resolvConf)
+	if err != nil {
+		n.log.Warn("the resolvers of this node cannot be read; other names than those of Services are refused", "error", err)
+		return nil
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, 1<<16))
+	if err != nil {
+		return nil
+	}
+	for _, a := range hostnet.Nameservers(string(text)) {
+		if !listensAt(listen, netip.AddrPortFrom(a, 53)) {
+			servers = append(servers, netip.AddrPortFrom(a, 53))
+		}
+	}
+	return servers
+}
+
+// listensAt reports whether a server at these addresses answers at the address of a resolver.
+func listensAt(listen []netip.AddrPort, server netip.AddrPort) bool {
+	own, _ := hostnet.Addresses()
+	return slices.ContainsFunc(listen, func(at netip.AddrPort) bool {
+		return at == server || at.Port() == server.Port() && at.Addr().IsUnspecified() && (server.Addr().IsLoopback() || slices.Contains(own, server.Addr()))
+	})
+}

@@ -1,0 +1,104 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	utilvalidation "k8s.io/apimachinery/pkg/util/validation"
+
+	"weir/spec"
+)
+
+// DNSFields are the fields of the section dns of a WeirConfiguration, as users write them.
+type DNSFields struct {
+	Listen        []string            `json:"listen"` // ADDRESS:PORT
+	ClusterDomain string              `json:"clusterDomain"`
+	Pods          string              `json:"pods"`
+	Upstreams     []string            `json:"upstreams"` // ADDRESS or ADDRESS:PORT
+	Forward       map[string][]string `json:"forward"`   // resolvers by domain
+	Hosts         map[string][]string `json:"hosts"`     // addresses by name
+}
+
+// dns returns the fields as settings. It reports invalid ones, in which case the result is not usable.
+func (in *DNSFields) dns(report func(field, format string, args ...any)) spec.DNS {
+	d := spec.DNS{Pods: in.Pods}
+	for i, text := range in.Listen {
+		at, err := netip.ParseAddrPort(text)
+		if err != nil {
+			report(fmt.Sprintf("dns.listen[%d]", i), "%q is not ADDRESS:PORT, such as 127.0.0.1:53", text)
+		}
+		d.Listen = append(d.Listen, at)
+	}
+	if in.ClusterDomain != "" {
+		d.ClusterDomain = domain(in.ClusterDomain, "dns.clusterDomain", report)
+	}
+	if known := []string{"", "disabled", "insecure", "verified"}; !slices.Contains(known, in.Pods) {
+		report("dns.pods", "%q is not one of %s", in.Pods, strings.Join(known[1:], ", "))
+	}
+	d.Upstreams = resolvers(in.Upstreams, "dns.upstreams", report)
+	for _, name := range slices.Sorted(maps.Keys(in.Forward)) {
+		list, field := in.Forward[name], "dns.forward."+name
+		if len(list) == 0 {
+			report(field, "names no resolver")
+		}
+		if d.Forward == nil {
+			d.Forward = map[string][]netip.AddrPort{}
+		}
+		d.Forward[domain(name, field, report)] = resolvers(list, field, report)
+	}
+	in.hosts(&d, report)
+	return d
+}
+
+func (in *DNSFields) hosts(d *spec.DNS, report func(field, format string, args ...any)) {
+	own := d.ClusterDomain
+	if own == "" {
+		own = spec.DefaultWeirConfiguration().DNS.ClusterDomain
+	}
+	for _, name := range slices.Sorted(maps.Keys(in.Hosts)) {
+		list, field := in.Hosts[name], "dns.hosts."+name
+		host := domain(name, field, report)
+		switch {
+		case len(list) == 0:
+			report(field, "has no address")
+		case host == own || strings.HasSuffix(host, "."+own):
+			report(field, "is in %s, whose names are those of Services", own)
+		}
+		for i, text := range list {
+			a, err := netip.ParseAddr(text)
+			if err != nil {
+				report(fmt.Sprintf("%s[%d]", field, i), "%q is not an IP address", text)
+			}
+			if d.Hosts == nil {
+				d.Hosts = map[string][]netip.Addr{}
+			}
+			d.Hosts[host] = append(d.Hosts[host], a.Unmap())
+		}
+	}
+}
+
+// domain returns a domain in lower case and without a dot at its end.
+func domain(text, field string, report func(field, format string, args ...any)) string {
+	d := strings.ToLower(strings.TrimSuffix(text, "."))
+	if errs := utilvalidation.IsDNS1123Subdomain(d); len(errs) > 0 {
+		report(field, "%q is not a domain, such as cluster.local: %s", text, strings.Join(errs, "; "))
+	}
+	return d
+}
+
+func resolvers(list []string, field string, report func(field, format string, args ...any)) (all []netip.AddrPort) {
+	for i, text := range list {
+		at, err := netip.ParseAddrPort(text)
+		if a, err2 := netip.ParseAddr(text); err2 == nil {
+			at, err = netip.AddrPortFrom(a, 53), nil
+		}
+		if err != nil {
+			report(fmt.Sprintf("%s[%d]", field, i), "%q is not ADDRESS or ADDRESS:PORT, such as 192.0.2.53", text)
+		}
+		all = append(all, at)
+	}
+	return all
+}

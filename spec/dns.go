@@ -1,0 +1,44 @@
+package spec
+
+import "net/netip"
+
+// DNS says how weir answers for the names of Services.
+type DNS struct {
+	// Serve reports whether it answers at all. Default: false.
+	Serve bool
+	// Listen are the addresses at which it answers, over UDP and TCP. Default: 127.0.0.1:53.
+	Listen []netip.AddrPort
+	// ClusterDomain is the domain of all names, in lower case and without a dot at its end. Default: cluster.local.
+	ClusterDomain string
+	// Pods says which names of pods there are: disabled, insecure or verified, as in CoreDNS. Default: insecure.
+	Pods string
+	// Upstreams are the resolvers for all other names. Default, nil: those of the node.
+	Upstreams []netip.AddrPort
+	// Forward has the resolvers for the names of other domains. Its keys are like ClusterDomain.
+	Forward map[string][]netip.AddrPort
+	// Hosts has the addresses of further names. Its keys are like ClusterDomain.
+	Hosts map[string][]netip.Addr
+}
+
+// over returns o with what c sets in place.
+func (c DNS) over(o DNS) DNS {
+	if len(c.Listen) > 0 {
+		o.Listen = c.Listen
+	}
+	if c.ClusterDomain != "" {
+		o.ClusterDomain = c.ClusterDomain
+	}
+	if c.Pods != "" {
+		o.Pods = c.Pods
+	}
+	if len(c.Upstreams) > 0 {
+		o.Upstreams = c.Upstreams
+	}
+	if len(c.Forward) > 0 {
+		o.Forward = c.Forward
+	}
+	if len(c.Hosts) > 0 {
+		o.Hosts = c.Hosts
+	}
+	return o
+}
