@@ -7,9 +7,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
+	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -144,16 +147,52 @@ func restConfig(o Connection) (*rest.Config, error) {
 	return cfg, nil
 }
 
-// checkKubeconfig returns an error, without parts of the file, if a file is no kubeconfig. A configuration may name any file.
+// checkKubeconfig returns an error, without parts of the file, if a file is no kubeconfig, or if client-go must not open a
+// file that it names: it would wait for a FIFO without end. A configuration may name any file.
 func checkKubeconfig(file string) error {
 	if file == "" {
 		return nil
 	}
-	_, err := clientcmd.LoadFromFile(file)
-	if err == nil || errors.As(err, new(*os.PathError)) {
-		return nil // the loader says what is wrong
+	data, err := readFile(file)
+	if err != nil {
+		return fmt.Errorf("credentials for the Kubernetes API: %w", err)
 	}
-	return fmt.Errorf("credentials for the Kubernetes API: %s is not a kubeconfig: %s", file, document.WithoutScalars(err.Error()))
+	cfg, err := clientcmd.Load(data)
+	if err != nil {
+		return fmt.Errorf("credentials for the Kubernetes API: %s is not a kubeconfig: %s", file, document.WithoutScalars(err.Error()))
+	}
+	for _, named := range namedFiles(cfg, file) {
+		if _, err := readFile(named); err != nil && !errors.Is(err, os.ErrNotExist) { // client-go says where that one is named
+			return fmt.Errorf("credentials for the Kubernetes API: %s names a file that cannot be used: %w", file, err)
+		}
+	}
+	return nil
+}
+
+// namedFiles returns the files that a kubeconfig names for its current context.
+func namedFiles(cfg *clientcmdapi.Config, file string) []string {
+	var files []string
+	add := func(names ...string) {
+		for _, n := range names {
+			if n != "" && !filepath.IsAbs(n) {
+				n = filepath.Join(filepath.Dir(file), n)
+			}
+			if n != "" {
+				files = append(files, n)
+			}
+		}
+	}
+	current := cfg.Contexts[cfg.CurrentContext]
+	if current == nil {
+		return nil
+	}
+	if c := cfg.Clusters[current.Cluster]; c != nil {
+		add(c.CertificateAuthority)
+	}
+	if u := cfg.AuthInfos[current.AuthInfo]; u != nil {
+		add(u.TokenFile, u.ClientCertificate, u.ClientKey)
+	}
+	return files
 }
 
 func groupClient(cfg *rest.Config, path string, gv schema.GroupVersion) (*rest.RESTClient, error) {
@@ -205,15 +244,23 @@ func checkCertificate(cfg *rest.Config) error {
 	return nil
 }
 
+// readFile reads a regular file, up to a limit. It opens nothing else for longer than to see what it is.
 func readFile(file string) ([]byte, error) {
-	fi, err := os.Stat(file)
-	switch {
-	case err != nil:
+	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	if err != nil {
 		return nil, err
-	case !fi.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is not a regular file", file)
-	case fi.Size() > maxCredentials:
-		return nil, fmt.Errorf("%s is larger than %d bytes", file, maxCredentials)
 	}
-	return os.ReadFile(file)
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", file)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxCredentials+1))
+	if err == nil && len(data) > maxCredentials {
+		err = fmt.Errorf("%s is larger than %d bytes", file, maxCredentials)
+	}
+	return data, err
 }
