@@ -16,10 +16,12 @@ import (
 
 	"weir/backends/dataplane"
 	"weir/backends/doctor"
+	"weir/backends/nfnl"
 	"weir/backends/xtables"
 )
 
-// Chain is a base chain for forwarded packets that drops what no rule accepts.
+// Chain is a base chain for forwarded packets that drops what no rule accepts, by its policy or by a rule without a
+// condition.
 type Chain struct {
 	// Where names the chain: "chain FORWARD of table ip filter".
 	Where string
@@ -30,7 +32,7 @@ type Chain struct {
 // Dropping returns the base chains of this network namespace that drop what is forwarded, of both mechanisms. An error
 // means that the list may not be complete.
 func Dropping(ctx context.Context) ([]Chain, error) {
-	found, err := droppingNFT()
+	found, err := droppingNFT(ctx)
 	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
 		drops, legacyErr := droppingLegacy(ctx, f)
 		if drops {
@@ -41,7 +43,7 @@ func Dropping(ctx context.Context) ([]Chain, error) {
 	return found, err
 }
 
-func droppingNFT() (found []Chain, err error) {
+func droppingNFT(ctx context.Context) (found []Chain, err error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return nil, err
@@ -50,10 +52,26 @@ func droppingNFT() (found []Chain, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the chains of nftables: %w", err)
 	}
+	rules, err := nfnl.Netlink{}.Dial()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rules.Close() }()
 	families := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet"}
 	for _, c := range chains {
 		family, known := families[c.Table.Family]
-		if !known || c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward || c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop {
+		if !known || c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward {
+			continue
+		}
+		flow, err := readFlow(ctx, rules, nfnl.Table{Family: uint8(c.Table.Family), Name: c.Table.Name})
+		if err != nil {
+			return found, fmt.Errorf("list the rules of table %s %s: %w", family, c.Table.Name, err)
+		}
+		rest := flow.rest(c.Name)
+		if rest == goesOn && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
+			rest = drops
+		}
+		if rest != drops {
 			continue
 		}
 		chain := Chain{Where: fmt.Sprintf("chain %s of table %s %s", c.Name, family, c.Table.Name)}
@@ -83,33 +101,39 @@ func droppingLegacy(ctx context.Context, f dataplane.Family) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	drops := false
-	lines := xtables.NewScanner(saved)
-	for lines.Scan() {
-		drops = drops || strings.HasPrefix(lines.Text(), ":FORWARD DROP")
+	flow, rest, err := parseFlow(saved)
+	if end := flow.rest("FORWARD"); end != goesOn {
+		rest = end
 	}
-	return drops, errors.Join(lines.Err(), saved.Close())
+	return rest == drops, errors.Join(err, saved.Close())
 }
 
-// Effect returns what the chain means for Services, where weir writes its rules with the given iptables, or with none.
-func (c Chain) Effect(own xtables.Mode) string {
+// Opening is what weir accepts of what is forwarded, in one mode.
+type Opening struct {
+	// Variant is the iptables with which weir writes its rules, or "" for none.
+	Variant xtables.Mode
+	// Accepts says what these rules accept: "answers, and nothing else needs it".
+	Accepts string
+}
+
+// Effect returns what the chain means for Services.
+func (c Chain) Effect(o Opening) string {
 	effect := c.Where + " drops what no rule there accepts"
-	if c.Variant != "" && c.Variant == own {
-		return effect + ": weir accepts masqueraded connections and answers there, and no others"
+	if c.Variant != "" && c.Variant == o.Variant {
+		return effect + ": weir accepts there " + o.Accepts
 	}
 	return effect + ", and weir cannot open it: connections to endpoints outside of the node's own processes are dropped"
 }
 
 // Remedy is what helps against all of them.
-const Remedy = "accept the pods' network there, or set the policy to accept (iptables -P FORWARD ACCEPT)"
+const Remedy = "accept the pods' network there before anything drops it, or drop nothing by default (iptables -P FORWARD ACCEPT)"
 
-// Doctor checks whether a firewall drops what is forwarded.
-func Doctor(ctx context.Context) doctor.Check {
+// Doctor checks whether a firewall drops what is forwarded in a mode.
+func Doctor(found []Chain, err error, o Opening) doctor.Check {
 	c := doctor.Check{Name: "firewall for forwarded packets", State: doctor.OK, Detail: "no chain drops by default"}
-	found, err := Dropping(ctx)
 	var effects []string
 	for _, f := range found {
-		effects = append(effects, f.Effect(f.Variant))
+		effects = append(effects, f.Effect(o))
 	}
 	switch {
 	case len(effects) > 0:

@@ -198,6 +198,22 @@ func parseComment(data []byte) string {
 	return ""
 }
 
+// ImmediateVerdict returns the verdict in the data of an immediate expression, and one that leads on if it holds none.
+func ImmediateVerdict(data []byte) Verdict {
+	v := Verdict{Code: unix.NFT_CONTINUE}
+	Attributes(data, func(typ uint16, value []byte) {
+		if typ != unix.NFTA_IMMEDIATE_DATA {
+			return
+		}
+		Attributes(value, func(typ uint16, value []byte) {
+			if typ == unix.NFTA_DATA_VERDICT {
+				v = *parseVerdict(value)
+			}
+		})
+	})
+	return v
+}
+
 func parseVerdict(attributes []byte) *Verdict {
 	v := &Verdict{}
 	Attributes(attributes, func(typ uint16, value []byte) {

@@ -84,11 +84,17 @@ wrong.`,
 func examine(ctx context.Context, p *platform, ranges []netip.Prefix) doctor.Report {
 	fams := families()
 	forwarding := hostnet.Forwarding{IPv4: slices.Contains(fams, dataplane.IPv4), IPv6: slices.Contains(fams, dataplane.IPv6)}
-	common := append([]doctor.Check{doctor.Kernel(), conntrack.Doctor(hostnet.Sysctl{}), firewall.Doctor(ctx)}, forwarding.Doctor(hostnet.Sysctl{}, func() (bool, error) { return p.guardsLoopback(ctx) })...)
+	common := append([]doctor.Check{doctor.Kernel(), conntrack.Doctor(hostnet.Sysctl{})}, forwarding.Doctor(hostnet.Sysctl{}, func() (bool, error) { return p.guardsLoopback(ctx) })...)
 	common = append(common, networkChecks(ranges)...)
+	dropping, err := firewall.Dropping(ctx)
+	_, _ = p.probeIPTables(ctx) // for the variant; the checks of the mode say what is wrong
 	var sections []doctor.Section
 	for _, m := range p.modes {
-		sections = append(sections, doctor.Section{Name: m.name, Checks: m.checks(ctx), NeedsOneOf: m.needsOneOf})
+		checks := m.checks(ctx)
+		if !m.traits.CarriesTraffic { // a proxy's connections come from the node itself
+			checks = append(checks, firewall.Doctor(dropping, err, p.opening(m.name)))
+		}
+		sections = append(sections, doctor.Section{Name: m.name, Checks: checks, NeedsOneOf: m.needsOneOf})
 	}
 	return doctor.NewReport(common, sections, p.flags.mode, defaultModes...)
 }

@@ -90,6 +90,9 @@ func TestDoctor(t *testing.T) {
 		{"iptables", "kube-proxy", "KUBE-SERVICES (iptables-nft-save)"},
 		{"iptables", "mechanisms", "a packet meets all of them"},
 		{"nftables", "kube-proxy", "ip kube-proxy"},
+		{"iptables", "firewall for forwarded packets", "weir accepts there masqueraded connections and answers"},
+		{"ipvs", "firewall for forwarded packets", "weir accepts there answers"},
+		{"nftables", "firewall for forwarded packets", "weir cannot open it"},
 	} {
 		if c := find(t, r, tc.mode, tc.name); c.State != doctor.Advice || !strings.Contains(c.Detail, tc.detail) || c.Mend == "" {
 			t.Errorf("%s: %+v, want advice with %q", tc.name, c, tc.detail)
@@ -105,6 +108,7 @@ func disturb(t *testing.T, node *netlab.Host) {
 		"iptables-nft -t nat -N KUBE-SERVICES",
 		"iptables-legacy -t nat -N OTHER",
 		"nft add table ip kube-proxy",
+		"iptables-nft -A FORWARD -j DROP",
 	} {
 		words := strings.Fields(cmd)
 		if _, err := node.Exec(t.Context(), words[0], words[1:]...); err != nil {

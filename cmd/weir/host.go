@@ -57,7 +57,7 @@ func (h *host) warnFirewall(ctx context.Context, n *nodeConfig) {
 		h.log.Debug("the firewalls of others cannot be read", "error", err)
 	}
 	for _, c := range found {
-		h.log.Warn("a firewall may drop the traffic of Services: "+c.Effect(n.variant), "remedy", firewall.Remedy)
+		h.log.Warn("a firewall may drop the traffic of Services: "+c.Effect(n.opening), "remedy", firewall.Remedy)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"weir/backends/conntrack"
 	"weir/backends/dataplane"
 	"weir/backends/doctor"
+	"weir/backends/firewall"
 	"weir/backends/iptables"
 	"weir/backends/xtables"
 	"weir/reconcile"
@@ -140,6 +141,17 @@ func (p *platform) variant() xtables.Mode {
 		return xtables.Legacy
 	}
 	return xtables.NFT
+}
+
+// opening returns what a mode accepts of what a firewall would drop.
+func (p *platform) opening(mode string) firewall.Opening {
+	switch mode {
+	case modeIPTables:
+		return firewall.Opening{Variant: p.variant(), Accepts: "masqueraded connections and answers, and no others"}
+	case modeIPVS:
+		return firewall.Opening{Variant: p.variant(), Accepts: "answers, and the rest of a connection is not forwarded in this mode"}
+	}
+	return firewall.Opening{}
 }
 
 // iptablesVariants returns the variants of iptables on this node that may hold objects of weir. It leaves out legacy

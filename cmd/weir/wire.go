@@ -13,8 +13,8 @@ import (
 	kubeproxyconfig "k8s.io/kube-proxy/config/v1alpha1"
 
 	"weir/backends/dataplane"
+	"weir/backends/firewall"
 	"weir/backends/hostnet"
-	"weir/backends/xtables"
 	"weir/reconcile"
 	"weir/spec"
 	"weir/spec/nodeconfig"
@@ -76,8 +76,8 @@ type nodeConfig struct {
 
 	mode *mode
 	open *openMode
-	// variant is the iptables that the mode writes its rules with, or "".
-	variant xtables.Mode
+	// opening is what the mode accepts of what a firewall would drop.
+	opening firewall.Opening
 }
 
 // resolve works out what the Snapshot means for this node. It only reads from the node, and does not change accepted.
@@ -116,9 +116,7 @@ func (m *modeManager) resolve(ctx context.Context, snap *spec.Snapshot) (*nodeCo
 		SyncPeriod:    section.SyncPeriod,
 		From:          n,
 	}
-	if chosen.name != modeNFTables {
-		n.variant = m.variant()
-	}
+	n.opening = m.opening(chosen.name)
 	if n.Object != nil {
 		n.Node.Zone = n.Object.Labels[corev1.LabelTopologyZone]
 	}
