@@ -15,6 +15,7 @@ type Optional struct {
 	Describer         Describer
 	CommandLister     CommandLister
 	ConnectionCounter ConnectionCounter
+	Refuser           Refuser
 }
 
 // Watcher detects what other processes wrote among the objects that the Backend owns.
@@ -39,6 +40,13 @@ type Unwatched interface {
 	// ReadUnwatched returns them as the kernel holds them now. It is called at each full sync at which the Watcher has
 	// detected nothing.
 	ReadUnwatched(ctx context.Context) (map[ID]Item, error)
+}
+
+// Refuser knows when the kernel refuses every change.
+type Refuser interface {
+	// Refused returns the reason why the kernel would refuse every Apply now: another process owns a table. It returns nil
+	// if there is none, or if that cannot be told. It only reads.
+	Refused(ctx context.Context) error
 }
 
 // LastObserved is what the kernel was last known to hold.

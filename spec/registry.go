@@ -66,6 +66,7 @@ const (
 	ServiceRefused        NoticeID = "W033-service-refused"
 	DeclaredTwice         NoticeID = "W034-declared-twice"
 	FileNotRead           NoticeID = "W035-file-not-read"
+	TableOwned            NoticeID = "W036-table-owned"
 )
 
 // NoticeKind describes a kind of Notice.
@@ -116,6 +117,7 @@ var noticeKinds = []NoticeKind{
 	{ServiceRefused, SeverityWarning, "A Service of a Kubernetes API has an address that no host can be reached at: it is held back.", false},
 	{DeclaredTwice, SeverityInfo, "The same document is there twice: one of the two is used.", false},
 	{FileNotRead, SeverityWarning, "A file is too large to be read, or no regular file: it is skipped, whatever it holds.", false},
+	{TableOwned, SeverityWarning, "Another process owns a table that weir needs: the kernel refuses every change.", true},
 }
 
 // NoticeKinds returns every kind of notice that an accepted input can have, in the order of IDs.

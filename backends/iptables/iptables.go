@@ -85,7 +85,7 @@ func New(cfg dataplane.Config, kernel xtables.Kernel, options ...Option) *Backen
 
 // Optional implements backends.Backend.
 func (b *Backend) Optional() backends.Optional {
-	return backends.Optional{Watcher: b, Describer: b, CommandLister: b, ConnectionCounter: b}
+	return backends.Optional{Watcher: b, Describer: b, CommandLister: b, ConnectionCounter: b, Refuser: b}
 }
 
 // Close implements backends.Backend. A Backend holds nothing open.

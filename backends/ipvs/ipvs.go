@@ -103,7 +103,7 @@ func New(cfg dataplane.Config, set Settings, tables xtables.Kernel, kernel Kerne
 
 // Optional implements backends.Backend.
 func (b *Backend) Optional() backends.Optional {
-	return backends.Optional{Drainer: b, Describer: b, ConnectionCounter: b}
+	return backends.Optional{Drainer: b, Describer: b, ConnectionCounter: b, Refuser: b.rules}
 }
 
 // Close implements backends.Backend. The sockets belong to the Kernel.

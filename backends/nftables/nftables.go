@@ -87,7 +87,7 @@ var (
 
 // Optional implements backends.Backend.
 func (b *Backend) Optional() backends.Optional {
-	return backends.Optional{Watcher: b, Describer: b}
+	return backends.Optional{Watcher: b, Describer: b, Refuser: b}
 }
 
 // Close closes the sockets. The kernel keeps its objects. The Backend can be used again.

@@ -22,6 +22,17 @@ func (b *Backend) owned(ctx context.Context, c nfnl.Conn) error {
 	return nil
 }
 
+// Refused implements backends.Refuser.
+func (b *Backend) Refused(ctx context.Context) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c, err := b.open()
+	if err != nil {
+		return nil
+	}
+	return b.owned(ctx, c)
+}
+
 // checkOwners checks that no other process owns a table of weir's. Without the table of the redirections this mode works,
 // and userspace mode does not.
 func checkOwners(ctx context.Context) []doctor.Check {

@@ -2,6 +2,7 @@ package xtables
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +30,20 @@ func owned(ctx context.Context, f dataplane.Family) string {
 		}
 	}
 	return ""
+}
+
+// Refused implements backends.Refuser.
+func (t *Tables) Refused(ctx context.Context) error {
+	k, ok := t.kernel.(*programs)
+	if !ok || k.mode != NFT {
+		return nil
+	}
+	for _, f := range t.families {
+		if problem := owned(ctx, f); problem != "" {
+			return errors.New(problem)
+		}
+	}
+	return nil
 }
 
 // checkOwners checks that no other process owns a table of iptables-nft.

@@ -99,10 +99,25 @@ func (f *planFlags) planKernel(ctx context.Context, cmd *cobra.Command, engine *
 		before = *applied
 	}
 	group := changes.FromKernel(t.Node.Name, c, applied, f.detail == detailRules)
+	var refused []spec.Notice
+	if err := refusal(ctx, c.Backend); err != nil {
+		refused = append(refused, spec.TableOwned.Notice(spec.Origin{}, "", "", "the kernel would refuse the changes: "+err.Error()))
+	}
 	found := changes.Warn(before, changes.State{Mode: t.Mode, Traits: t.Traits, ServicePorts: c.ServicePorts})
-	warnings := changes.Warnings(group.Nodes, [][]spec.Notice{unsilenced(found, snap)}, changes.NewNotices(nil, snap, &t.Node))
+	warnings := changes.Warnings(group.Nodes, [][]spec.Notice{append(refused, unsilenced(found, snap)...)}, changes.NewNotices(nil, snap, &t.Node))
 	plan := changes.New(changes.Input{Kind: "kernel"}, to, len(serviceNames(c.ServicePorts)), changes.NotProxied(snap), []changes.Group{group}, warnings)
 	return f.print(cmd, plan)
+}
+
+// refusal returns why the kernel would refuse every change, or nil.
+func refusal(ctx context.Context, b backends.Backend) error {
+	if b == nil {
+		return nil
+	}
+	if r := b.Optional().Refuser; r != nil {
+		return r.Refused(ctx)
+	}
+	return nil
 }
 
 // unsilenced returns the notices that no author silenced.

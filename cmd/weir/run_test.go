@@ -434,6 +434,10 @@ func TestRunTableOwned(t *testing.T) {
 				if text := fmt.Sprint(out, err); !strings.Contains(text, named) {
 					t.Errorf("doctor does not print %q: %s", named, text)
 				}
+				dryRun := d.line(d.args("reconcile", "--dry-run")...)
+				if out, err := d.lab.Node().Exec(t.Context(), dryRun[0], dryRun[1:]...); !strings.Contains(out, named) {
+					t.Errorf("the plan does not print %q: %v %s", named, err, out)
+				}
 				end()
 				d.expectHTTP("http://127.0.0.1:10256/healthz", 200, "")
 				d.awaitSync()
