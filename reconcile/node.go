@@ -26,7 +26,7 @@ type Node struct {
 // author of a Service could have the node's own services, or those of others, under a name of theirs (CVE-2020-8554).
 type ExternalPolicy struct {
 	// Allowed lists the ranges that are allowed, and nothing else then is. Nil stands for the default: all but loopback,
-	// link-local and multicast addresses, and what Own and Reserved list.
+	// link-local, multicast and reserved addresses, and what Own and Reserved list.
 	Allowed []netip.Prefix
 	// Own lists the node's addresses, sorted, of which Resolve also notices those that a Service takes; Reserved the ranges of ClusterIPs.
 	Own      []netip.Addr
@@ -42,6 +42,10 @@ func ExternalPolicyOf(w *spec.WeirConfiguration, own []netip.Addr) ExternalPolic
 	return p
 }
 
+// notOfHosts are the reserved ranges whose addresses are no destinations: "this network" and class E of IPv4, and what of IPv6
+// stands for IPv4 addresses or for nothing.
+var notOfHosts = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("240.0.0.0/4"), netip.MustParsePrefix("::/64")}
+
 // Refusal returns why an address must not be an external IP, or "".
 func (p ExternalPolicy) Refusal(a netip.Addr) string {
 	within := func(prefix netip.Prefix) bool { return prefix.Contains(a) }
@@ -56,6 +60,8 @@ func (p ExternalPolicy) Refusal(a netip.Addr) string {
 		return "is a link-local address"
 	case a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return "is a multicast address"
+	case slices.ContainsFunc(notOfHosts, within):
+		return "is in a reserved range, of which no host should have an address"
 	case slices.Contains(p.Own, a):
 		return "is an address of this node"
 	case slices.ContainsFunc(p.Reserved, within):
