@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
 
 	"weir/backends/doctor"
 )
@@ -81,4 +84,28 @@ func (s Sysctl) examine(name, effect string) doctor.Check {
 		}
 	}
 	return c
+}
+
+// Recorded returns a check for each kernel parameter that the state directory says weir set since the last boot in this network
+// namespace, with the value that it had.
+func Recorded(s Sysctl, stateDir string) []doctor.Check {
+	l, err := readLedger(filepath.Join(stateDir, ledgerFile))
+	switch boot, ns := identity(); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return []doctor.Check{{Name: "kernel parameters that were set", State: doctor.Advice, Detail: "the values that they had are not known: " + err.Error()}}
+	case l.Boot != boot || l.Namespace != ns:
+		return nil
+	}
+	var checks []doctor.Check
+	for _, name := range slices.Sorted(maps.Keys(l.Parameters)) {
+		r := l.Parameters[name]
+		c := doctor.Check{Name: name + ", kept", State: doctor.OK, Detail: fmt.Sprintf("weir set it to %s and puts %s back where nothing needs it any more", r.Set, r.Was)}
+		if now, err := s.Get(name); err == nil && now != r.Set {
+			c.State, c.Detail = doctor.Advice, fmt.Sprintf("%s, although weir set it to %s (it was %s before): something set it since", now, r.Set, r.Was)
+		}
+		checks = append(checks, c)
+	}
+	return checks
 }

@@ -20,6 +20,7 @@ import (
 	"weir/backends/hostnet"
 	"weir/backends/nftables"
 	"weir/backends/xtables"
+	"weir/spec"
 	"weir/spec/config"
 	"weir/spec/nodeconfig"
 )
@@ -29,6 +30,7 @@ func newDoctor() *cobra.Command {
 		node   nodeFlags
 		output outputFlag
 		cidrs  []string
+		state  string
 	)
 	cmd := &cobra.Command{
 		Use:   "doctor",
@@ -55,7 +57,7 @@ wrong.`,
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
-			report := examine(ctx, newPlatform(hclog.NewNullLogger(), node, false), given.ServiceCIDRs)
+			report := examine(ctx, newPlatform(hclog.NewNullLogger(), node, false), given.ServiceCIDRs, state)
 			if err := writeReport(cmd, report, output.format); err != nil {
 				return err
 			}
@@ -76,16 +78,17 @@ wrong.`,
 	node.addScheduler(fs)
 	node.addVariant(fs)
 	fs.StringSliceVar(&cidrs, "service-cidrs", nil, "ranges of the ClusterIPs (default: those from which weir allocates)")
+	fs.StringVar(&state, "state-dir", spec.DefaultWeirConfiguration().StateDir, "the state directory of weir run, which remembers the values that kernel parameters had")
 	output.add(cmd, "what was found")
 	return cmd
 }
 
 // examine asks every mode. ranges are those of the ClusterIPs, nil for the default ones.
-func examine(ctx context.Context, p *platform, ranges []netip.Prefix) doctor.Report {
+func examine(ctx context.Context, p *platform, ranges []netip.Prefix, stateDir string) doctor.Report {
 	fams := families()
 	forwarding := hostnet.Forwarding{IPv4: slices.Contains(fams, dataplane.IPv4), IPv6: slices.Contains(fams, dataplane.IPv6)}
 	common := append([]doctor.Check{doctor.Kernel(), conntrack.Doctor(hostnet.Sysctl{})}, forwarding.Doctor(hostnet.Sysctl{}, func() (bool, error) { return p.guardsLoopback(ctx) })...)
-	common = append(common, networkChecks(ranges)...)
+	common = slices.Concat(common, hostnet.Recorded(hostnet.Sysctl{}, stateDir), networkChecks(ranges))
 	dropping, err := firewall.Dropping(ctx)
 	_, _ = p.probeIPTables(ctx) // for the variant; the checks of the mode say what is wrong
 	var sections []doctor.Section

@@ -19,7 +19,7 @@ import (
 // examine runs weir doctor on the node of a lab and returns its report and its exit code.
 func examine(t *testing.T, node *netlab.Host, args ...string) (doctor.Report, int) {
 	t.Helper()
-	cmd := node.Command(t.Context(), os.Getenv(binaryEnv), append([]string{"doctor", "-o", "json"}, args...)...)
+	cmd := node.Command(t.Context(), os.Getenv(binaryEnv), append([]string{"doctor", "-o", "json", "--state-dir", t.TempDir()}, args...)...)
 	return reportOf(t, node, cmd)
 }
 
@@ -136,7 +136,7 @@ func kernelState(t *testing.T, node *netlab.Host) string {
 func TestDoctorWithoutPrivileges(t *testing.T) {
 	t.Parallel()
 	node := netlab.New(t, netlab.Topology{Pods: 1}).Node()
-	cmd := exec.CommandContext(t.Context(), os.Getenv(binaryEnv), "doctor", "-o", "json")
+	cmd := exec.CommandContext(t.Context(), os.Getenv(binaryEnv), "doctor", "-o", "json", "--state-dir", t.TempDir())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER} // whose root is nobody here
 	r, code := reportOf(t, node, cmd)
 	if code != 1 || r.Usable || r.Mode != "" {
@@ -156,7 +156,7 @@ func TestDoctorWithoutPrivileges(t *testing.T) {
 func TestDoctorText(t *testing.T) {
 	t.Parallel()
 	node := netlab.New(t, netlab.Topology{Pods: 1}).Node()
-	out, err := node.Exec(t.Context(), os.Getenv(binaryEnv), "doctor", "--proxy-mode", "nftables")
+	out, err := node.Exec(t.Context(), os.Getenv(binaryEnv), "doctor", "--proxy-mode", "nftables", "--state-dir", t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}

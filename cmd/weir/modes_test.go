@@ -112,7 +112,7 @@ func TestNewModeIsOneFileAndOneLine(t *testing.T) {
 	if _, stderr, code := run("doctor", "--mode", "nothing"); code != exitUsage || !strings.Contains(stderr, "userspace or toy") {
 		t.Errorf("doctor --mode nothing: exit %d, %q", code, stderr)
 	}
-	stdout, stderr, code := run("doctor", "--mode", modeToy, "-o", "json")
+	stdout, stderr, code := run("doctor", "--mode", modeToy, "-o", "json", "--state-dir", t.TempDir())
 	var report doctor.Report
 	if err := json.Unmarshal([]byte(stdout), &report); err != nil || code != exitOK || !report.Usable || report.Mode != modeToy {
 		t.Errorf("doctor: exit %d, %v, %+v, %s", code, err, report, stderr)

@@ -169,6 +169,34 @@ func TestLoopbackStaysGuarded(t *testing.T) {
 	}
 }
 
+// TestDoctorReadsTheState asks doctor what weir set, by its state directory, and after another process has set it back.
+func TestDoctorReadsTheState(t *testing.T) {
+	d := painDaemon(t, iptablesMode("nft"))
+	d.start()
+	d.awaitSync()
+	d.awaitParameter(routeLocalnet, "1")
+	told := func(state string) (all string) {
+		r, _ := examine(t, d.lab.Node(), "--state-dir", state)
+		for _, c := range r.Node {
+			all += fmt.Sprintln(c.Name, c.State, c.Detail)
+		}
+		return all
+	}
+	const set = "net.ipv4.conf.all.route_localnet, kept ok weir set it to 1 and puts 0 back"
+	if got := told(d.state); !strings.Contains(got, set) {
+		t.Errorf("doctor does not say %q:\n%s", set, got)
+	}
+	if got := told(t.TempDir()); strings.Contains(got, "weir set it") {
+		t.Errorf("with another state directory:\n%s", got)
+	}
+	d.kill()
+	d.nodeExec("sysctl", "-qw", routeLocalnet+"=0")
+	const lost = "net.ipv4.conf.all.route_localnet, kept advice 0, although weir set it to 1 (it was 0 before)"
+	if got := told(d.state); !strings.Contains(got, lost) {
+		t.Errorf("doctor does not say %q:\n%s", lost, got)
+	}
+}
+
 // TestKernelParametersFollowTheMode changes the mode of a running weir, and of one that starts again.
 func TestKernelParametersFollowTheMode(t *testing.T) {
 	d := painDaemon(t, mode{name: "from configuration"})

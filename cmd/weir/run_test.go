@@ -430,7 +430,7 @@ func TestRunTableOwned(t *testing.T) {
 					}
 					return nil
 				})
-				out, err := d.lab.Node().Exec(t.Context(), os.Getenv(binaryEnv), "doctor", "--mode", tc.doctor, "--iptables-variant", "nft")
+				out, err := d.lab.Node().Exec(t.Context(), os.Getenv(binaryEnv), "doctor", "--mode", tc.doctor, "--iptables-variant", "nft", "--state-dir", d.state)
 				if text := fmt.Sprint(out, err); !strings.Contains(text, named) {
 					t.Errorf("doctor does not print %q: %s", named, text)
 				}
