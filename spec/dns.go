@@ -16,6 +16,8 @@ type DNS struct {
 	Upstreams []netip.AddrPort
 	// Forward has the resolvers for the names of other domains. Its keys are like ClusterDomain.
 	Forward map[string][]netip.AddrPort
+	// Allow are ranges whose addresses may ask, besides the node itself and its pods.
+	Allow []netip.Prefix
 	// Hosts has the addresses of further names. Its keys are like ClusterDomain.
 	Hosts map[string][]netip.Addr
 }
@@ -36,6 +38,9 @@ func (c DNS) over(o DNS) DNS {
 	}
 	if len(c.Forward) > 0 {
 		o.Forward = c.Forward
+	}
+	if len(c.Allow) > 0 {
+		o.Allow = c.Allow
 	}
 	if len(c.Hosts) > 0 {
 		o.Hosts = c.Hosts

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -44,6 +45,8 @@ const (
 // Upstreams forwards questions to other resolvers and keeps their answers. It is safe for concurrent use.
 type Upstreams struct {
 	cache *lru.Cache[cacheKey, *cached]
+
+	lookups, hits, stale atomic.Uint64
 
 	// asking has one call for all that ask the same at the same time.
 	asking singleflight.Group
@@ -128,8 +131,10 @@ func (u *Upstreams) Forward(ctx context.Context, msg []byte, q dnsmessage.Questi
 	parsed, _, _ := parse(msg)
 	key := cacheKey{strings.ToLower(q.Name.String()), q.Type, parsed.dnssecOK}
 	now := time.Now()
+	u.lookups.Add(1)
 	kept, ok := u.cache.Get(key)
 	if ok && now.Before(kept.expires) {
+		u.hits.Add(1)
 		return kept.answer(msg, now, false), nil
 	}
 	fresh, err := u.ask(ctx, key, msg)
@@ -137,6 +142,7 @@ func (u *Upstreams) Forward(ctx context.Context, msg []byte, q dnsmessage.Questi
 		return withQuestion(fresh, msg), nil
 	}
 	if ok && now.Before(kept.expires.Add(maxStale)) {
+		u.stale.Add(1)
 		return kept.answer(msg, now, true), nil
 	}
 	return nil, err

@@ -43,7 +43,10 @@ type Server struct {
 	// Allowed reports whether an address may ask. Questions of others are not answered.
 	Allowed func(netip.Addr) bool
 	Log     hclog.Logger
+	// Metrics, if set, counts.
+	Metrics *Metrics
 
+	counters  *counters
 	forwarded atomic.Int64
 	conns     atomic.Int64
 }
@@ -60,6 +63,9 @@ func (s *Server) Serve(ctx context.Context, at netip.AddrPort) error {
 		return err
 	}
 	defer tcp.Close()
+	if s.Metrics != nil {
+		s.counters = s.Metrics.server(at, s.Resolver.Domain)
+	}
 	stop := context.AfterFunc(ctx, func() { udp.Close(); tcp.Close() })
 	defer stop()
 	var both sync.WaitGroup
@@ -78,8 +84,10 @@ func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn) {
 		in[i].Buffers = [][]byte{make([]byte, maxUDPSize)}
 		answers[i] = make([]byte, 0, maxUDPSize)
 	}
+	limit := newLimiter()
 	for {
 		n, err := socket.ReadBatch(in, 0)
+		now := time.Now()
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return
@@ -92,15 +100,24 @@ func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn) {
 			if !ok || !s.allowed(from.AddrPort().Addr()) {
 				continue
 			}
-			msg := m.Buffers[0][:m.N]
-			reply, later := s.answer(answers[i], msg, minUDPSize)
-			if later != nil {
-				msg = append([]byte(nil), msg...)
-				s.later(ctx, msg, later, func(reply []byte) { conn.WriteToUDP(clip(reply, later.size), from) })
-			} else if reply != nil {
-				answers[i] = reply
-				out = append(out, ipv4.Message{Buffers: [][]byte{reply}, Addr: from})
+			who := client{addr: from.AddrPort().Addr().Unmap(), at: now}
+			reply, later := s.answer(answers[i], m.Buffers[0][:m.N], &who)
+			switch bounded := !limit.allow(who.addr, now); {
+			case later != nil && !bounded:
+				s.later(ctx, append([]byte(nil), m.Buffers[0][:m.N]...), later, &who, func(reply []byte) { conn.WriteToUDP(reply, from) })
+				continue
+			case later != nil:
+				reply = s.bounded(later)
+			case reply == nil:
+				continue
+			case bounded:
+				reply = clip(reply, 0)
+				s.counters.limit()
 			}
+			if cap(reply) <= maxUDPSize {
+				answers[i] = reply
+			}
+			out = append(out, ipv4.Message{Buffers: [][]byte{reply}, Addr: from})
 		}
 		for sent := 0; sent < len(out); {
 			k, err := socket.WriteBatch(out[sent:], 0)
@@ -115,46 +132,64 @@ func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn) {
 func (s *Server) allowed(a netip.Addr) bool { return s.Allowed == nil || s.Allowed(a.Unmap()) }
 
 // answer returns the reply to a message, in buf if it has room. It returns no reply if there must be none, or if it has to be
-// asked for elsewhere: then it returns the query. limit 0 means TCP.
-func (s *Server) answer(buf, msg []byte, limit int) (reply []byte, elsewhere *query) {
+// asked for elsewhere: then it returns the query.
+func (s *Server) answer(buf, msg []byte, from *client) (reply []byte, elsewhere *query) {
 	q, rcode, ok := parse(msg)
 	if !ok {
 		return nil, nil
 	}
-	if limit == 0 {
-		limit = maxTCPSize
-	} else {
-		limit = q.size
+	if from.tcp {
+		q.size = maxTCPSize
+	}
+	name := q.question.Name.String()
+	if s.counters != nil {
+		q.zone = s.Resolver.zoneIndex(name)
+		s.counters.asked(from, &q)
 	}
 	a, mine := Answer{RCode: rcode}, true
 	if rcode == dnsmessage.RCodeSuccess {
 		if q.question.Type == dnsmessage.TypeAXFR || q.question.Type == 251 { // IXFR
 			a.RCode = dnsmessage.RCodeRefused
 		} else {
-			a, mine = s.Resolver.Resolve(Question{q.question.Name.String(), q.question.Type})
+			a, mine = s.Resolver.Resolve(Question{name, q.question.Type})
 		}
 	}
 	if s.Forwarder != nil && (!mine || a.Chase != "" || a.Unknown) {
-		q.size = limit
 		return nil, &q
 	}
 	if !mine {
 		a.RCode = dnsmessage.RCodeRefused
 	}
-	reply, err := pack(buf, &q, &a, s.header(&q, &a, mine), limit)
+	reply, err := pack(buf, &q, &a, s.header(&q, &a, mine), q.size)
 	if err != nil {
-		s.Log.Debug("an answer cannot be packed", "name", q.question.Name.String(), "error", err)
+		s.Log.Debug("an answer cannot be packed", "name", name, "error", err)
 		return nil, nil
 	}
+	s.counters.replied(from, q.zone, reply)
 	return reply, nil
 }
 
 // Reply returns the reply to a message, as it is sent over TCP. It is nil if there must be none.
 func (s *Server) Reply(ctx context.Context, msg []byte) []byte {
-	reply, elsewhere := s.answer(nil, msg, 0)
+	return s.reply(ctx, msg, &client{tcp: true, at: time.Now()})
+}
+
+func (s *Server) reply(ctx context.Context, msg []byte, from *client) []byte {
+	reply, elsewhere := s.answer(nil, msg, from)
 	if elsewhere != nil {
-		return s.elsewhere(ctx, msg, elsewhere)
+		reply = s.elsewhere(ctx, msg, elsewhere)
+		s.counters.replied(from, elsewhere.zone, reply)
 	}
+	return reply
+}
+
+// bounded returns the reply to a query that is not looked at, because its client asks too often.
+func (s *Server) bounded(q *query) []byte {
+	s.counters.limit()
+	a := Answer{}
+	h := s.header(q, &a, false)
+	h.Truncated = true
+	reply, _ := pack(nil, q, &a, h, q.size)
 	return reply
 }
 
@@ -165,16 +200,24 @@ func (s *Server) header(q *query, a *Answer, authoritative bool) dnsmessage.Head
 	}
 }
 
-// later has a query answered elsewhere, and calls send with the reply.
-func (s *Server) later(ctx context.Context, msg []byte, q *query, send func([]byte)) {
+// later has a query answered elsewhere, and calls send with the reply for UDP.
+func (s *Server) later(ctx context.Context, msg []byte, q *query, from *client, send func([]byte)) {
+	finish := func(reply []byte) {
+		reply = clip(reply, q.size)
+		s.counters.replied(from, q.zone, reply)
+		send(reply)
+	}
 	if s.forwarded.Add(1) > maxForwarded {
 		s.forwarded.Add(-1)
-		send(s.failed(q))
+		if s.counters != nil {
+			s.counters.rejected.Add(1)
+		}
+		finish(s.failed(q))
 		return
 	}
 	go func() {
 		defer s.forwarded.Add(-1)
-		send(s.elsewhere(ctx, msg, q))
+		finish(s.elsewhere(ctx, msg, q))
 	}()
 }
 
@@ -295,13 +338,13 @@ func (s *Server) serveTCP(ctx context.Context, l *net.TCPListener) {
 			defer conn.Close()
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
-			s.serveConn(ctx, conn)
+			s.serveConn(ctx, conn, from.Unmap())
 		}()
 	}
 }
 
 // serveConn answers the questions of one connection, one after the other.
-func (s *Server) serveConn(ctx context.Context, conn net.Conn) {
+func (s *Server) serveConn(ctx context.Context, conn net.Conn, from netip.Addr) {
 	var buf []byte
 	for {
 		conn.SetDeadline(time.Now().Add(idleTimeout))
@@ -313,7 +356,7 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn) {
 		if _, err := io.ReadFull(conn, msg); err != nil {
 			return
 		}
-		reply := s.Reply(ctx, msg)
+		reply := s.reply(ctx, msg, &client{addr: from, tcp: true, at: time.Now()})
 		if reply == nil {
 			return
 		}

@@ -147,7 +147,7 @@ func TestServerRefusesMalformed(t *testing.T) {
 		{"half a question", good[:20], "RCodeFormatError"}, {"two questions", edit(5, 2), "RCodeFormatError"}, {"no question", edit(5, 0), "RCodeFormatError"},
 		{"an update", edit(2, 5<<3), "RCodeNotImplemented"}, {"of class CH", edit(len(good)-1, 3), "RCodeRefused"},
 	} {
-		reply, _ := s.answer(nil, tt.msg, minUDPSize)
+		reply, _ := s.answer(nil, tt.msg, &client{})
 		got := "nothing"
 		var p dnsmessage.Parser
 		if reply != nil {
@@ -305,7 +305,7 @@ func FuzzServer(f *testing.F) {
 	}
 	s := &Server{Resolver: &Resolver{Zone: newTestZone(), Domain: "cluster.local.", Pods: PodsInsecure}, Log: hclog.NewNullLogger()}
 	f.Fuzz(func(t *testing.T, msg []byte) {
-		reply, _ := s.answer(nil, msg, minUDPSize)
+		reply, _ := s.answer(nil, msg, &client{})
 		if reply == nil {
 			return
 		}

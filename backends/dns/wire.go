@@ -19,6 +19,7 @@ type query struct {
 	// size is the most that the client takes over UDP, in bytes.
 	size     int
 	dnssecOK bool
+	zone     uint8 // that it is counted with
 }
 
 // parse reads a query. If reply is false, nothing may be answered. If rcode is not a success, it is the answer.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -21,6 +22,10 @@ func (d *daemon) lookup(network, name string) (rcode dnsmessage.RCode, addrs []s
 }
 
 func (d *daemon) lookupAt(at, network, name string) (rcode dnsmessage.RCode, addrs []string, err error) {
+	return d.lookupFrom(netlab.Node, at, network, name)
+}
+
+func (d *daemon) lookupFrom(host, at, network, name string) (rcode dnsmessage.RCode, addrs []string, err error) {
 	ask := dnsmessage.Message{Header: dnsmessage.Header{ID: 9, RecursionDesired: true},
 		Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
 	msg, err := ask.Pack()
@@ -28,7 +33,7 @@ func (d *daemon) lookupAt(at, network, name string) (rcode dnsmessage.RCode, add
 		return 0, nil, err
 	}
 	var reply []byte
-	err = d.lab.Node().Do(func() error {
+	err = d.lab.Host(host).Do(func() error {
 		conn, err := net.Dial(network, at)
 		if err != nil {
 			return err
@@ -168,6 +173,33 @@ func TestNamesOnly(t *testing.T) {
 		t.Errorf("rules are programmed:\n%s", rules)
 	}
 	d.terminate()
+}
+
+// TestNamesForWhom has the node, a pod and a host outside ask at an address that all of them reach.
+func TestNamesForWhom(t *testing.T) {
+	t.Parallel()
+	d := newRunDaemon(t)
+	const web = "web.default.svc.cluster.local."
+	at := netip.AddrPortFrom(netlab.NodeIPv4, 53).String()
+	d.write(map[string]string{"config.yaml": kubeProxyConfig + "clusterCIDR: 10.244.0.0/16\n"})
+	d.flags = []string{"--dns", "--dns-listen", at, "--dns-upstream", "127.0.0.1:9"}
+	d.start()
+	d.awaitNameAt(at, web, serviceIP(t))
+	expect := func(host string, want bool) {
+		t.Helper()
+		_, addrs, err := d.lookupFrom(host, at, "udp", web)
+		if got := err == nil && len(addrs) == 1; got != want {
+			t.Errorf("%s: answered %v: %v %v", host, got, addrs, err)
+		}
+	}
+	expect(netlab.Client, true)
+	expect(netlab.Outside, false)
+	d.expectHTTP("http://127.0.0.1:10249/metrics", 200, `coredns_dns_requests_total{family="1",proto="udp",server="dns://`+at+`",type="A",view="",zone="cluster.local."}`)
+	d.write(map[string]string{"weir.yaml": "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\ndns: {allow: [192.168.0.0/16]}\n",
+		"web.yaml": strings.Replace(webService, serviceIP(t), "10.96.0.77", 1)})
+	d.awaitNameAt(at, web, "10.96.0.77")
+	expect(netlab.Outside, true)
+	d.expectHTTP("http://127.0.0.1:10249/metrics", 200, `coredns_kubernetes_dns_programming_duration_seconds_count{service_kind="cluster_ip"} 1`)
 }
 
 // serviceIP returns the ClusterIP of webService.

@@ -13,7 +13,10 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
 
+	"weir/backends/dataplane"
 	"weir/backends/dns"
 	"weir/backends/hostnet"
 	"weir/reconcile"
@@ -31,13 +34,14 @@ type nameServer struct {
 	refuse string
 
 	up      *dns.Upstreams
+	metrics *dns.Metrics
+	latency *prometheus.HistogramVec
 	allowed atomic.Pointer[allowed]
 
 	// The rest belongs to the Loop's goroutine.
-	snapshot *spec.Snapshot
-	zone     *names.Zone // nil while nothing is served
-	config   spec.DNS    // in force
-	stop     func()      // ends what answers, and waits for it
+	zone   *names.Zone // nil while nothing is served
+	config spec.DNS    // in force
+	stop   func()      // ends what answers, and waits for it
 }
 
 // allowed are the addresses that may ask.
@@ -46,8 +50,30 @@ type allowed struct {
 	prefixes []netip.Prefix
 }
 
-func newNameServer(log hclog.Logger, refuse string) *nameServer {
-	return &nameServer{log: log.Named("dns"), refuse: refuse, up: dns.NewUpstreams(), stop: func() {}}
+func newNameServer(log hclog.Logger, refuse string, r prometheus.Registerer) *nameServer {
+	up := dns.NewUpstreams()
+	n := &nameServer{log: log.Named("dns"), refuse: refuse, up: up, metrics: &dns.Metrics{Upstreams: up}, stop: func() {}}
+	n.latency = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "coredns_kubernetes_dns_programming_duration_seconds",
+		Help:    "Time from when a change of one Service was noticed in the input until its names followed.",
+		Buckets: prometheus.ExponentialBuckets(0.001, 2, 20),
+	}, []string{"service_kind"})
+	r.MustRegister(n.metrics, n.latency)
+	return n
+}
+
+// programmed counts a change of a Service, with the labels of the SLI of SIG Scalability.
+func (n *nameServer) programmed(svc *spec.Service, took time.Duration) {
+	kind := "cluster_ip"
+	switch s := &svc.Object.Spec; {
+	case s.Type == corev1.ServiceTypeExternalName:
+		return
+	case s.ClusterIP == corev1.ClusterIPNone && len(s.Selector) > 0:
+		kind = "headless_with_selector"
+	case s.ClusterIP == corev1.ClusterIPNone:
+		kind = "headless_without_selector"
+	}
+	n.latency.WithLabelValues(kind).Observe(took.Seconds())
 }
 
 // newResolver returns a Resolver of the zone with these settings.
@@ -79,8 +105,8 @@ func (n *nameServer) Applied(r reconcile.Report) {
 
 // Configured implements reconcile.Observer. The node itself and its pods may ask.
 func (n *nameServer) Configured(snap *spec.Snapshot, s reconcile.Settings) {
-	n.allow(s.From.(*nodeConfig))
 	c := snap.Weir.DNS
+	n.allow(s.From.(*nodeConfig), c.Allow)
 	if reflect.DeepEqual(c, n.config) {
 		return
 	}
@@ -95,13 +121,16 @@ func (n *nameServer) Configured(snap *spec.Snapshot, s reconcile.Settings) {
 		return
 	case n.zone == nil:
 		n.zone = names.NewZone()
+		n.zone.Programmed = n.programmed
 		n.zone.Updated(spec.Update{Snapshot: snap, Delta: spec.Delta{All: true}})
 	}
 	n.start()
 }
 
-func (n *nameServer) allow(t *nodeConfig) {
-	a := &allowed{addrs: t.DataPlane.NodeAddresses}
+// allow has the node, its pods and further ranges ask.
+func (n *nameServer) allow(t *nodeConfig, ranges []netip.Prefix) {
+	a := &allowed{addrs: t.DataPlane.NodeAddresses, prefixes: slices.Concat(ranges, t.DataPlane.LocalDetector.PodCIDRs)}
+	a.prefixes = append(a.prefixes, networksBehind(t.DataPlane.LocalDetector)...)
 	cidrs := strings.Split(t.Config.ClusterCIDR, ",")
 	if t.Object != nil {
 		cidrs = append(cidrs, t.Object.Spec.PodCIDRs...)
@@ -112,6 +141,20 @@ func (n *nameServer) allow(t *nodeConfig) {
 		}
 	}
 	n.allowed.Store(a)
+}
+
+// networksBehind returns the networks at the interfaces that traffic of pods comes in by.
+func networksBehind(d dataplane.LocalDetector) (found []netip.Prefix) {
+	if d.Interface == "" {
+		return nil
+	}
+	all, _ := hostnet.Networks()
+	for _, network := range all {
+		if !network.Routed && (network.Interface == d.Interface || d.Prefix && strings.HasPrefix(network.Interface, d.Interface)) {
+			found = append(found, network.Prefix)
+		}
+	}
+	return found
 }
 
 func (n *nameServer) mayAsk(addr netip.Addr) bool {
@@ -140,7 +183,7 @@ func (n *nameServer) serve(ctx context.Context, at netip.AddrPort, resolver *dns
 	told := ""
 	for ctx.Err() == nil {
 		n.log.Debug("answering for names", "address", at.String(), "domain", resolver.Domain)
-		server := &dns.Server{Resolver: resolver, Forwarder: n.up, Allowed: n.mayAsk, Log: n.log}
+		server := &dns.Server{Resolver: resolver, Forwarder: n.up, Allowed: n.mayAsk, Log: n.log, Metrics: n.metrics}
 		err := server.Serve(ctx, at)
 		if err != nil && ctx.Err() == nil && err.Error() != told {
 			told = err.Error()

@@ -95,7 +95,7 @@ func (f *runFlags) run(cmd *cobra.Command) error {
 		return usageError{errors.New("--dns: " + refuse + "; leave out --dns, or the API")}
 	}
 	d := newDaemon(log, f.node)
-	d.names = newNameServer(log, refuse)
+	d.names = newNameServer(log, refuse, d.health.Registry())
 	f.input.usable = func(ctx context.Context, kept *spec.Snapshot) error {
 		return fitsKernel(ctx, log.Named("kept"), f.node, kept)
 	}

@@ -19,6 +19,7 @@ type DNSFields struct {
 	Pods          string              `json:"pods"`
 	Upstreams     []string            `json:"upstreams"` // ADDRESS or ADDRESS:PORT
 	Forward       map[string][]string `json:"forward"`   // resolvers by domain
+	Allow         []string            `json:"allow"`     // CIDRs
 	Hosts         map[string][]string `json:"hosts"`     // addresses by name
 }
 
@@ -48,6 +49,16 @@ func (in *DNSFields) dns(report func(field, format string, args ...any)) spec.DN
 			d.Forward = map[string][]netip.AddrPort{}
 		}
 		d.Forward[domain(name, field, report)] = resolvers(list, field, report)
+	}
+	for i, text := range in.Allow {
+		p, err := netip.ParsePrefix(text)
+		switch field := fmt.Sprintf("dns.allow[%d]", i); {
+		case err != nil:
+			report(field, "%q is not a CIDR, such as 192.0.2.0/24", text)
+		case p != p.Masked():
+			report(field, "%s has bits set after its prefix; write %s", p, p.Masked())
+		}
+		d.Allow = append(d.Allow, p)
 	}
 	in.hosts(&d, report)
 	return d

@@ -21,8 +21,10 @@ type Zone struct {
 
 	// snapshot is the last one accepted. Services in pending may differ in it from those in force; all means all of them.
 	snapshot *spec.Snapshot
-	pending  map[dataplane.ServiceName]struct{}
+	pending  map[dataplane.ServiceName]time.Time // when the change was noticed
 	all      bool
+	// Programmed, if set, is called for every change of one Service that has come into force, with the time that it took.
+	Programmed func(*spec.Service, time.Duration)
 
 	mu sync.RWMutex
 	// services are in force.
@@ -38,7 +40,7 @@ type Zone struct {
 // NewZone returns a Zone that knows nothing yet.
 func NewZone() *Zone {
 	return &Zone{
-		pending:    map[dataplane.ServiceName]struct{}{},
+		pending:    map[dataplane.ServiceName]time.Time{},
 		services:   map[dataplane.ServiceName]*spec.Service{},
 		namespaces: map[string]int{},
 		owners:     map[netip.Addr][]dataplane.ServiceName{},
@@ -52,8 +54,11 @@ func (z *Zone) Updated(u spec.Update) {
 	}
 	z.snapshot = u.Snapshot
 	z.all = z.all || u.Delta.All
+	now := time.Now()
 	for _, name := range u.Delta.Services {
-		z.pending[name] = struct{}{}
+		if z.pending[name].IsZero() {
+			z.pending[name] = now
+		}
 	}
 }
 
@@ -74,10 +79,14 @@ func (z *Zone) Applied(r reconcile.Report) {
 	for _, h := range r.HeldBack {
 		held[h.Service] = true
 	}
+	since := make(map[dataplane.ServiceName]time.Time, len(held))
+	for name := range held {
+		since[name] = z.pending[name]
+	}
 	z.edit(func(name dataplane.ServiceName) bool { return !held[name] })
 	z.all = false
 	for name := range held {
-		z.pending[name] = struct{}{}
+		z.pending[name] = since[name]
 	}
 	z.serial.CompareAndSwap(0, uint32(time.Now().Unix()))
 }
@@ -86,10 +95,10 @@ func (z *Zone) Applied(r reconcile.Report) {
 func (z *Zone) edit(ready func(dataplane.ServiceName) bool) {
 	if z.all {
 		for name := range z.services {
-			z.pending[name] = struct{}{}
+			z.await(name)
 		}
 		for name := range z.snapshot.Services.Names() {
-			z.pending[name] = struct{}{}
+			z.await(name)
 		}
 	}
 	if len(z.pending) == 0 {
@@ -98,17 +107,31 @@ func (z *Zone) edit(ready func(dataplane.ServiceName) bool) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	changed := false
-	for name := range z.pending {
-		if ready(name) {
-			changed = z.put(name, z.snapshot.Services.Get(name)) || changed
-			delete(z.pending, name)
+	for name, since := range z.pending {
+		if !ready(name) {
+			continue
 		}
+		svc := z.snapshot.Services.Get(name)
+		if z.put(name, svc) {
+			changed = true
+			if z.Programmed != nil && svc != nil && !since.IsZero() {
+				z.Programmed(svc, time.Since(since))
+			}
+		}
+		delete(z.pending, name)
 	}
 	if len(z.pending) == 0 {
-		z.pending = map[dataplane.ServiceName]struct{}{} // ranging over a map costs its peak size, so allocate a new one
+		z.pending = map[dataplane.ServiceName]time.Time{} // ranging over a map costs its peak size, so allocate a new one
 	}
 	if changed && z.serial.Load() != 0 {
 		z.serial.Store(max(z.serial.Load()+1, uint32(time.Now().Unix())))
+	}
+}
+
+// await adds a Service to the pending ones, without a time: what is read at once says nothing of a change.
+func (z *Zone) await(name dataplane.ServiceName) {
+	if _, ok := z.pending[name]; !ok {
+		z.pending[name] = time.Time{}
 	}
 }
 
