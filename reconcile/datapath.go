@@ -64,7 +64,8 @@ func (d *dataPath) close() {
 func (d *dataPath) retire() {
 	d.desired.nothing()
 	d.quarantine.forget()
-	d.observed.keep = false
+	d.observed.keep, d.observed.leaving = false, true
+	clear(d.observed.drift)
 }
 
 // retryNow retries a Service in the next round, because its input changed.

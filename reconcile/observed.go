@@ -38,6 +38,8 @@ type observed struct {
 	// listed reports whether a full read has succeeded in this process. keep reports whether the desired side is only
 	// what an earlier process knew. Together they are the delete gate.
 	listed, keep bool
+	// leaving reports whether everything is taken down. What differs then is no drift.
+	leaving bool
 	// drift holds the IDs for which the kernel differs from what it had confirmed. repaired holds the owners of
 	// repaired IDs, until the Engine takes them.
 	drift    map[backends.ID]struct{}
@@ -95,7 +97,7 @@ func (o *observed) refresh(ctx context.Context, b backends.Backend, full bool, r
 		o.doubt()
 		return err
 	}
-	if o.trust != untrusted {
+	if o.trust != untrusted && !o.leaving {
 		rep.Drifted += len(differ)
 		for _, id := range differ {
 			o.drift[id] = struct{}{}
