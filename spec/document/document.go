@@ -33,7 +33,12 @@ type Problem struct {
 	Line   int
 	Field  string // "" means the whole document
 	Detail string
+	// beyond reports whether the document is not read because it exceeds a limit.
+	beyond bool
 }
+
+// BeyondLimits reports whether the document is not read because it is too large, or its aliases expand to too much.
+func (p Problem) BeyondLimits() bool { return p.beyond || p.TooManyAliases() }
 
 // TooManyAliases reports whether the document is refused because its aliases expand to too much.
 func (p Problem) TooManyAliases() bool { return p.Detail == tooManyAliases }
@@ -66,7 +71,7 @@ func Parse(t Text) *Document {
 func (d *Document) convert() {
 	t := &d.text
 	if detail := tooLarge(t.Data); detail != "" {
-		d.fail(1, detail)
+		d.problems = append(d.problems, Problem{Line: d.inFile(1), Detail: detail, beyond: true})
 		return
 	}
 	if !t.JSON && isJSON(t.Data) {

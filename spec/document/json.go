@@ -103,7 +103,7 @@ func isSimple(s string) bool {
 
 func (w *writer) problem(line int, detail string) {
 	if len(w.problems) < maxProblems {
-		w.problems = append(w.problems, Problem{line, pathOf(w.at), detail})
+		w.problems = append(w.problems, Problem{Line: line, Field: pathOf(w.at), Detail: detail})
 	}
 }
 

@@ -6,6 +6,7 @@ package manifest
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"hash/maphash"
@@ -169,6 +170,8 @@ type decoding struct {
 	out  *content
 	// isObject reports whether the document is an object, and ours whether it is of a kind that a Set reads.
 	isObject, ours bool
+	// whole reports whether the document is not parsed only because it is too large.
+	whole bool
 	// known reports whether its kind is surely one that a Set reads, so that its fields may be named.
 	known bool
 	// foreignItems are the items of a List that are of other kinds.
@@ -203,6 +206,8 @@ func (d *decoding) decode() {
 		d.object(doc, header{}, "")
 	} else if data != nil {
 		d.notAnObject(doc)
+	} else {
+		d.whole = slices.ContainsFunc(doc.Problems(), document.Problem.BeyondLimits)
 	}
 	if d.out.config == nil || d.out.config.embedded { // a problem in the header of a configuration was reported with it
 		for _, p := range doc.Problems() {
@@ -222,15 +227,16 @@ func (d *decoding) setAside() {
 	switch {
 	case len(o.problems) == 0 || d.strict || d.named(d.path):
 		return
-	case d.isObject && d.ours, !d.isObject && mayBeOurs(d.text.Data):
+	case d.isObject && d.ours, !d.isObject && mayBeOurs(d.text.Data, d.whole):
 		return
 	}
 	first := o.problems[0]
 	o.aside, o.problems = o.problems, nil
 	if len(o.skipped) == 0 {
 		kind := noKind
-		if m := topKind.FindSubmatch(d.text.Data); m != nil && len(m[1]) > 0 {
-			kind = string(m[1])
+		for top := range topFields(d.text.Data, topKind, "kind") {
+			kind = cmp.Or(top, noKind)
+			break
 		}
 		d.skip(kind, first.Origin.Line)
 	}

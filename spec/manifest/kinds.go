@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"path"
 	"regexp"
 	"slices"
@@ -217,40 +218,155 @@ var (
 )
 
 // mayBeOurs reports whether a document that cannot be parsed may be of a kind that a Set reads. Kinds that are not
-// indented decide, and where there are none, any kind in the text.
-func mayBeOurs(data []byte) bool {
-	text := bytes.ReplaceAll(data, []byte{0}, nil) // UTF-16 and UTF-32 have ASCII with zeros between
-	text = bytes.TrimPrefix(bytes.TrimPrefix(text, []byte("\xff\xfe")), []byte("\xfe\xff"))
-	tops := topKind.FindAllSubmatch(text, -1)
-	versions := topVersion.FindAllSubmatch(text, -1)
-	apiVersion := ""
-	if len(versions) == 1 {
-		apiVersion = string(versions[0][1])
+// indented decide, and where there are none, any kind in the text. In a whole document, one that is only too large to be
+// parsed, the kind at its top decides.
+func mayBeOurs(data []byte, whole bool) bool {
+	text := data
+	if bytes.IndexByte(data, 0) >= 0 { // UTF-16 and UTF-32 have ASCII with zeros between
+		text = bytes.ReplaceAll(data, []byte{0}, nil)
 	}
-	foreign := apiVersion != "" && groupOf(apiVersion) == nil
-	for _, m := range tops {
-		kind := string(m[1])
+	text = bytes.TrimPrefix(bytes.TrimPrefix(text, []byte("\xff\xfe")), []byte("\xfe\xff"))
+	tops := slices.Collect(topFields(text, topKind, "kind"))
+	versions := slices.Collect(topFields(text, topVersion, "apiVersion"))
+	foreign := len(versions) == 1 && versions[0] != "" && groupOf(versions[0]) == nil
+	for _, kind := range tops {
 		if !foreign && isOurs("", kind) && kind != "List" || kind == "ConfigMap" && carriesConfig(text) {
 			return true
 		}
 	}
-	if len(tops) > 0 && !slices.ContainsFunc(tops, func(m [][]byte) bool { return string(m[1]) == "List" }) {
+	switch {
+	case len(tops) > 0 && !slices.Contains(tops, "List"):
 		return false
+	case len(tops) == 0 && whole:
+		if kind, ok := nestedTop(text); ok {
+			return isOurs("", kind) && (kind != "List" || namesOurs(text))
+		}
 	}
-	for _, m := range kindField.FindAllSubmatch(text, -1) {
-		if kind := string(m[1]); kind != "List" && isOurs("", kind) {
+	return namesOurs(text)
+}
+
+// namesOurs reports whether a text has a field kind, however deep, with one that a Set reads.
+func namesOurs(text []byte) bool {
+	for kind := range kindsIn(text) {
+		if kind != "List" && isOurs("", kind) {
 			return true
 		}
 	}
 	return false
 }
 
+// kindsIn yields the values of all fields of that name in a text. It matches only where the name is, because the expression
+// is slow on all of a large document.
+func kindsIn(text []byte) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for at := 0; ; at += len("kind") {
+			i := bytes.Index(text[at:], []byte("kind"))
+			if i < 0 {
+				return
+			}
+			at += i
+			m := kindField.FindSubmatch(text[max(at-2, 0):min(at+200, len(text))])
+			if m != nil && !yield(string(m[1])) {
+				return
+			}
+		}
+	}
+}
+
+// topFields yields the values that a field has on lines which are not indented.
+func topFields(text []byte, form *regexp.Regexp, field string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for at := 0; ; {
+			i := bytes.Index(text[at:], []byte(field))
+			if i < 0 {
+				return
+			}
+			start := bytes.LastIndexByte(text[:at+i], '\n') + 1
+			line, _, _ := bytes.Cut(text[start:], []byte("\n"))
+			before := text[start : at+i]
+			at = start + len(line)
+			if len(before) > 0 && bytes.IndexByte([]byte(`-"'`), before[0]) < 0 {
+				continue
+			}
+			if m := form.FindSubmatch(line); m != nil && !yield(string(m[1])) {
+				return
+			}
+		}
+	}
+}
+
+var (
+	flowKind = regexp.MustCompile(`^\s*["']?kind["']?\s*:\s*["']?([A-Za-z][A-Za-z0-9]*)`)
+	// prologue is what comes before the first node of a document.
+	prologue = regexp.MustCompile(`^(?:\xef\xbb\xbf)?(?:(?:[ \t]*(?:#.*)?|%.*|---[ \t]*)\r?\n)*(?:---[ \t]+)?`)
+)
+
+// nestedTop returns the kind at the top of a document that has none on a line which is not indented: because all of it is
+// indented, because it is written in braces, or because it has none. It is not ok if the kind may come by other ways.
+func nestedTop(text []byte) (kind string, ok bool) {
+	body := text[len(prologue.Find(text)):]
+	indent := len(body) - len(bytes.TrimLeft(body, " "))
+	switch body = body[indent:]; {
+	case len(body) == 0, body[0] == '[', body[0] == '-' && len(body) > 1 && body[1] <= ' ':
+		return "", true
+	case body[0] == '{':
+		return inBraces(body), true
+	case bytes.IndexByte([]byte("?&*!|>"), body[0]) >= 0, bytes.Contains(text, []byte("\n?")), bytes.Contains(text, []byte("<<")):
+		return "", false
+	case indent == 0:
+		return "", true
+	}
+	margin := append([]byte("\n"), text[len(text)-len(body)-indent:len(text)-len(body)]...)
+	for kind := range topFields(bytes.ReplaceAll(text[len(text)-len(body):], margin, []byte("\n")), topKind, "kind") {
+		return kind, true
+	}
+	return "", true
+}
+
+// inBraces returns the value of the field kind of a mapping that is written in braces, or "".
+func inBraces(data []byte) string {
+	depth := 0
+	for i := 0; i < len(data); i++ {
+		switch data[i] {
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth--; depth == 0 {
+				return ""
+			}
+		case '"':
+			for i++; i < len(data) && data[i] != '"'; i++ {
+				if data[i] == '\\' {
+					i++
+				}
+			}
+		}
+		if depth == 1 && i < len(data) && (data[i] == '{' || data[i] == ',') {
+			if m := flowKind.FindSubmatch(data[i+1 : min(i+1000, len(data))]); m != nil {
+				return string(m[1])
+			}
+		}
+	}
+	return ""
+}
+
 // carriesConfig reports whether a ConfigMap may carry a configuration, maybe with its kind misspelt.
 func carriesConfig(data []byte) bool {
-	return bytes.Contains(data, []byte(config.KubeProxyKind)) || bytes.Contains(data, []byte(config.ConfigMapKey)) &&
-		(bytes.Contains(data, []byte("kubeproxy.config.k8s.io")) || slices.ContainsFunc(kindField.FindAllSubmatch(data, -1), func(m [][]byte) bool {
-			return groupOf(config.KubeProxyAPIVersion).nearest(string(m[1])) != ""
-		}))
+	if bytes.Contains(data, []byte(config.KubeProxyKind)) {
+		return true
+	}
+	if !bytes.Contains(data, []byte(config.ConfigMapKey)) {
+		return false
+	}
+	if bytes.Contains(data, []byte("kubeproxy.config.k8s.io")) {
+		return true
+	}
+	for kind := range kindsIn(data) {
+		if groupOf(config.KubeProxyAPIVersion).nearest(kind) != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // foreign returns the kind of a document that is surely of no kind that a Set reads, without parsing it. It returns
@@ -283,30 +399,15 @@ func foreign(name string, data []byte) (kind string, ok bool) {
 	return kind, true
 }
 
-// onlyTopKind returns the value of the only match of topKind, unless there is none or several, or it has no value. It
-// matches only the lines that may, because the expression is slow on all of a large tree.
+// onlyTopKind returns the value of the only match of topKind, unless there is none or several, or it has no value.
 func onlyTopKind(data []byte) (kind string, ok bool) {
-	for at := 0; ; {
-		i := bytes.Index(data[at:], []byte("kind"))
-		if i < 0 {
-			return kind, ok
-		}
-		start := bytes.LastIndexByte(data[:at+i], '\n') + 1
-		line, _, _ := bytes.Cut(data[start:], []byte("\n"))
-		before := data[start : at+i]
-		at = start + len(line)
-		if len(before) > 0 && bytes.IndexByte([]byte(`-"'`), before[0]) < 0 {
-			continue
-		}
-		m := topKind.FindSubmatch(line)
-		if m == nil {
-			continue
-		}
-		if ok || len(m[1]) == 0 {
+	for top := range topFields(data, topKind, "kind") {
+		if ok || top == "" {
 			return "", false
 		}
-		kind, ok = string(m[1]), true
+		kind, ok = top, true
 	}
+	return kind, ok
 }
 
 // ignoreMark is the comment at the head of a file that leaves the file out.

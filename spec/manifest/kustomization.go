@@ -211,7 +211,7 @@ func (u *update) patchOfOurs(dir, file, text string) bool {
 		f := u.files[filepath.Join(dir, file)]
 		return f != nil && slices.ContainsFunc(f.docs, func(d doc) bool { return d.ours })
 	}
-	return text != "" && mayBeOurs([]byte(text))
+	return text != "" && mayBeOurs([]byte(text), false)
 }
 
 // kustomizationAt returns the kustomization of a directory and the path of its file.

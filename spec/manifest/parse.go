@@ -150,7 +150,7 @@ func (d *decoder) split(f *file, data []byte) (texts []document.Text, broken boo
 		return texts, false
 	}
 	p := &spec.Problem{Origin: spec.Origin{File: f.path, Line: fault.Line}, Detail: fault.Detail}
-	if d.strict || d.named(f.path) || mayBeOurs(data) {
+	if d.strict || d.named(f.path) || mayBeOurs(data, false) {
 		f.broken = p
 		return nil, true
 	}
