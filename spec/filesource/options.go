@@ -12,8 +12,8 @@ import (
 // Options say what a Source reads, and its limits. A zero limit means the default.
 type Options struct {
 	// Paths are directories, files, or "-" for standard input, as the user named them. In a directory, files ending in
-	// .yaml, .yml and .json are read at any depth, and names that begin with a dot are ignored. A file that is named
-	// here is read whatever its name is.
+	// .yaml, .yml and .json, and those named Kustomization, are read at any depth; names that begin with a dot are
+	// ignored. A file that is named here is read whatever its name is.
 	Paths []string
 	// Kustomize are directories with kustomizations, of which the Source reads what they render to.
 	Kustomize []string

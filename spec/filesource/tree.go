@@ -213,13 +213,13 @@ const (
 	ChartTemplates = "templates"
 )
 
-// isManifest reports whether a file in a directory is read.
-func isManifest(base string) bool {
-	switch strings.ToLower(filepath.Ext(base)) {
+// isManifest reports whether a file in a directory is read. A Kustomization says which of the other files are no objects.
+func isManifest(name string) bool {
+	switch strings.ToLower(filepath.Ext(name)) {
 	case ".yaml", ".yml", ".json":
 		return true
 	}
-	return false
+	return filepath.Base(name) == "Kustomization"
 }
 
 // moving compares the marked names with their hints from the probe, and reports whether any is still changing.

@@ -472,7 +472,7 @@ func (u *update) hintAtKustomize() {
 	for i := range u.problems {
 		p := &u.problems[i]
 		dir := filepath.Dir(p.Origin.File)
-		for _, name := range []string{"kustomization.yaml", "kustomization.yml"} {
+		for _, name := range kustomizationNames {
 			beside := filepath.Join(dir, name)
 			if _, ok := u.files[beside]; ok && p.Origin.File != "" && p.Origin.File != beside {
 				p.Detail += fmt.Sprintf(" (%s is beside it: build it with -k %s)", name, dir)
