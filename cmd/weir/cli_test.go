@@ -73,6 +73,13 @@ func TestUsageErrors(t *testing.T) {
 		want string
 	}{
 		{"unknown command", "frobnicate", `unknown command "frobnicate"`},
+		{"misspelt flag", "reconcile -f . --dryrun", "unknown flag: --dryrun; did you mean --dry-run?"},
+		{"misspelt flag with a value", "plan -f . --agianst=empty", "unknown flag: --agianst; did you mean --against?"},
+		{"a flag with one dash", "plan -f . -against empty", `unknown shorthand flag: 'a' in -against; did you mean --against?`},
+		{"half a flag", "run -f . --mode ipvs", "unknown flag: --mode; did you mean --proxy-mode?"},
+		{"another case", "run -f . --Proxy_Mode ipvs", "unknown flag: --Proxy_Mode; did you mean --proxy-mode?"},
+		{"misspelt flag of no command", "--verison", "unknown flag: --verison; did you mean --version?"},
+		{"misspelt flag that is near to none", "plan -f . --frobnicate", "unknown flag: --frobnicate\n"},
 		{"misspelt command", "plna -f .", `unknown command "plna"; did you mean weir plan?`},
 		{"another program's command", "diff -f .", `unknown command "diff"; did you mean weir plan?`},
 		{"another program's command", "apply -f .", `unknown command "apply"; did you mean weir reconcile?`},

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,9 +12,11 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"weir/reconcile/tell/status"
 	"weir/spec"
+	"weir/spec/document"
 )
 
 // Exit codes.
@@ -146,7 +149,7 @@ line is wrong.`,
 		SuggestionsMinimumDistance: 2,
 	}
 	root.Flags().BoolVar(&version, "version", false, "print the version of weir")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(newRun(), newReconcile(), newPlan(), newValidate(), newAllocate(), newStatus(), newSnapshot(), newCleanup(), newDoctor(), newDNS(), newVersion(), newWarningsHelp())
 	return root
 }
@@ -171,6 +174,47 @@ func unknownCommand(root *cobra.Command, name string) error {
 		text += "; did you mean weir " + strings.Join(near, ", or weir ") + "?"
 	}
 	return usageError{errors.New(text)}
+}
+
+// flagError returns the error for flags that cannot be parsed. For one that does not exist it names those that may have been
+// meant.
+func flagError(cmd *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if !errors.As(err, &unknown) {
+		return usageError{err}
+	}
+	given, _, _ := strings.Cut(cmp.Or(unknown.GetSpecifiedShortnames(), unknown.GetSpecifiedName()), "=")
+	if near := nearFlags(cmd.Flags(), given); len(near) > 0 {
+		err = fmt.Errorf("%w; did you mean %s?", err, strings.Join(near, ", or "))
+	}
+	return usageError{err}
+}
+
+// nearFlags returns the flags that a misspelt name may mean: those that differ in a letter or two, or else those of whose words
+// it is a part.
+func nearFlags(flags *pflag.FlagSet, given string) (near []string) {
+	joined := func(name string) string { return strings.ToLower(strings.NewReplacer("-", "", "_", "").Replace(name)) }
+	if len(given) < 3 {
+		return nil
+	}
+	least := min(3, len(joined(given))/2)
+	var part []string
+	flags.VisitAll(func(f *pflag.Flag) {
+		switch d := document.Distance(joined(given), joined(f.Name), least+1); {
+		case f.Hidden:
+		case d < least:
+			least, near = d, []string{"--" + f.Name}
+		case d == least && d < 3 && len(near) > 0:
+			near = append(near, "--"+f.Name)
+		}
+		if !f.Hidden && strings.Contains("-"+f.Name+"-", "-"+strings.ToLower(given)+"-") {
+			part = append(part, "--"+f.Name)
+		}
+	})
+	if len(near) > 0 {
+		return near
+	}
+	return part
 }
 
 // noArgs refuses arguments that are not flags, and explains how to give a path.
