@@ -54,16 +54,19 @@ func (s *Snapshot) orphan(name dataplane.ServiceName) []Notice {
 // source they came. Only Services from files get the latter, because a control plane reports them by itself.
 func (s *Service) AllNotices() []Notice {
 	sp := &s.Object.Spec
+	given := s.Notices
+	if err := CheckNoticeIDs(s.Object.Annotations[AnnotationSilence]); err != nil {
+		given = append(slices.Clip(given), AnnotationIgnored.Notice(s.Origin, ServiceObject(s.Name), "metadata.annotations["+AnnotationSilence+"]", err.Error()))
+	}
 	_, otherProxy := s.Object.Labels[LabelServiceProxyName]
 	if s.Origin.File == "" || otherProxy || sp.Type == corev1.ServiceTypeExternalName || sp.ClusterIP == corev1.ClusterIPNone {
-		return s.Notices
+		return given
 	}
 	var all []Notice
 	notice := func(id NoticeID, field, detail string) {
 		all = append(all, id.Notice(s.Origin, ServiceObject(s.Name), field, detail))
 	}
 	noEndpoints := func(n Notice) bool { return n.ID() == NoReadyEndpoint }
-	given := s.Notices
 	const ways = "add an EndpointSlice labelled kubernetes.io/service-name, or an Endpoints object of the same name, or let weir read them from an API server"
 	switch {
 	case len(s.Slices) > 0:

@@ -83,6 +83,8 @@ type Set struct {
 	leftFiles spec.SkippedFiles
 	// silences holds the comments that silence notices, by path.
 	silences map[string]string
+	// badHeads holds the notices of such comments that are wrong, by path.
+	badHeads map[string][]spec.Notice
 
 	pools pools
 	needs map[dataplane.ServiceName]needs
@@ -129,7 +131,7 @@ func NewSet(o Options) *Set {
 		kustomizations: map[*content]docAt{}, charts: map[*content]docAt{}, notRead: map[string]spec.Skipped{}, asides: map[string]int{},
 		needs: map[dataplane.ServiceName]needs{}, unusedPins: map[dataplane.ServiceName]bool{},
 	}
-	s.silences = map[string]string{}
+	s.silences, s.badHeads = map[string]string{}, map[string][]spec.Notice{}
 	s.decoder = decoder{seed: maphash.MakeSeed(), intern: &interner{}, configFile: o.ConfigFile, lockFile: o.LockFile, strict: o.StrictTree, namespace: o.Choice.Namespace}
 	if o.Choice.Selector != "" {
 		s.decoder.selector, _ = labels.Parse(o.Choice.Selector) // an invalid one selects all, and was refused before

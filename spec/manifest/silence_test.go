@@ -29,3 +29,29 @@ func TestSilenceComments(t *testing.T) {
 		}
 	}
 }
+
+// TestSilenceCommentsThatAreWrong has comments at the head of a file that have no effect, or not the one they are meant to have.
+func TestSilenceCommentsThatAreWrong(t *testing.T) {
+	for head, want := range map[string]string{
+		"# weir:silence W001, W005\n# weir: prose\n# about weir:silence\n": "",
+		"# weir:silence\n":             "silences nothing",
+		"\n# weir:silence: W001 W01\n": `"W01" is not the ID of a notice`,
+		"# weir:silenced W001\n":       "is no comment that weir knows; did you mean # weir:silence",
+		"#weir/silence: W001\n":        "is no comment that weir knows; did you mean # weir:silence",
+		"#weir:ignoring\n":             "is no comment that leaves out the file",
+		"# weir:ignore: generated\n":   "is no comment that leaves out the file",
+	} {
+		s := NewSet(Options{})
+		snap, _ := mustUpdate(t, s, File{Path: "a.yaml", Data: []byte(head + yamlService("a", ""))})
+		got := ""
+		for _, n := range snap.Notices {
+			got += n.Error()
+		}
+		if !strings.Contains(got, want) || (got == "") != (want == "") || want != "" && !strings.HasPrefix(got, "a.yaml:") {
+			t.Errorf("%q: %q, want %q", head, got, want)
+		}
+		if snap, _ := mustUpdate(t, s, File{Path: "a.yaml", Data: []byte(yamlService("a", ""))}); len(snap.Notices) > 0 {
+			t.Errorf("%q: without it: %v", head, snap.Notices)
+		}
+	}
+}

@@ -432,6 +432,9 @@ func (u *update) notices() []spec.Notice {
 		}
 	}
 	out = append(out, u.sameConfigs...)
+	for _, faults := range u.badHeads {
+		out = append(out, faults...)
+	}
 	for id, spares := range u.spares {
 		for _, p := range spares {
 			out = append(out, sameDocument(p.origin(), id.String(), u.objects[id].origin()))
