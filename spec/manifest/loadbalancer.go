@@ -21,19 +21,20 @@ var addressAnnotations = []string{
 	"kube-vip.io/loadbalancerIPs",
 }
 
-// loadBalancer sets the addresses of a load balancer. A status is seldom written in a file; without one, the addresses
+// loadBalancer sets the addresses of a load balancer. A status is seldom written in a file; without an address in one, those
 // that the Service asks for are taken.
 func (v *validator) loadBalancer(svc *corev1.Service) {
 	v.dropStatus(svc)
 	v.serviceStatus(svc)
-	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || len(svc.Status.LoadBalancer.Ingress) > 0 {
+	status := svc.Status.LoadBalancer.Ingress
+	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || slices.ContainsFunc(status, func(in corev1.LoadBalancerIngress) bool { return in.IP != "" }) {
 		return
 	}
 	asked := v.askedAddresses(svc)
 	for _, a := range asked {
 		svc.Status.LoadBalancer.Ingress = append(svc.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a.String(), IPMode: &modeVIP})
 	}
-	if len(asked) == 0 && len(svc.Spec.ExternalIPs) == 0 {
+	if len(asked) == 0 && len(status) == 0 && len(svc.Spec.ExternalIPs) == 0 {
 		reached := "its node ports"
 		if a := svc.Spec.AllocateLoadBalancerNodePorts; a != nil && !*a {
 			reached = "its ClusterIP"

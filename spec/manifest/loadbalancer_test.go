@@ -23,6 +23,9 @@ func TestLoadBalancerAddresses(t *testing.T) {
 		{"the same twice", "metallb.io/loadBalancerIPs: 192.0.2.1, metallb.universe.tf/loadBalancerIPs: 192.0.2.1", "type: LoadBalancer, loadBalancerIP: 192.0.2.1", "", "192.0.2.1", ""},
 		{"they differ", "metallb.io/loadBalancerIPs: 192.0.2.2", "type: LoadBalancer, loadBalancerIP: 192.0.2.1", "", "192.0.2.1", "W021 metadata.annotations[metallb.io/loadBalancerIPs]: is ignored, since spec.loadBalancerIP asks for 192.0.2.1"},
 		{"a status", "metallb.io/loadBalancerIPs: 192.0.2.2", "type: LoadBalancer, loadBalancerIP: 192.0.2.3", "192.0.2.1", "192.0.2.1", ""},
+		{"a status with a name", "metallb.io/loadBalancerIPs: 192.0.2.2", "type: LoadBalancer", "lb.example.com", "192.0.2.2", ""},
+		{"a status with a name, the field", "", "type: LoadBalancer, loadBalancerIP: 192.0.2.3", "lb.example.com", "192.0.2.3", ""},
+		{"a status with a name, nothing asked", "", "type: LoadBalancer", "lb.example.com", "", ""},
 		{"DHCP", "kube-vip.io/loadbalancerIPs: 0.0.0.0", "type: LoadBalancer", "", "", "W021 metadata.annotations[kube-vip.io/loadbalancerIPs]: is ignored: 0.0.0.0 is the unspecified address; W030 " + ask},
 		{"a range", "lbipam.cilium.io/ips: 192.0.2.0/24", "type: LoadBalancer", "", "", `W021 metadata.annotations[lbipam.cilium.io/ips]: is ignored: "192.0.2.0/24" is not an IP address; leave out the prefix length; W030 ` + ask},
 		{"a name", "", "type: LoadBalancer, loadBalancerIP: lb.example.com", "", "", `W022 spec.loadBalancerIP: is ignored: "lb.example.com" is not an IP address, such as 10.9.8.7 or 2001:db8::ffff; W030 ` + ask},
@@ -35,12 +38,18 @@ func TestLoadBalancerAddresses(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			text := fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {name: a, annotations: {%s}}\nspec: {%s, ports: [{port: 80}]}\n", tt.annotations, tt.spec)
 			if tt.status != "" {
-				text += fmt.Sprintf("status: {loadBalancer: {ingress: [{ip: %s}]}}\n", tt.status)
+				field := "ip"
+				if strings.Contains(tt.status, "example") {
+					field = "hostname"
+				}
+				text += fmt.Sprintf("status: {loadBalancer: {ingress: [{%s: %s}]}}\n", field, tt.status)
 			}
 			snap, _ := mustUpdate(t, NewSet(Options{}), File{Path: "a.yaml", Data: []byte(text)})
 			var got, notices []string
 			for _, in := range snap.Services.Get(name("a")).Object.Status.LoadBalancer.Ingress {
-				got = append(got, in.IP)
+				if in.IP != "" {
+					got = append(got, in.IP)
+				}
 			}
 			for _, n := range snap.Notices {
 				notices = append(notices, n.ID().Short()+" "+n.Field+": "+n.Detail)

@@ -50,6 +50,7 @@ func headOf(file string, data []byte) (silenced string, faults []spec.Notice) {
 		line = bytes.TrimSpace(line)
 		comment, isComment := bytes.CutPrefix(line, []byte("#"))
 		switch {
+		case string(line) == ignoreMark:
 		case isComment:
 			list, detail := directive(strings.TrimSpace(string(comment)))
 			if list != "" {
@@ -69,7 +70,7 @@ var directiveForm = regexp.MustCompile(`^weir[:/][a-z]`)
 
 // directive returns the notices that a comment silences, and what is wrong with it if it is meant for weir.
 func directive(text string) (list, fault string) {
-	if !directiveForm.MatchString(text) || "# "+text == ignoreMark {
+	if !directiveForm.MatchString(text) {
 		return "", ""
 	}
 	rest, ok := strings.CutPrefix(text, silenceComment)

@@ -38,7 +38,7 @@ func TestSilenceCommentsThatAreWrong(t *testing.T) {
 		"\n# weir:silence: W001 W01\n": `"W01" is not the ID of a notice`,
 		"# weir:silenced W001\n":       "is no comment that weir knows; did you mean # weir:silence",
 		"#weir/silence: W001\n":        "is no comment that weir knows; did you mean # weir:silence",
-		"#weir:ignoring\n":             "is no comment that leaves out the file",
+		"#weir:ignore\n":               "is no comment that leaves out the file",
 		"# weir:ignore: generated\n":   "is no comment that leaves out the file",
 	} {
 		s := NewSet(Options{})
