@@ -19,6 +19,21 @@ type Slices struct {
 	// Origin is the place where the first one was written, and Object is its kind and name. Notices need both.
 	Origin Origin
 	Object string
+	// Files are the files of the List, as SliceFiles of a Service are. Nil means that of Origin.
+	Files []string
+}
+
+// SliceFile returns the file of a slice of the Service, "" if the source reads no files.
+func (s *Service) SliceFile(i int) string { return fileOf(s.SliceFiles, i, s.Origin) }
+
+// File returns the file of a slice.
+func (s Slices) File(i int) string { return fileOf(s.Files, i, s.Origin) }
+
+func fileOf(files []string, i int, own Origin) string {
+	if len(files) == 0 {
+		return own.File
+	}
+	return files[min(i, len(files)-1)]
 }
 
 // ByName is an immutable map by the names of Services. The zero value is empty. A changed copy shares everything with

@@ -25,6 +25,9 @@ type Service struct {
 	// Slices are the Service's EndpointSlices, sorted by name. Endpoints objects are converted to slices, unless the
 	// Service has slices as well.
 	Slices []*discoveryv1.EndpointSlice
+	// SliceFiles are the files of the Slices as the source read them, before any join; the last one counts for the Slices
+	// that follow. Nil means that of the Service. SliceFile returns one.
+	SliceFiles []string
 	// Allocated holds the values of Object that weir allocated, in the order of the fields.
 	Allocated []Allocation
 	// Origin is the place where the Service was written.

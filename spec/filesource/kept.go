@@ -61,8 +61,8 @@ func (s *session) dropStandIns(h hung) {
 // standInPath returns the name of what stands in for a file.
 func standInPath(file string) string { return manifest.RenderedPath(file, "") }
 
-// missing returns what the kept Snapshot has and the fresh one lacks because reads hang: Services of files that hang, and all
-// slices and Nodes, since they may come from any file.
+// missing returns what the kept Snapshot has and the fresh one lacks because reads hang: Services and slices of files that
+// hang, and all Nodes, since they may come from any file.
 func missing(fresh, kept *spec.Snapshot, h hung) []manifest.File {
 	docs := map[string][]document.Text{}
 	add := func(origin spec.Origin, o any) {
@@ -73,34 +73,31 @@ func missing(fresh, kept *spec.Snapshot, h hung) []manifest.File {
 		}
 		docs[standInPath(file)] = append(docs[standInPath(file)], document.Text{Line: max(origin.Line, 1), OneLine: true, Data: data})
 	}
-	addSlices := func(name dataplane.ServiceName, list []*discoveryv1.EndpointSlice, origin spec.Origin) {
+	addSlices := func(name dataplane.ServiceName, list []*discoveryv1.EndpointSlice, file func(int) string) {
 		there := fresh.Slices.Get(name).List
 		if svc := fresh.Services.Get(name); svc != nil {
 			there = svc.Slices
 		}
-		for _, slice := range list {
-			if !slices.ContainsFunc(there, func(t *discoveryv1.EndpointSlice) bool { return t.Name == slice.Name }) {
+		for i, slice := range list {
+			if h.covers(file(i)) && !slices.ContainsFunc(there, func(t *discoveryv1.EndpointSlice) bool { return t.Name == slice.Name }) {
 				written := *slice
 				written.TypeMeta = metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"}
 				written.Labels = map[string]string{discoveryv1.LabelServiceName: name.Name}
-				add(origin, &written)
+				add(spec.Origin{File: file(i)}, &written)
 			}
 		}
 	}
 	for svc := range kept.Services.All() {
-		switch known := fresh.Services.Get(svc.Name) != nil; {
-		case !known && !h.covers(svc.Origin.File):
-			continue // its file is there, and has it no more
-		case !known:
+		if fresh.Services.Get(svc.Name) == nil && h.covers(svc.Origin.File) {
 			written := *svc.Object
 			written.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}
 			add(svc.Origin, &written)
 		}
-		addSlices(svc.Name, svc.Slices, svc.Origin)
+		addSlices(svc.Name, svc.Slices, svc.SliceFile)
 	}
 	for name := range kept.Slices.Names() {
 		s := kept.Slices.Get(name)
-		addSlices(name, s.List, s.Origin)
+		addSlices(name, s.List, s.File)
 	}
 	for name, n := range kept.Nodes {
 		if fresh.Nodes[name] == nil {

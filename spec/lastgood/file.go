@@ -69,6 +69,7 @@ type place struct {
 	Allocated []spec.Allocation     `json:",omitempty"`
 	Service   dataplane.ServiceName `json:",omitzero"`
 	Object    string                `json:",omitempty"`
+	Files     []string              `json:",omitempty"` // of the slices
 }
 
 // errForeign means that a file belongs to another node or cluster.
@@ -107,7 +108,7 @@ func (w *writer) all(h header, snap *spec.Snapshot) {
 	}
 	for svc := range snap.Services.All() {
 		if svc.Origin.File != "" {
-			w.json(recordPlace, place{Origin: svc.Origin, Allocated: svc.Allocated})
+			w.json(recordPlace, place{Origin: svc.Origin, Allocated: svc.Allocated, Files: svc.SliceFiles})
 		}
 		object := *svc.Object
 		object.ResourceVersion = svc.Origin.ResourceVersion
@@ -117,7 +118,7 @@ func (w *writer) all(h header, snap *spec.Snapshot) {
 	}
 	for name := range snap.Slices.Names() {
 		s := snap.Slices.Get(name)
-		w.json(recordLoose, place{Origin: s.Origin, Service: name, Object: s.Object})
+		w.json(recordLoose, place{Origin: s.Origin, Service: name, Object: s.Object, Files: s.Files})
 		w.slices(s.List)
 	}
 	w.flush()
@@ -262,7 +263,7 @@ func (c *collector) add(kind byte, data []byte) error {
 	case recordPlace:
 		return json.Unmarshal(data, &c.place)
 	case recordService:
-		svc := &spec.Service{Object: &corev1.Service{}, Origin: c.place.Origin, Allocated: c.place.Allocated}
+		svc := &spec.Service{Object: &corev1.Service{}, Origin: c.place.Origin, Allocated: c.place.Allocated, SliceFiles: c.place.Files}
 		c.place = place{}
 		err := svc.Object.Unmarshal(data)
 		svc.Name = dataplane.ServiceName{Namespace: svc.Object.Namespace, Name: svc.Object.Name}
@@ -273,7 +274,7 @@ func (c *collector) add(kind byte, data []byte) error {
 	case recordLoose:
 		var p place
 		err := json.Unmarshal(data, &p)
-		all := spec.Slices{Origin: p.Origin, Object: p.Object}
+		all := spec.Slices{Origin: p.Origin, Object: p.Object, Files: p.Files}
 		c.slice = func(s *discoveryv1.EndpointSlice) {
 			all.List = append(all.List, s)
 			c.loose.Put(p.Service, all)

@@ -6,6 +6,9 @@ import (
 	"io/fs"
 	"slices"
 
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"weir/backends/dataplane"
 	"weir/spec"
 )
 
@@ -27,28 +30,59 @@ func (w *watch) lost(snap *spec.Snapshot) spec.Problems {
 		return nil
 	}
 	var out spec.Problems
-	report := func(at spec.Origin, object string) {
+	told := map[string]bool{} // files
+	report := func(at spec.Origin, object, verb string) {
 		if s, ok := broken[at.File]; ok && object != "" {
+			told[at.File] = true
 			if s.Kind == spec.SkippedEmpty {
 				out = append(out, spec.Problem{Origin: s.Origin, Detail: "is empty, and held " + object + "; delete the file if that is meant"})
 				return
 			}
 			out = append(out, spec.Problem{Origin: s.Origin, Object: object,
-				Detail: "was here when the input was last good, and what is here now cannot be read" + because(s.Reason) + "; restore the file, or remove it"})
+				Detail: verb + " here when the input was last good, and what is here now cannot be read" + because(s.Reason) + "; restore the file, or remove it"})
+		}
+	}
+	reportSlices := func(name dataplane.ServiceName, list []*discoveryv1.EndpointSlice, file func(int) string) {
+		for _, f := range lostSlices(snap, name, list, file) {
+			if !told[f] {
+				report(spec.Origin{File: f}, "endpoints of "+spec.ServiceObject(name), "were")
+			}
 		}
 	}
 	for svc := range kept.Services.All() {
 		if snap.Services.Get(svc.Name) == nil {
-			report(svc.Origin, spec.ServiceObject(svc.Name))
+			report(svc.Origin, spec.ServiceObject(svc.Name), "was")
 		}
 	}
+	for svc := range kept.Services.All() {
+		reportSlices(svc.Name, svc.Slices, svc.SliceFile)
+	}
+	for name := range kept.Slices.Names() {
+		s := kept.Slices.Get(name)
+		reportSlices(name, s.List, s.File)
+	}
 	if kept.ConfigOrigin.File != "" && snap.ConfigOrigin.File == "" {
-		report(kept.ConfigOrigin, "KubeProxyConfiguration")
+		report(kept.ConfigOrigin, "KubeProxyConfiguration", "was")
 	}
 	if more := len(out) - maxLost; more > 0 {
 		out = append(slices.Clip(out[:maxLost]), spec.Problem{Detail: fmt.Sprintf("and %d more like these", more)})
 	}
 	return out
+}
+
+// lostSlices returns the files of those of a Service's slices that the Snapshot does not have.
+func lostSlices(snap *spec.Snapshot, name dataplane.ServiceName, kept []*discoveryv1.EndpointSlice, file func(int) string) (files []string) {
+	there := snap.Slices.Get(name).List
+	if svc := snap.Services.Get(name); svc != nil {
+		there = svc.Slices
+	}
+	for i, slice := range kept {
+		same := func(t *discoveryv1.EndpointSlice) bool { return t.Name == slice.Name }
+		if f := file(i); f != "" && !slices.Contains(files, f) && !slices.ContainsFunc(there, same) {
+			files = append(files, f)
+		}
+	}
+	return files
 }
 
 // maxLost limits the problems that lost returns.

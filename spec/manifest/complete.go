@@ -266,7 +266,7 @@ func (u *update) build() (spec.Services, spec.ByName[spec.Slices]) {
 		switch {
 		case old == nil || !sameService(old, svc):
 			u.changed = append(u.changed, name)
-		case old.Origin == svc.Origin:
+		case old.Origin == svc.Origin && slices.Equal(old.SliceFiles, svc.SliceFiles):
 			e.service.service.base = old.Object
 			continue
 		}
@@ -281,7 +281,8 @@ func (u *update) looseSlices(e *entry) spec.Slices {
 	case e == nil:
 		return spec.Slices{}
 	case len(e.slices) > 0:
-		return spec.Slices{List: u.slicesOf(e), Origin: e.slices[0].origin(), Object: e.slices[0].id.String()}
+		origin := e.slices[0].origin()
+		return spec.Slices{List: u.slicesOf(e), Origin: origin, Files: e.sliceFiles(origin.File), Object: e.slices[0].id.String()}
 	case e.endpoints != nil:
 		return spec.Slices{List: u.slicesOf(e), Origin: e.endpoints.origin(), Object: e.endpoints.id.String()}
 	}
@@ -298,6 +299,21 @@ func (u *update) slicesOf(e *entry) []*discoveryv1.EndpointSlice {
 		all = append(all, p.slice)
 	}
 	return all
+}
+
+// sliceFiles returns the files of the slices, or nil if all are in the given one.
+func (e *entry) sliceFiles(own string) []string {
+	if len(e.slices) == 0 && e.endpoints != nil && e.endpoints.at.path != own {
+		return []string{e.endpoints.at.path} // the slices that it is converted to, at most one for each family, share it
+	}
+	if !slices.ContainsFunc(e.slices, func(p *placed) bool { return p.at.path != own }) {
+		return nil
+	}
+	files := make([]string, len(e.slices))
+	for i, p := range e.slices {
+		files[i] = p.at.path
+	}
+	return files
 }
 
 // pinnedForNone records whether values are pinned for a Service that does not exist.
@@ -335,7 +351,7 @@ func (u *update) service(name dataplane.ServiceName, e *entry) *spec.Service {
 	own := e.service.service
 	own.base = u.pools.complete(name, own, u.needs[name], e.pinned())
 	svc := &spec.Service{Name: name, Object: own.base, Allocated: u.pools.allocations(own, u.needs[name], e.pinned()), Origin: e.service.origin()}
-	svc.Slices = u.slicesOf(e)
+	svc.Slices, svc.SliceFiles = u.slicesOf(e), e.sliceFiles(svc.Origin.File)
 	if own.proxied() {
 		u.serviceNotices(svc, e)
 	}
