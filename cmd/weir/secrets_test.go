@@ -33,7 +33,7 @@ func TestNoForeignScalarIsPrinted(t *testing.T) {
 		}
 		commands := [][]string{
 			{"reconcile", "--dry-run", "--against", "empty", "-f", dir}, {"reconcile", "--dry-run", "--against", file, "-f", "../../examples/quickstart"},
-			{"allocate", "-f", dir}, {"validate", "-f", "../../examples/quickstart/web.yaml", "--config", file},
+			{"validate", "-f", dir, "--strict-tree"}, {"allocate", "-f", dir}, {"validate", "-f", "../../examples/quickstart/web.yaml", "--config", file},
 			{"reconcile", "--dry-run", "--against", "empty", "--api", "--kubeconfig", file, "--hostname-override", "a"},
 		}
 		for _, format := range []string{"text", "json", "junit", "sarif", "github"} {

@@ -307,8 +307,10 @@ func (d *decoding) object(at *document.Document, implied header, within string) 
 		d.kubeadm(at)
 	case name == "ConfigMap" && apiVersion == "v1":
 		d.configMap(at, within)
-	case apiVersion == "":
-		d.fault(ours, at.Start(), name, kindName(name), "apiVersion", "is missing")
+	case apiVersion == "" && isOurs("", name):
+		d.fault(ours, at.Start(), name, name, "apiVersion", "is missing")
+	case apiVersion == "": // of no kind that is known, so that even the kind may be a secret
+		d.fault(ours, at.Start(), noKind, "", within, "has no apiVersion")
 	default:
 		d.byKind(apiVersion, name, h.Metadata, at, within)
 	}

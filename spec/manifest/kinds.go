@@ -396,7 +396,22 @@ func foreign(name string, data []byte) (kind string, ok bool) {
 	if isOurs("", kind) || mayBeMeant(kind) || kind == "Kustomization" || kind == "ConfigMap" && (carriesConfig(data) || bytes.Contains(data, []byte(kubeadmKind))) {
 		return "", false
 	}
-	return kind, true
+	if !bytes.Contains(data, []byte("apiVersion")) {
+		return noKind, true // not even the kind may be printed
+	}
+	return kindName(kind), hasTopVersion(data)
+}
+
+// hasTopVersion reports whether a line that is not indented gives an apiVersion. It returns false for unusual forms.
+func hasTopVersion(data []byte) bool {
+	const field = "apiVersion:"
+	rest, found := bytes.CutPrefix(data, []byte(field))
+	if !found {
+		_, rest, found = bytes.Cut(data, []byte("\n"+field))
+	}
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	line = bytes.TrimSpace(line)
+	return found && len(line) > 0 && line[0] != '#'
 }
 
 // onlyTopKind returns the value of the only match of topKind, unless there is none or several, or it has no value.
