@@ -15,6 +15,7 @@ import (
 	"weir/spec/config"
 	"weir/spec/filesource"
 	"weir/spec/join"
+	"weir/spec/kubedns"
 	"weir/spec/lastgood"
 )
 
@@ -42,7 +43,11 @@ func (f *apiFlags) source(input *inputFlags, node *nodeFlags, log hclog.Logger, 
 		input.usable = nil // the kernel holds what the API said too, so it cannot be compared
 	}
 	if !f.asked() && (!only || input.config == "") {
-		return input.source(log.Named("files"))
+		files, err := input.source(log.Named("files"))
+		if err != nil {
+			return nil, err
+		}
+		return kubedns.New(files, log.Named("dns")), nil
 	}
 	allowEmpty := func(files *spec.Snapshot) bool {
 		return input.allowEmpty || !only && files.Weir.AllowEmpty // with --config alone it is set below, for files

@@ -17,6 +17,7 @@ import (
 	"weir/reconcile/tell/names"
 	"weir/spec"
 	"weir/spec/config"
+	"weir/spec/kubedns"
 )
 
 // zoneFlags say how the names of Services end.
@@ -158,7 +159,7 @@ func loadZone(cmd *cobra.Command, input *inputFlags, flags *zoneFlags) (*spec.Sn
 	if err != nil {
 		return nil, nil, err
 	}
-	snap, err := source.Load(cmd.Context())
+	snap, err := kubedns.New(source, hclog.NewNullLogger()).Load(cmd.Context())
 	if err != nil {
 		return nil, nil, err
 	}

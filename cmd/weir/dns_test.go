@@ -202,6 +202,90 @@ func TestNamesForWhom(t *testing.T) {
 	d.expectHTTP("http://127.0.0.1:10249/metrics", 200, `coredns_kubernetes_dns_programming_duration_seconds_count{service_kind="cluster_ip"} 1`)
 }
 
+// TestKubeDNS has a pod and the node ask at the address that kubelets give to pods, which nobody declares, in every mode that
+// this kernel has. Ten thousand pairs of questions for A and AAAA, each pair at once from one socket, are all answered.
+func TestKubeDNS(t *testing.T) {
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
+			if m.rootless {
+				t.Skip("nothing leads to ClusterIPs that the node does not have")
+			}
+			if m.needs != nil {
+				m.needs(t)
+			}
+			d := newDaemon(t, netlab.New(t, netlab.Topology{Pods: 1}), m)
+			node := netip.AddrPortFrom(netlab.NodeIPv4, 53).String()
+			d.write(map[string]string{"web.yaml": webService, "config.yaml": strings.Replace(kubeProxyConfig, "mode: iptables\n", "", 1) + "clusterCIDR: 10.244.0.0/16\n",
+				"weir.yaml": "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\ndns: {listen: [\"127.0.0.1:53\", \"" + node + "\"], upstreams: [\"127.0.0.1:9\"]}\n"})
+			web := strings.Replace(webService, serviceIP(t), "10.96.0.80", 1)
+			d.write(map[string]string{"web.yaml": web})
+			d.start()
+			const name, kubeDNS = "web.default.svc.cluster.local.", "10.96.0.10:53"
+			d.awaitNameAt(kubeDNS, name, "10.96.0.80")
+			d.awaitNameAt(kubeDNS, "kube-dns.kube-system.svc.cluster.local.", "10.96.0.10")
+			for _, network := range []string{"udp", "tcp"} {
+				if _, addrs, err := d.lookupFrom(netlab.Client, kubeDNS, network, name); err != nil || len(addrs) != 1 {
+					t.Errorf("a pod over %s: %v %v", network, addrs, err)
+				}
+			}
+			pairs := 10000
+			if testing.Short() || os.Getenv(netlab.VMEnv) != "" {
+				pairs = 500
+			}
+			if answered, err := d.askPairs(kubeDNS, name, pairs); err != nil || answered != pairs {
+				t.Errorf("%d of %d pairs are answered: %v", answered, pairs, err)
+			}
+			d.write(map[string]string{"weir.yaml": ""})
+			d.await("no kube-dns", func() error {
+				if _, addrs, err := d.lookupAt(kubeDNS, "udp", name); err == nil {
+					return fmt.Errorf("answered with %v", addrs)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// askPairs has a pod ask for A and AAAA at once, as glibc does, from a socket of their own for each pair. It returns how many
+// pairs were answered within the five seconds that glibc waits for.
+func (d *daemon) askPairs(at, name string, pairs int) (answered int, err error) {
+	var questions [2][]byte
+	for i, kind := range []dnsmessage.Type{dnsmessage.TypeA, dnsmessage.TypeAAAA} {
+		m := dnsmessage.Message{Header: dnsmessage.Header{ID: uint16(i)}, Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: kind, Class: dnsmessage.ClassINET}}}
+		if questions[i], err = m.Pack(); err != nil {
+			return 0, err
+		}
+	}
+	err = d.lab.Host(netlab.Client).Do(func() error {
+		buf := make([]byte, 1232)
+		for range pairs {
+			conn, err := net.Dial("udp", at)
+			if err != nil {
+				return err
+			}
+			conn.SetDeadline(time.Now().Add(5 * time.Second))
+			got := 0
+			for _, q := range questions {
+				if _, err := conn.Write(q); err != nil {
+					return err
+				}
+			}
+			for range questions {
+				if _, err := conn.Read(buf); err == nil {
+					got++
+				}
+			}
+			conn.Close()
+			if got == len(questions) {
+				answered++
+			}
+		}
+		return nil
+	})
+	return answered, err
+}
+
 // serviceIP returns the ClusterIP of webService.
 func serviceIP(t *testing.T) string {
 	t.Helper()

@@ -1,0 +1,219 @@
+// Package kubedns has a spec.Source that adds the Service kube-system/kube-dns to those of another Source, with the addresses
+// at which weir answers for names as its endpoints. So pods find names at the address that every kubelet gives them, and
+// every mode serves it as it serves any Service.
+//
+// A kube-dns that is declared with endpoints is used as it is. The package reads nothing: what it adds follows from the
+// Snapshot. cmd/weir wraps the source of files in it.
+package kubedns
+
+import (
+	"context"
+	"net/netip"
+	"reflect"
+	"slices"
+
+	"github.com/hashicorp/go-hclog"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"weir/backends/dataplane"
+	"weir/spec"
+)
+
+// Name is the name of the Service, to which kubelets point pods.
+var Name = dataplane.ServiceName{Namespace: "kube-system", Name: "kube-dns"}
+
+// place is which address of a service CIDR the Service has, as in every cluster: 10.96.0.10.
+const place = 10
+
+// Source adds the Service to what another Source says.
+type Source struct {
+	source spec.Source
+	log    hclog.Logger
+}
+
+// New returns a Source over another.
+func New(source spec.Source, log hclog.Logger) *Source { return &Source{source, log} }
+
+// Load implements spec.Source.
+func (s *Source) Load(ctx context.Context) (*spec.Snapshot, error) {
+	snap, err := s.source.Load(ctx)
+	if err != nil || snap == nil {
+		return snap, err
+	}
+	a := adder{log: s.log}
+	snap, _ = a.add(snap, spec.Delta{All: true})
+	return snap, nil
+}
+
+// Watch implements spec.Source.
+func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
+	a := adder{log: s.log}
+	return s.source.Watch(ctx, func(u spec.Update) {
+		if u.Snapshot != nil {
+			u.Snapshot, u.Delta = a.add(u.Snapshot, u.Delta)
+		}
+		sink(u)
+	})
+}
+
+// adder holds what was added last. A change that is not about the Service costs it O(1) for each Service that changed.
+type adder struct {
+	log hclog.Logger
+	// endpoints are the addresses of weir that the rest was made from.
+	endpoints []netip.AddrPort
+	declared  *spec.Service
+	added     *spec.Service
+	// holder is the Service that has the address, if another one does.
+	holder dataplane.ServiceName
+	told   string
+}
+
+// add returns the Snapshot with the Service.
+func (a *adder) add(snap *spec.Snapshot, delta spec.Delta) (*spec.Snapshot, spec.Delta) {
+	endpoints, declared := reachable(&snap.Weir.DNS), snap.Services.Get(Name)
+	before := a.added
+	if delta.All || a.declared != declared || !slices.Equal(a.endpoints, endpoints) || a.moved(snap, delta) {
+		a.endpoints, a.declared = endpoints, declared
+		a.make(snap)
+	}
+	if a.added != before && !delta.All {
+		delta.Services = append(slices.Clip(delta.Services), Name)
+	}
+	if a.added == nil {
+		return snap, delta
+	}
+	with := *snap
+	edit := snap.Services.Edit()
+	edit.Put(Name, a.added)
+	with.Services = edit.Commit()
+	return &with, delta
+}
+
+// moved reports whether a change may give the address to another Service, or take it from one.
+func (a *adder) moved(snap *spec.Snapshot, delta spec.Delta) bool {
+	if a.added == nil && a.holder == (dataplane.ServiceName{}) {
+		return false
+	}
+	return slices.ContainsFunc(delta.Services, func(name dataplane.ServiceName) bool {
+		svc := snap.Services.Get(name)
+		return name == a.holder || name != Name && svc != nil && a.added != nil && shares(svc, a.added)
+	})
+}
+
+// make makes the Service anew. If it is as it was, it stays the same.
+func (a *adder) make(snap *spec.Snapshot) {
+	before := a.added
+	a.added, a.holder = nil, dataplane.ServiceName{}
+	switch svc := a.declared; {
+	case len(a.endpoints) == 0:
+		return
+	case svc == nil:
+		a.added = undeclared(snap, a.endpoints)
+	case svc.Object.Spec.Type == corev1.ServiceTypeExternalName || slices.ContainsFunc(svc.Slices, hasEndpoints):
+		a.tell("kube-system/kube-dns is declared with endpoints: it is used, and does not lead to this node")
+		return
+	default:
+		own := *svc
+		own.Slices = endpointSlices(svc.Object.Spec.Ports, a.endpoints)
+		a.added = &own
+	}
+	for svc := range snap.Services.All() {
+		if a.added != nil && svc.Name != Name && shares(svc, a.added) {
+			a.tell("kube-system/kube-dns is not served: " + svc.Name.String() + " has its ClusterIP")
+			a.added, a.holder = nil, svc.Name
+		}
+	}
+	if a.added != nil && before != nil && reflect.DeepEqual(*before, *a.added) {
+		a.added = before
+	}
+}
+
+func (a *adder) tell(what string) {
+	if a.told != what {
+		a.told = what
+		a.log.Warn(what)
+	}
+}
+
+func hasEndpoints(s *discoveryv1.EndpointSlice) bool { return len(s.Endpoints) > 0 }
+
+// shares reports whether two Services have a ClusterIP in common.
+func shares(a, b *spec.Service) bool {
+	return slices.ContainsFunc(a.Object.Spec.ClusterIPs, func(ip string) bool {
+		return ip != corev1.ClusterIPNone && slices.Contains(b.Object.Spec.ClusterIPs, ip)
+	})
+}
+
+// reachable returns the addresses at which weir answers pods.
+func reachable(d *spec.DNS) (found []netip.AddrPort) {
+	if !d.Serve {
+		return nil
+	}
+	for _, at := range d.Listen {
+		if a := at.Addr(); !a.IsLoopback() && !a.IsUnspecified() {
+			found = append(found, at)
+		}
+	}
+	return found
+}
+
+// undeclared returns the Service as an API server would have it, or nil if no range has an address for it.
+func undeclared(snap *spec.Snapshot, endpoints []netip.AddrPort) *spec.Service {
+	o := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: Name.Namespace, Name: Name.Name}}
+	cluster, single := corev1.ServiceInternalTrafficPolicyCluster, corev1.IPFamilyPolicySingleStack
+	o.Spec = corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP, SessionAffinity: corev1.ServiceAffinityNone, InternalTrafficPolicy: &cluster, IPFamilyPolicy: &single}
+	for _, p := range []corev1.ServicePort{{Name: "dns", Protocol: corev1.ProtocolUDP}, {Name: "dns-tcp", Protocol: corev1.ProtocolTCP}} {
+		p.Port, p.TargetPort = 53, intstr.FromInt32(53)
+		o.Spec.Ports = append(o.Spec.Ports, p)
+	}
+	for _, r := range snap.Weir.ServiceCIDRs {
+		same := func(at netip.AddrPort) bool { return at.Addr().Is4() == r.Addr().Is4() }
+		ip := r.Addr()
+		for range place {
+			ip = ip.Next()
+		}
+		if !slices.ContainsFunc(endpoints, same) || !r.Contains(ip) {
+			continue
+		}
+		o.Spec.ClusterIPs = append(o.Spec.ClusterIPs, ip.String())
+		o.Spec.IPFamilies = append(o.Spec.IPFamilies, corev1.IPFamily(dataplane.FamilyOf(ip).String()))
+	}
+	switch len(o.Spec.ClusterIPs) {
+	case 0:
+		return nil
+	case 2:
+		*o.Spec.IPFamilyPolicy = corev1.IPFamilyPolicyRequireDualStack
+	}
+	o.Spec.ClusterIP = o.Spec.ClusterIPs[0]
+	return &spec.Service{Name: Name, Object: o, Slices: endpointSlices(o.Spec.Ports, endpoints), Origin: spec.Origin{File: "weir's own names"}}
+}
+
+// endpointSlices returns a slice for each address: their ports may differ.
+func endpointSlices(ports []corev1.ServicePort, endpoints []netip.AddrPort) (made []*discoveryv1.EndpointSlice) {
+	for _, at := range endpoints {
+		s := &discoveryv1.EndpointSlice{AddressType: discoveryv1.AddressTypeIPv6}
+		s.Name = "weir-" + at.String()
+		if at.Addr().Is4() {
+			s.AddressType = discoveryv1.AddressTypeIPv4
+		}
+		for _, p := range ports {
+			if p.Port != 53 {
+				continue // such as metrics, which weir has elsewhere
+			}
+			s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: new(p.Name), Protocol: new(p.Protocol), Port: new(int32(at.Port()))})
+		}
+		ready := true
+		s.Endpoints = []discoveryv1.Endpoint{{Addresses: []string{at.Addr().String()}, Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &ready}}}
+		made = append(made, s)
+	}
+	slices.SortFunc(made, func(a, b *discoveryv1.EndpointSlice) int {
+		if a.Name < b.Name {
+			return -1
+		}
+		return 1
+	})
+	return made
+}
