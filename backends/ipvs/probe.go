@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
 
@@ -35,7 +36,7 @@ func Probe(ctx context.Context) error {
 	if loadErr != nil {
 		reason = loadErr.Error()
 		if said != "" {
-			reason = said
+			reason = strconv.Quote(said)
 		}
 	}
 	return fmt.Errorf("the kernel lacks %s (%s); run `modprobe -a %s` on the node, or install a kernel that has it",

@@ -64,7 +64,7 @@ type RestoreError struct {
 	// TooLong reports whether the input did not fit into one message to the kernel. Only root can choose the size of a
 	// message.
 	TooLong bool
-	// Message is the output of iptables-restore.
+	// Message is the output of iptables-restore, quoted, and the exit code.
 	Message string
 }
 

@@ -114,7 +114,7 @@ func (s *saving) Close() error {
 	err := s.cmd.Wait()
 	s.cancel()
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s", s.cmd.Path, err, s.said.text())
+		return fmt.Errorf("%s: %w: %q", s.cmd.Path, err, s.said.text())
 	}
 	return nil
 }
@@ -173,7 +173,7 @@ func (k *programs) restore(ctx context.Context, f dataplane.Family, input []byte
 	}
 	exit := (*exec.ExitError)(nil)
 	if ctx.Err() != nil || !errors.As(err, &exit) || exit.ExitCode() < 0 {
-		return fmt.Errorf("%s: %w: %s", cmd.Path, errors.Join(err, ctx.Err()), said.text())
+		return fmt.Errorf("%s: %w: %q", cmd.Path, errors.Join(err, ctx.Err()), said.text())
 	}
 	return restoreError(exit.ExitCode(), said.text())
 }
@@ -185,7 +185,7 @@ var lineAtFault = regexp.MustCompile(`\bline:? (\d+)\b`)
 // restoreError makes a RestoreError of the output of iptables-restore. Exit code 4 stands for a problem of resources,
 // such as the lock, unless the kernel named a line.
 func restoreError(code int, said string) *RestoreError {
-	e := &RestoreError{Message: fmt.Sprintf("%s (exit code %d)", said, code)}
+	e := &RestoreError{Message: fmt.Sprintf("%q (exit code %d)", said, code)} // quoted, so that its end can be told
 	if m := lineAtFault.FindAllStringSubmatch(said, -1); m != nil {
 		e.Line, _ = strconv.Atoi(m[len(m)-1][1])
 	}

@@ -1,6 +1,7 @@
 package xtables
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -67,6 +68,8 @@ func TestRestoreError(t *testing.T) {
 	} {
 		if e := restoreError(test.code, test.said); e.Line != test.line || e.Retry != test.retry {
 			t.Errorf("%q: line %d, retry %v", test.said, e.Line, e.Retry)
+		} else if want := fmt.Sprintf("%q (exit code %d)", test.said, test.code); e.Message != want {
+			t.Errorf("the message is %s, want %s", e.Message, want)
 		}
 	}
 }
