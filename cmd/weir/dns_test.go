@@ -181,10 +181,11 @@ func TestNamesForWhom(t *testing.T) {
 	d := newRunDaemon(t)
 	const web = "web.default.svc.cluster.local."
 	at := netip.AddrPortFrom(netlab.NodeIPv4, 53).String()
-	d.write(map[string]string{"config.yaml": kubeProxyConfig + "clusterCIDR: 10.244.0.0/16\n"})
+	service := strings.Replace(webService, serviceIP(t), "10.96.0.80", 1) // the address in it is that of kube-dns
+	d.write(map[string]string{"config.yaml": kubeProxyConfig + "clusterCIDR: 10.244.0.0/16\n", "web.yaml": service})
 	d.flags = []string{"--dns", "--dns-listen", at, "--dns-upstream", "127.0.0.1:9"}
 	d.start()
-	d.awaitNameAt(at, web, serviceIP(t))
+	d.awaitNameAt(at, web, "10.96.0.80")
 	expect := func(host string, want bool) {
 		t.Helper()
 		_, addrs, err := d.lookupFrom(host, at, "udp", web)
@@ -196,7 +197,7 @@ func TestNamesForWhom(t *testing.T) {
 	expect(netlab.Outside, false)
 	d.expectHTTP("http://127.0.0.1:10249/metrics", 200, `coredns_dns_requests_total{family="1",proto="udp",server="dns://`+at+`",type="A",view="",zone="cluster.local."}`)
 	d.write(map[string]string{"weir.yaml": "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\ndns: {allow: [192.168.0.0/16]}\n",
-		"web.yaml": strings.Replace(webService, serviceIP(t), "10.96.0.77", 1)})
+		"web.yaml": strings.Replace(service, "10.96.0.80", "10.96.0.77", 1)})
 	d.awaitNameAt(at, web, "10.96.0.77")
 	expect(netlab.Outside, true)
 	d.expectHTTP("http://127.0.0.1:10249/metrics", 200, `coredns_kubernetes_dns_programming_duration_seconds_count{service_kind="cluster_ip"} 1`)
