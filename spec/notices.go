@@ -74,6 +74,8 @@ func (s *Service) AllNotices() []Notice {
 			given = slices.DeleteFunc(slices.Clone(given), noEndpoints)
 		}
 	case slices.ContainsFunc(given, noEndpoints):
+	case len(sp.Selector) > 0 && s.Asked != "":
+		notice(NoReadyEndpoint, "spec.selector", "selects no pod of "+s.Asked+"; weir discover shows the pods that run and what their labels lack; programmed without endpoints")
 	case len(sp.Selector) > 0:
 		notice(NoReadyEndpoint, "spec.selector", "selects nothing, since no controller is here to look for pods; programmed without endpoints: "+ways)
 	default:

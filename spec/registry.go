@@ -67,6 +67,7 @@ const (
 	DeclaredTwice         NoticeID = "W034-declared-twice"
 	FileNotRead           NoticeID = "W035-file-not-read"
 	TableOwned            NoticeID = "W036-table-owned"
+	PodsNotUsed           NoticeID = "W037-pods-not-used"
 )
 
 // NoticeKind describes a kind of Notice.
@@ -118,6 +119,7 @@ var noticeKinds = []NoticeKind{
 	{DeclaredTwice, SeverityInfo, "The same document is there twice: one of the two is used.", false},
 	{FileNotRead, SeverityWarning, "A file is too large to be read, or no regular file: it is skipped, whatever it holds.", false},
 	{TableOwned, SeverityWarning, "Another process owns a table that weir needs: the kernel refuses every change.", true},
+	{PodsNotUsed, SeverityInfo, "A Service has EndpointSlices of its own: the pods that it selects are not used.", false},
 }
 
 // NoticeKinds returns every kind of notice that an accepted input can have, in the order of IDs.

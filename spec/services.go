@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
+	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"weir/backends/dataplane"
@@ -12,6 +13,9 @@ import (
 
 // Services is a map of Services by name.
 type Services = ByName[*Service]
+
+// Pods is a map of pods by namespace and name.
+type Pods = ByName[*corev1.Pod]
 
 // Slices are EndpointSlices of one source for a Service that this source does not declare. They are immutable.
 type Slices struct {
@@ -36,7 +40,7 @@ func fileOf(files []string, i int, own Origin) string {
 	return files[min(i, len(files)-1)]
 }
 
-// ByName is an immutable map by the names of Services. The zero value is empty. A changed copy shares everything with
+// ByName is an immutable map by namespace and name, mostly those of Services. The zero value is empty. A changed copy shares everything with
 // the original except the path to the change, so that one change costs O(log N) in time and memory.
 type ByName[V any] struct{ tree *iradix.Tree[V] }
 

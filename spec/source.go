@@ -43,12 +43,17 @@ type Delta struct {
 	// Services lists the Services that were added, changed or removed; a removed one is not in the Snapshot. It also
 	// lists names of undeclared Services whose Slices changed.
 	Services []dataplane.ServiceName
+	// Pods lists the pods that were added, changed or removed, by namespace and name. The join replaces them by the Services
+	// that select them.
+	Pods []dataplane.ServiceName
 	// Config and Nodes report whether these parts of the Snapshot changed.
 	Config, Nodes bool
 }
 
 // Empty reports whether nothing changed except, perhaps, the Revision.
-func (d Delta) Empty() bool { return !d.All && len(d.Services) == 0 && !d.Config && !d.Nodes }
+func (d Delta) Empty() bool {
+	return !d.All && len(d.Services) == 0 && len(d.Pods) == 0 && !d.Config && !d.Nodes
+}
 
 // Merge returns the Delta of both changes, first d and then next.
 func (d Delta) Merge(next Delta) Delta {
@@ -56,14 +61,20 @@ func (d Delta) Merge(next Delta) Delta {
 	if m.All {
 		return m
 	}
-	known := make(map[dataplane.ServiceName]bool, len(d.Services))
-	for _, names := range [][]dataplane.ServiceName{d.Services, next.Services} {
+	m.Services, m.Pods = both(d.Services, next.Services), both(d.Pods, next.Pods)
+	return m
+}
+
+// both returns the names of a and b, each once.
+func both(a, b []dataplane.ServiceName) (all []dataplane.ServiceName) {
+	known := make(map[dataplane.ServiceName]bool, len(a))
+	for _, names := range [][]dataplane.ServiceName{a, b} {
 		for _, n := range names {
 			if !known[n] {
 				known[n] = true
-				m.Services = append(m.Services, n)
+				all = append(all, n)
 			}
 		}
 	}
-	return m
+	return all
 }

@@ -32,6 +32,8 @@ type Service struct {
 	Allocated []Allocation
 	// Origin is the place where the Service was written.
 	Origin Origin
+	// Asked names the runtimes that were asked for the pods that the selector selects, if it selects none.
+	Asked string
 	// Notices hold for the Service with any slices. AllNotices also returns those that depend on the slices.
 	Notices []Notice
 }
@@ -81,6 +83,9 @@ type Snapshot struct {
 	// Slices holds the slices of Services that are not in Services, by the name of the Service. The join adds them to
 	// the Service if another source declares it.
 	Slices ByName[Slices]
+	// Pods that a source found or was given, by namespace and name. The join makes the slices of Services of them, and leaves
+	// them out of its own Snapshot.
+	Pods Pods
 	// Nodes by name.
 	Nodes map[string]*corev1.Node
 	// Locks are the places where the AllocationLocks were written.

@@ -1,7 +1,7 @@
 // Package join has a spec.Source that joins any number of others in layers: a base, which also has the configuration,
 // and Layers above it. If several declare a Service, the highest layer wins, and the Service gets a notice.
-// EndpointSlices of a layer that does not declare their Service join those of the layer that does. Nodes are merged by
-// name. A Filter then receives each Service with all of its slices, and may replace them.
+// EndpointSlices of a layer that does not declare their Service join those of the layer that does. A Service from files that
+// has none gets those of the pods that it selects, in any layer. Nodes are merged by name. A Filter then receives each Service with all of its slices, and may replace them.
 //
 // One change of a layer costs O(log N), regardless of the size of the others. Apart from errors, nothing is sent before
 // every layer has sent a Snapshot. The last Snapshot of a layer that cannot read its input stands, and the Revision is
@@ -21,6 +21,8 @@ import (
 type Layer struct {
 	// Name is the name of the layer in notices, such as "the Kubernetes API".
 	Name string
+	// GivesPods reports whether the layer's Snapshots have the pods that run.
+	GivesPods bool
 	// Source returns the Source of the layer for a Snapshot of the base. If it returns the same Source as before,
 	// nothing changes. A different Source replaces it; the last Snapshot of the former stands until the new one sends
 	// its first.
@@ -29,7 +31,7 @@ type Layer struct {
 
 // Fixed returns a Layer that always has the same Source.
 func Fixed(name string, source spec.Source) Layer {
-	return Layer{name, func(*spec.Snapshot) (spec.Source, error) { return source, nil }}
+	return Layer{Name: name, Source: func(*spec.Snapshot) (spec.Source, error) { return source, nil }}
 }
 
 // Filter changes the slices of Services. For example, it sets the conditions of endpoints by the results of probes.
@@ -62,9 +64,9 @@ func (s *Source) Filtered(filters ...Filter) *Source {
 }
 
 func (s *Source) newUnion() *union {
-	u := &union{names: []string{""}, said: make([]*spec.Snapshot, 1+len(s.layers)), filters: s.filters}
+	u := &union{names: []string{""}, givesPods: []bool{false}, said: make([]*spec.Snapshot, 1+len(s.layers)), filters: s.filters}
 	for _, l := range s.layers {
-		u.names = append(u.names, l.Name)
+		u.names, u.givesPods = append(u.names, l.Name), append(u.givesPods, l.GivesPods)
 	}
 	return u
 }
@@ -98,6 +100,9 @@ func (s *Source) Load(ctx context.Context) (*spec.Snapshot, error) {
 		if u.said[1+i], err = source.Load(ctx); err != nil {
 			return nil, err
 		}
+	}
+	for i, snap := range u.said {
+		u.takePods(i, snap, spec.Delta{All: true})
 	}
 	snap, _ := u.update(spec.Delta{All: true}, false)
 	return snap, nil

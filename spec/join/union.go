@@ -13,6 +13,7 @@ import (
 
 	"weir/backends/dataplane"
 	"weir/spec"
+	"weir/spec/endpoints"
 )
 
 // union holds the last Snapshots of the base and the layers, and the one Snapshot that joins them.
@@ -20,6 +21,11 @@ type union struct {
 	names   []string         // the names of the layers in notices; the base has no name
 	said    []*spec.Snapshot // the base first, then the layers in ascending precedence
 	filters []Filter
+
+	givesPods []bool // the layers that give pods
+	// pods are those of all layers, and made has the slices that were made of them.
+	pods endpoints.Index
+	made map[dataplane.ServiceName][]*discoveryv1.EndpointSlice
 
 	begun    bool
 	services spec.Services
@@ -35,18 +41,19 @@ func (u *union) complete() bool { return !slices.Contains(u.said, nil) }
 
 // update brings the union up to date after any Snapshot changed. It returns the union and its Delta.
 func (u *union) update(delta spec.Delta, outdated bool) (*spec.Snapshot, spec.Delta) {
+	if !u.begun || delta.All || delta.Nodes {
+		u.mergeNodes()
+		delta.Services = append(delta.Services, u.pods.Selecting()...) // the zone of a pod is its Node's
+	}
 	if !u.begun || delta.All {
 		u.all()
 		u.begun, delta = true, spec.Delta{All: true}
 	} else {
 		delta.Services = u.some(delta.Services)
 	}
-	if delta.All || delta.Nodes {
-		u.mergeNodes()
-	}
 	u.mergeNotices()
 	snap := *u.said[0]
-	snap.Services, snap.Slices, snap.Nodes, snap.Notices = u.services, u.slices, u.nodes, u.notices
+	snap.Services, snap.Slices, snap.Nodes, snap.Notices, snap.Pods = u.services, u.slices, u.nodes, u.notices, spec.Pods{}
 	for _, other := range u.said[1:] {
 		snap.Silenced = merged(snap.Silenced, other.Silenced)
 	}
@@ -87,18 +94,19 @@ func (u *union) all() {
 		for name := range snap.Slices.Names() {
 			put(name)
 		}
-		if i > 0 || len(u.filters) > 0 {
+		if i > 0 || len(u.filters) > 0 || u.asksForPods() {
 			for name := range snap.Services.Names() {
 				put(name)
 			}
 		}
 	}
 	u.services, u.slices = services.Commit(), loose.Commit()
-	if len(u.filters) == 0 {
+	if len(u.filters) == 0 && !u.asksForPods() {
 		return
 	}
 	for name := range before.Names() {
 		if u.services.Get(name) == nil {
+			u.forget(name)
 			u.filter(name, nil)
 		}
 	}
@@ -133,6 +141,7 @@ func (u *union) join(name dataplane.ServiceName, before *spec.Service) (*spec.Se
 		}
 	}
 	if svc == nil {
+		u.forget(name)
 		if before != nil {
 			u.filter(name, nil)
 		}
@@ -142,7 +151,7 @@ func (u *union) join(name dataplane.ServiceName, before *spec.Service) (*spec.Se
 		notices = append(notices, spec.InTwoSources.Notice(from, fmt.Sprintf("EndpointSlice %s/%s", name.Namespace, s.Name), "",
 			"differs from another source's, and that one is used; remove one of them"))
 	}).List
-	joined := with(svc, list, notices)
+	joined := u.discover(with(svc, list, notices))
 	joined = with(joined, u.filter(name, joined), nil)
 	if before != nil && same(before, joined) {
 		return before, spec.Slices{}
@@ -202,7 +211,7 @@ func sameList(a, b []*discoveryv1.EndpointSlice) bool { return slices.Equal(a, b
 
 // same reports whether two Services have the same parts.
 func same(a, b *spec.Service) bool {
-	return a == b || a.Object == b.Object && a.Origin == b.Origin && sameList(a.Slices, b.Slices) && slices.Equal(a.Notices, b.Notices) && slices.Equal(a.Allocated, b.Allocated)
+	return a == b || a.Object == b.Object && a.Origin == b.Origin && a.Asked == b.Asked && sameList(a.Slices, b.Slices) && slices.Equal(a.Notices, b.Notices) && slices.Equal(a.Allocated, b.Allocated)
 }
 
 // mergeNodes merges the Nodes by name.

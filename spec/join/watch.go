@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"weir/backends/dataplane"
@@ -106,6 +107,8 @@ func (w *watch) take(i int, u spec.Update) {
 	}
 	w.faults[i] = nil
 	w.union.said[i] = u.Snapshot
+	u.Delta.Services = append(slices.Clip(u.Delta.Services), w.union.takePods(i, u.Snapshot, u.Delta)...)
+	u.Delta.Pods = nil
 	w.send(u.Delta)
 }
 

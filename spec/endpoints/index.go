@@ -1,0 +1,172 @@
+package endpoints
+
+import (
+	"cmp"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"weir/backends/dataplane"
+)
+
+// PodKey names a pod of one source. Two runtimes may have a pod of the same name.
+type PodKey struct {
+	Source    int
+	Namespace string
+	Name      string
+}
+
+// Index holds pods by their labels and Services by their selectors. One goroutine at a time may use it. The zero value is
+// empty.
+type Index struct {
+	pods map[PodKey]*corev1.Pod
+	// byLabel has every pod under each of its labels.
+	byLabel map[label]map[PodKey]*corev1.Pod
+	// selectors has every Service that selects, and bySelector has it under one pair of its selector.
+	selectors  map[dataplane.ServiceName]map[string]string
+	bySelector map[label]map[dataplane.ServiceName]struct{}
+}
+
+// label is a label within a namespace, since a Service selects pods of its own namespace only.
+type label struct{ namespace, key, value string }
+
+// SetPod adds, replaces or, with nil, removes a pod. It returns the Services that select it now or did before.
+func (x *Index) SetPod(key PodKey, pod *corev1.Pod) []dataplane.ServiceName {
+	if x.pods == nil {
+		x.pods, x.byLabel = map[PodKey]*corev1.Pod{}, map[label]map[PodKey]*corev1.Pod{}
+	}
+	var affected []dataplane.ServiceName
+	if before := x.pods[key]; before != nil {
+		affected = x.selecting(before)
+		for k, v := range before.Labels {
+			remove(x.byLabel, label{before.Namespace, k, v}, key)
+		}
+		delete(x.pods, key)
+	}
+	if pod == nil {
+		return affected
+	}
+	x.pods[key] = pod
+	for k, v := range pod.Labels {
+		put(x.byLabel, label{pod.Namespace, k, v}, key, pod)
+	}
+	for _, name := range x.selecting(pod) {
+		if !slices.Contains(affected, name) {
+			affected = append(affected, name)
+		}
+	}
+	return affected
+}
+
+// Keys returns the keys of the pods of a source.
+func (x *Index) Keys(source int) []PodKey {
+	var keys []PodKey
+	for k := range x.pods {
+		if k.Source == source {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+// SetService remembers what a Service selects. A nil Service is forgotten.
+func (x *Index) SetService(name dataplane.ServiceName, svc *corev1.Service) {
+	if before, ok := x.selectors[name]; ok {
+		remove(x.bySelector, pairOf(name, before), name)
+		delete(x.selectors, name)
+	}
+	if !Selects(svc) {
+		return
+	}
+	if x.selectors == nil {
+		x.selectors, x.bySelector = map[dataplane.ServiceName]map[string]string{}, map[label]map[dataplane.ServiceName]struct{}{}
+	}
+	x.selectors[name] = svc.Spec.Selector
+	put(x.bySelector, pairOf(name, svc.Spec.Selector), name, struct{}{})
+}
+
+// Selects reports whether the Service has endpoints by its selector.
+func Selects(svc *corev1.Service) bool {
+	return svc != nil && len(svc.Spec.Selector) > 0 && svc.Spec.Type != corev1.ServiceTypeExternalName
+}
+
+// Selecting returns the Services of which the pods may be endpoints, in no order.
+func (x *Index) Selecting() []dataplane.ServiceName {
+	all := make([]dataplane.ServiceName, 0, len(x.selectors))
+	for name := range x.selectors {
+		all = append(all, name)
+	}
+	return all
+}
+
+// Selected returns the pods that a Service selects, sorted by name.
+func (x *Index) Selected(namespace string, selector map[string]string) []*corev1.Pod {
+	var fewest map[PodKey]*corev1.Pod
+	for k, v := range selector {
+		with := x.byLabel[label{namespace, k, v}]
+		if len(with) == 0 {
+			return nil
+		}
+		if fewest == nil || len(with) < len(fewest) {
+			fewest = with
+		}
+	}
+	var keys []PodKey
+	for key, pod := range fewest {
+		if matches(selector, pod.Labels) {
+			keys = append(keys, key)
+		}
+	}
+	slices.SortFunc(keys, func(a, b PodKey) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Source, b.Source)) })
+	pods := make([]*corev1.Pod, len(keys))
+	for i, key := range keys {
+		pods[i] = fewest[key]
+	}
+	return pods
+}
+
+// selecting returns the Services that select the pod.
+func (x *Index) selecting(pod *corev1.Pod) []dataplane.ServiceName {
+	var names []dataplane.ServiceName
+	for k, v := range pod.Labels {
+		for name := range x.bySelector[label{pod.Namespace, k, v}] {
+			if matches(x.selectors[name], pod.Labels) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}
+
+func matches(selector, labels map[string]string) bool {
+	for k, v := range selector {
+		if have, ok := labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	return true
+}
+
+// pairOf returns the pair of a selector that its Service is found by.
+func pairOf(name dataplane.ServiceName, selector map[string]string) label {
+	first := ""
+	for k := range selector {
+		if first == "" || k < first {
+			first = k
+		}
+	}
+	return label{name.Namespace, first, selector[first]}
+}
+
+func put[K comparable, V any](m map[label]map[K]V, l label, key K, v V) {
+	if m[l] == nil {
+		m[l] = map[K]V{}
+	}
+	m[l][key] = v
+}
+
+func remove[K comparable, V any](m map[label]map[K]V, l label, key K) {
+	if delete(m[l], key); len(m[l]) == 0 {
+		delete(m, l)
+	}
+}
