@@ -1,0 +1,188 @@
+package podsource
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"weir/backends/dataplane"
+)
+
+// labelNamespace is the label by which a runtime names the namespace of a pod of Kubernetes.
+const labelNamespace = "io.kubernetes.pod.namespace"
+
+// maxLabels bounds the labels of a pod, which its author writes.
+const maxLabels = 128
+
+// object returns the Pod for a pod of the runtime and its containers.
+func (v *view) object(p *pod, members []*container) *corev1.Pod {
+	labels := labelsOf(p, members)
+	o := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespaceOf(labels), Name: v.nameOf(p, namespaceOf(labels)), UID: types.UID(p.ID), Labels: labels},
+		Spec:       corev1.PodSpec{NodeName: v.Node},
+	}
+	net := network(members)
+	if mode, other, _ := strings.Cut(net.HostConfig.NetworkMode, ":"); mode == "container" && v.containers[other] != nil {
+		net = v.containers[other]
+	}
+	o.Spec.HostNetwork = net.HostConfig.NetworkMode == "host"
+	addrs := addressesOf(net)
+	if o.Spec.HostNetwork {
+		addrs = v.HostAddresses()
+	}
+	for _, a := range addrs {
+		o.Status.PodIPs = append(o.Status.PodIPs, corev1.PodIP{IP: a})
+	}
+	if len(addrs) > 0 {
+		o.Status.PodIP = addrs[0]
+	}
+	s := stateOf(members)
+	o.Status.Phase = s.phase
+	if s.terminating {
+		o.DeletionTimestamp = &metav1.Time{Time: time.Unix(0, 0)} // when is not told; that it is set is what counts
+	}
+	ready := corev1.ConditionFalse
+	if s.ready {
+		ready = corev1.ConditionTrue
+	}
+	o.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}}
+	return o
+}
+
+// labelsOf returns the labels of a pod and of its containers that Kubernetes allows. No selector can match any other.
+func labelsOf(p *pod, members []*container) map[string]string {
+	all := map[string]string{}
+	slices.SortFunc(members, func(a, b *container) int { return strings.Compare(a.ID, b.ID) })
+	for _, c := range members {
+		if !c.IsInfra { // whose image has labels of its own
+			maps.Copy(all, c.Config.Labels)
+		}
+	}
+	maps.Copy(all, p.Labels)
+	for _, k := range slices.Sorted(maps.Keys(all)) {
+		if len(validation.IsQualifiedName(k)) > 0 || len(validation.IsValidLabelValue(all[k])) > 0 {
+			delete(all, k)
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(all))[min(maxLabels, len(all)):] {
+		delete(all, k)
+	}
+	return all
+}
+
+func namespaceOf(labels map[string]string) string {
+	if ns := labels[labelNamespace]; len(validation.IsDNS1123Label(ns)) == 0 {
+		return ns
+	}
+	return metav1.NamespaceDefault
+}
+
+// nameOf returns the name of a pod, with its ID if the runtime has another of that name, or if it is not a name.
+func (v *view) nameOf(p *pod, namespace string) string {
+	id := p.ID[:min(12, len(p.ID))]
+	name := strings.ToLower(strings.ReplaceAll(p.Name, "_", "-"))
+	if len(validation.IsDNS1123Subdomain(name)) > 0 {
+		return "pod-" + id
+	}
+	for other, taken := range v.names {
+		if other != p.ID && taken == (dataplane.ServiceName{Namespace: namespace, Name: name}) {
+			return name + "-" + id
+		}
+	}
+	return name
+}
+
+// network returns the container whose network the pod has.
+func network(members []*container) *container {
+	if i := slices.IndexFunc(members, func(c *container) bool { return c.IsInfra }); i >= 0 {
+		return members[i]
+	}
+	return members[0]
+}
+
+// addressesOf returns the addresses of a container, in the order of its networks' names, those of IPv4 first.
+func addressesOf(c *container) []string {
+	var four, six []string
+	for _, name := range slices.Sorted(maps.Keys(c.NetworkSettings.Networks)) {
+		n := c.NetworkSettings.Networks[name]
+		for _, text := range []string{n.IPAddress, n.GlobalIPv6Address} {
+			a, err := netip.ParseAddr(text)
+			switch {
+			case err != nil || !a.IsGlobalUnicast():
+			case a.Unmap().Is4():
+				four = append(four, a.Unmap().String())
+			default:
+				six = append(six, a.WithZone("").String())
+			}
+		}
+	}
+	return append(four, six...)
+}
+
+// state is the state of a pod.
+type state struct {
+	phase       corev1.PodPhase
+	ready       bool
+	terminating bool
+}
+
+// stateOf returns the state of a pod with these containers. A container that ended well, as one that prepares the others
+// does, counts neither way.
+func stateOf(members []*container) state {
+	s := state{phase: corev1.PodPending}
+	running, waiting, failed, ended := 0, 0, 0, 0
+	s.ready = true
+	for _, c := range members {
+		status := c.State.Status
+		s.terminating = s.terminating || status == "stopping" || status == "removing"
+		switch status {
+		case "running", "stopping":
+			if !c.IsInfra {
+				running++
+				s.ready = s.ready && healthy(c)
+			}
+		case "exited", "stopped", "dead", "removing":
+			switch {
+			case c.IsInfra: // the network is gone
+				s.ready = false
+			case c.State.ExitCode == 0:
+				ended++
+			default:
+				failed++
+			}
+		default: // created, configured, initialized, paused, restarting, unknown
+			s.ready = false
+			if !c.IsInfra {
+				waiting++
+			}
+		}
+	}
+	s.ready = s.ready && running > 0 && failed == 0
+	switch {
+	case running > 0:
+		s.phase = corev1.PodRunning
+	case waiting > 0:
+	case failed > 0:
+		s.phase = corev1.PodFailed
+	case ended > 0:
+		s.phase = corev1.PodSucceeded
+	}
+	return s
+}
+
+// healthy reports whether the container's health check succeeded, or there is none.
+func healthy(c *container) bool {
+	for _, h := range []*struct{ Status string }{c.State.Health, c.State.Healthcheck} {
+		if h != nil && h.Status != "" && h.Status != "none" && h.Status != "healthy" {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,164 @@
+// Package podmantest runs podman for tests, with everything that it writes in a directory of the test. The networks of its
+// pods are those of the network namespace that the test runs in. Only tests import it.
+package podmantest
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"weir/backends/netlab"
+)
+
+// Image is an image whose command serves the name of its host over HTTP at port 8080.
+const Image = "localhost/weir-test:1"
+
+// Podman is a podman of a test.
+type Podman struct {
+	// Socket is the path of the socket of its service, once Serve was called.
+	Socket string
+	dir    string
+	env    []string
+}
+
+// New prepares podman with Image. It skips the test where containers cannot run, or fails it if WEIR_TEST_REQUIRE is set.
+func New(t testing.TB) *Podman {
+	t.Helper()
+	netlab.RequireFull(t)
+	netlab.Require(t)
+	if os.Geteuid() != 0 || !ownsMachine() {
+		t.Skip("podman as it is configured here needs root")
+	}
+	netlab.RequireProgram(t, "podman")
+	netlab.RequireProgram(t, "busybox")
+	dir := t.TempDir()
+	p := &Podman{dir: dir, Socket: filepath.Join(dir, "podman.sock")}
+	conf := filepath.Join(dir, "containers.conf")
+	// As its default, podman would ask for more descriptors than a test machine may allow.
+	if err := os.WriteFile(conf, []byte("[containers]\ndefault_ulimits = [\"nofile=1024:1024\",\"nproc=1024:1024\"]\n[engine]\nevents_logger = \"file\"\n[network]\nnetwork_config_dir = \""+dir+"/networks\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.env = append(os.Environ(), "CONTAINERS_CONF="+conf)
+	t.Cleanup(func() { p.remove(t) })
+	p.load(t)
+	return p
+}
+
+// ownsMachine reports whether root here is root of the machine, and not of a user namespace only.
+func ownsMachine() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	f := strings.Fields(string(b))
+	return err == nil && len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] != "1"
+}
+
+func (p *Podman) load(t testing.TB) {
+	t.Helper()
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.ReadFile(busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var image bytes.Buffer
+	w := tar.NewWriter(&image)
+	for _, d := range []string{"bin", "www", "tmp"} {
+		_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o777})
+	}
+	_ = w.WriteHeader(&tar.Header{Name: "bin/busybox", Mode: 0o755, Size: int64(len(program))})
+	_, _ = w.Write(program)
+	_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/sh", Linkname: "busybox"})
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cmd := p.Command(t.Context(), "import", "--change", `CMD ["/bin/sh","-c","/bin/busybox hostname > /www/index.html; exec /bin/busybox httpd -f -p 8080 -h /www"]`, "-", Image)
+	cmd.Stdin = &image
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("podman import: %v\n%s", err, out)
+	}
+}
+
+// Command returns a command of podman.
+func (p *Podman) Command(ctx context.Context, args ...string) *exec.Cmd {
+	fixed := []string{"--cgroup-manager", "cgroupfs", "--root", p.dir + "/root", "--runroot", p.dir + "/run", "--tmpdir", p.dir + "/tmp"}
+	if runc, err := exec.LookPath("runc"); err == nil {
+		fixed = append(fixed, "--runtime", runc)
+	}
+	cmd := exec.CommandContext(ctx, "podman", append(fixed, args...)...)
+	cmd.Env, cmd.Dir = p.env, p.dir
+	return cmd
+}
+
+// Run runs a command of podman, and returns what it printed.
+func (p *Podman) Run(t testing.TB, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	out, err := p.Command(ctx, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("podman %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// Play runs a manifest.
+func (p *Podman) Play(t testing.TB, manifest string) {
+	t.Helper()
+	dir := t.TempDir() // next to a manifest podman looks for a directory to build the image from
+	file := filepath.Join(dir, "play.yaml")
+	if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.Run(t, "play", "kube", file)
+}
+
+// Serve starts the service at Socket. The function that it returns ends the service.
+func (p *Podman) Serve(t testing.TB) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := p.Command(ctx, "system", "service", "-t", "0", "unix://"+p.Socket)
+	if err := cmd.Start(); err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	stopped := false
+	stop = func() {
+		if !stopped {
+			stopped = true
+			cancel()
+			_ = cmd.Wait()
+			_ = os.Remove(p.Socket)
+		}
+	}
+	t.Cleanup(stop)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		c, err := net.Dial("unix", p.Socket)
+		if err == nil {
+			c.Close()
+			return stop
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(fmt.Errorf("podman's service does not listen: %w", err))
+		}
+	}
+}
+
+// remove ends everything that podman runs, since nothing else would.
+func (p *Podman) remove(t testing.TB) {
+	for _, args := range [][]string{{"pod", "rm", "-f", "-a", "-t", "0"}, {"rm", "-f", "-a", "-t", "0"}, {"umount", "-a"}} {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		if out, err := p.Command(ctx, args...).CombinedOutput(); err != nil {
+			t.Logf("podman %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+		cancel()
+	}
+}

@@ -1,0 +1,151 @@
+// Package podsource has a spec.Source of the pods that a container runtime runs on this node. A Reader knows one kind of
+// runtime and turns what it tells into Pods with a status; Containers reads podman and docker. Source keeps their last word
+// while the runtime cannot be reached, because only a complete list may remove a pod.
+//
+// The package makes no endpoints of the pods. The join does that, because it knows the Services of all sources.
+package podsource
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	corev1 "k8s.io/api/core/v1"
+
+	"weir/backends/dataplane"
+	"weir/spec"
+)
+
+// Reader reads the pods of one runtime.
+type Reader interface {
+	// List returns all pods.
+	List(ctx context.Context) (Pods, error)
+	// Watch calls sink with all pods and then with every change, from one goroutine. It returns when it loses the runtime.
+	Watch(ctx context.Context, sink func(Change)) error
+}
+
+// Pods are pods by namespace and name.
+type Pods map[dataplane.ServiceName]*corev1.Pod
+
+// Change is one message of a Reader.
+type Change struct {
+	// Pods are those that changed; nil stands for one that is gone. With All, they are the only ones that there are.
+	Pods Pods
+	All  bool
+}
+
+// Options configure a Source.
+type Options struct {
+	// Name is the name of the runtime in messages, such as "podman at /run/podman/podman.sock".
+	Name   string
+	Reader Reader
+	// Retry is the first wait before the Reader is started again. It doubles up to a limit. Default: 100 ms.
+	Retry time.Duration
+	// Log may be nil.
+	Log hclog.Logger
+}
+
+// Source is a spec.Source of the pods of a Reader.
+type Source struct{ o Options }
+
+var _ spec.Source = (*Source)(nil)
+
+// maxRetry is the longest wait before the Reader is started again.
+const maxRetry = 5 * time.Second
+
+// New returns a Source.
+func New(o Options) *Source {
+	if o.Retry <= 0 {
+		o.Retry = 100 * time.Millisecond
+	}
+	if o.Log == nil {
+		o.Log = hclog.NewNullLogger()
+	}
+	return &Source{o}
+}
+
+// Load implements spec.Source.
+func (s *Source) Load(ctx context.Context) (*spec.Snapshot, error) {
+	pods, err := s.o.Reader.List(ctx)
+	if err != nil {
+		return nil, s.failed(err)
+	}
+	b := spec.Pods{}.Edit()
+	for name, pod := range pods {
+		b.Put(name, pod)
+	}
+	return &spec.Snapshot{Pods: b.Commit()}, nil
+}
+
+func (s *Source) failed(err error) error {
+	return fmt.Errorf("pods of %s: %w", s.o.Name, err)
+}
+
+// Watch implements spec.Source.
+func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
+	var last spec.Pods
+	begun, told := false, ""
+	wait := s.o.Retry
+	for {
+		err := s.o.Reader.Watch(ctx, func(c Change) {
+			pods, delta := apply(last, c)
+			if told != "" {
+				s.o.Log.Info("the pods of " + s.o.Name + " can be read again")
+			}
+			if begun && told == "" && delta.Empty() {
+				return
+			}
+			if !begun {
+				delta = spec.Delta{All: true}
+			}
+			last, begun, told, wait = pods, true, "", s.o.Retry
+			sink(spec.Update{Snapshot: &spec.Snapshot{Pods: last}, Delta: delta})
+		})
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err == nil {
+			err = fmt.Errorf("the runtime ended the connection")
+		}
+		if text := err.Error(); text != told {
+			told = text
+			sink(spec.Update{Err: s.failed(err)})
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		wait = min(2*wait, maxRetry)
+	}
+}
+
+// apply returns the pods after a Change, and what differs.
+func apply(last spec.Pods, c Change) (spec.Pods, spec.Delta) {
+	b := last.Edit()
+	var delta spec.Delta
+	put := func(name dataplane.ServiceName, pod *corev1.Pod) {
+		switch before := b.Get(name); {
+		case pod == nil && before == nil, before != nil && pod != nil && reflect.DeepEqual(before, pod):
+			return
+		case pod == nil:
+			b.Delete(name)
+		default:
+			b.Put(name, pod)
+		}
+		delta.Pods = append(delta.Pods, name)
+	}
+	for name, pod := range c.Pods {
+		put(name, pod)
+	}
+	if c.All {
+		for name := range last.Names() {
+			if c.Pods[name] == nil {
+				put(name, nil)
+			}
+		}
+	}
+	return b.Commit(), delta
+}
