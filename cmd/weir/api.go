@@ -36,16 +36,20 @@ func (f *apiFlags) add(cmd *cobra.Command) {
 // asked reports whether a flag asks for the API, whatever else is read.
 func (f *apiFlags) asked() bool { return f.on || f.kubeconfig != "" || f.master != "" }
 
-// source returns the source that the flags name: files, a Kubernetes API, or both. Invalid flags are usage errors.
-func (f *apiFlags) source(input *inputFlags, node *nodeFlags, log hclog.Logger, metrics prometheus.Registerer) (spec.Source, error) {
+// source returns the source that the flags name: files with the pods of runtimes, a Kubernetes API, or all of them. Invalid
+// flags are usage errors.
+func (f *apiFlags) source(input *inputFlags, node *nodeFlags, pods []join.Layer, log hclog.Logger, metrics prometheus.Registerer) (spec.Source, error) {
 	only := input.none()
-	if f.asked() || only {
-		input.usable = nil // the kernel holds what the API said too, so it cannot be compared
+	if f.asked() || only || len(pods) > 0 {
+		input.usable = nil // the kernel holds what the others said too, so it cannot be compared
 	}
 	if !f.asked() && (!only || input.config == "") {
 		files, err := input.source(log.Named("files"))
 		if err != nil {
 			return nil, err
+		}
+		if len(pods) > 0 {
+			files = join.New(files, pods...)
 		}
 		return kubedns.New(files, log.Named("dns")), nil
 	}
@@ -58,7 +62,7 @@ func (f *apiFlags) source(input *inputFlags, node *nodeFlags, log hclog.Logger, 
 		if err != nil {
 			return nil, err
 		}
-		return join.New(files, api), nil
+		return join.New(files, append(pods, api)...), nil
 	}
 	overrides, err := input.overrides()
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"weir/reconcile"
 	"weir/reconcile/tell/changes"
 	"weir/spec"
+	"weir/spec/join"
 	"weir/spec/stall"
 )
 
@@ -23,6 +24,7 @@ import (
 type reconcileFlags struct {
 	input  inputFlags
 	api    apiFlags
+	pods   podFlags
 	node   nodeFlags
 	logs   logFlags
 	plan   planFlags
@@ -89,6 +91,7 @@ func (f *reconcileFlags) add(cmd *cobra.Command, when, output string) {
 	}
 	f.input.add(cmd)
 	f.api.add(cmd)
+	f.pods.add(cmd.Flags())
 	f.node.add(cmd)
 	f.logs.add(cmd, "warn")
 	cmd.Flags().StringVarP(&f.plan.format, "output", "o", "text", output)
@@ -97,7 +100,14 @@ func (f *reconcileFlags) add(cmd *cobra.Command, when, output string) {
 
 func (f *reconcileFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	log := f.logs.logger(cmd.ErrOrStderr())
-	source, err := f.api.source(&f.input, &f.node, log, nil)
+	var pods []join.Layer
+	var err error
+	if !f.dryRun || f.plan.kernel() { // a plan of inputs needs no runtime, as in CI
+		if pods, err = f.pods.layers(&f.node, log); err != nil {
+			return err
+		}
+	}
+	source, err := f.api.source(&f.input, &f.node, pods, log, nil)
 	if err != nil {
 		return err
 	}

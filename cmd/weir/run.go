@@ -27,6 +27,7 @@ const cleanupTimeout = 60 * time.Second
 type runFlags struct {
 	input         inputFlags
 	api           apiFlags
+	pods          podFlags
 	node          nodeFlags
 	logs          logFlags
 	names         dnsFlags
@@ -65,6 +66,7 @@ Exit codes: 0 a signal ended weir; 1 weir could not start; 2 the command line is
 	}
 	f.input.add(cmd)
 	f.api.add(cmd)
+	f.pods.add(cmd.Flags())
 	f.node.add(cmd)
 	f.logs.add(cmd, "info")
 	f.names.add(cmd.Flags())
@@ -99,7 +101,11 @@ func (f *runFlags) run(cmd *cobra.Command) error {
 	f.input.usable = func(ctx context.Context, kept *spec.Snapshot) error {
 		return fitsKernel(ctx, log.Named("kept"), f.node, kept)
 	}
-	source, err := f.api.source(&f.input, &f.node, log, d.health.Registry())
+	pods, err := f.pods.layers(&f.node, log)
+	if err != nil {
+		return err
+	}
+	source, err := f.api.source(&f.input, &f.node, pods, log, d.health.Registry())
 	if err != nil {
 		return err
 	}

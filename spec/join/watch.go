@@ -102,7 +102,17 @@ func (w *watch) take(i int, u spec.Update) {
 	if u.Err != nil {
 		u.Snapshot = nil
 		w.faults[i] = &u
-		w.sink(u)
+		if i == 0 || !w.layers[i-1].GivesPods || w.union.said[i] != nil {
+			w.sink(u)
+			return
+		}
+		// What is declared does not wait for a runtime. That the Snapshot is stale keeps what the kernel has of its pods.
+		w.union.said[i] = &spec.Snapshot{Revision: spec.Revision{Stale: true}}
+		if w.union.complete() {
+			w.send(spec.Delta{All: true})
+		} else {
+			w.sink(u)
+		}
 		return
 	}
 	w.faults[i] = nil

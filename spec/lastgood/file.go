@@ -44,6 +44,7 @@ const (
 	recordSettings
 	recordPlace // of the following Service
 	recordLoose // the following slices belong to a Service that is not declared
+	recordPod
 )
 
 // header names the cluster and node that a file belongs to.
@@ -120,6 +121,10 @@ func (w *writer) all(h header, snap *spec.Snapshot) {
 		s := snap.Slices.Get(name)
 		w.json(recordLoose, place{Origin: s.Origin, Service: name, Object: s.Object, Files: s.Files})
 		w.slices(s.List)
+	}
+	for pod := range snap.Pods.All() {
+		data, err := pod.Marshal()
+		w.record(recordPod, data, err)
 	}
 	w.flush()
 	w.record(recordEnd, w.sum.Sum(nil), nil)
@@ -218,7 +223,7 @@ func (r *reader) all() (*spec.Snapshot, header, error) {
 		return nil, header{}, errDamaged
 	}
 	r.rest = r.whole[len(magic):]
-	c := collector{services: spec.Services{}.Edit(), loose: spec.ByName[spec.Slices]{}.Edit()}
+	c := collector{services: spec.Services{}.Edit(), loose: spec.ByName[spec.Slices]{}.Edit(), pods: spec.Pods{}.Edit()}
 	c.snap = spec.Snapshot{Config: config.Default().KubeProxyConfiguration, Weir: spec.DefaultWeirConfiguration(), Nodes: map[string]*corev1.Node{}}
 	for {
 		kind, data, err := r.next()
@@ -240,6 +245,7 @@ type collector struct {
 	snap     spec.Snapshot
 	services *spec.Builder[*spec.Service]
 	loose    *spec.Builder[spec.Slices]
+	pods     *spec.Builder[*corev1.Pod]
 
 	place place // of the next Service
 	// slice takes the next slice. It belongs to the last Service, or to loose slices.
@@ -259,6 +265,11 @@ func (c *collector) add(kind byte, data []byte) error {
 		n := &corev1.Node{}
 		err := n.Unmarshal(data)
 		c.snap.Nodes[n.Name] = n
+		return err
+	case recordPod:
+		pod := &corev1.Pod{}
+		err := pod.Unmarshal(data)
+		c.pods.Put(dataplane.ServiceName{Namespace: pod.Namespace, Name: pod.Name}, pod)
 		return err
 	case recordPlace:
 		return json.Unmarshal(data, &c.place)
@@ -295,6 +306,6 @@ func (c *collector) add(kind byte, data []byte) error {
 func (c *collector) finish() *spec.Snapshot {
 	c.snap.Revision = spec.Revision{ID: c.header.Revision, Dirty: c.header.Dirty, Stale: true}
 	c.snap.Kept = c.header.Saved
-	c.snap.Services, c.snap.Slices = c.services.Commit(), c.loose.Commit()
+	c.snap.Services, c.snap.Slices, c.snap.Pods = c.services.Commit(), c.loose.Commit(), c.pods.Commit()
 	return &c.snap
 }

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/pflag"
+
+	"weir/backends/hostnet"
+	"weir/spec"
+	"weir/spec/join"
+	"weir/spec/lastgood"
+	"weir/spec/podsource"
+)
+
+// podFlags name the container runtimes that are asked for pods.
+type podFlags struct{ sources []string }
+
+func (f *podFlags) add(fs *pflag.FlagSet) {
+	fs.StringArrayVar(&f.sources, "pod-source", nil, "container runtime to ask for the pods that Services select, such as podman=unix:///run/podman/podman.sock, docker=..., or none; may be repeated (default: podman and docker at their usual sockets, if they are there)")
+}
+
+// podRuntime is a container runtime of this node.
+type podRuntime struct{ kind, socket string }
+
+func (r podRuntime) String() string { return r.kind + " at " + r.socket }
+
+// usualRuntimes are where podman and docker listen for root.
+var usualRuntimes = []podRuntime{{"podman", "/run/podman/podman.sock"}, {"docker", "/run/docker.sock"}}
+
+// runtimes returns the runtimes that the flags name, or those that are there. Invalid flags are usage errors.
+func (f *podFlags) runtimes() ([]podRuntime, error) {
+	if len(f.sources) == 0 {
+		return foundRuntimes(usualRuntimes), nil
+	}
+	var all []podRuntime
+	for _, s := range f.sources {
+		kind, address, given := strings.Cut(s, "=")
+		switch {
+		case s == "none" && len(f.sources) == 1:
+			return nil, nil
+		case s == "none":
+			return nil, usageError{fmt.Errorf("--pod-source none: leave out the others, or none")}
+		case kind != "podman" && kind != "docker":
+			return nil, usageError{fmt.Errorf("--pod-source %s: %q is not podman or docker", spec.Clean(s), kind)}
+		case !given:
+			return nil, usageError{fmt.Errorf("--pod-source %s: give the socket too: %s=unix:///run/...", kind, kind)}
+		}
+		socket := strings.TrimPrefix(address, "unix://")
+		if !filepath.IsAbs(socket) {
+			return nil, usageError{fmt.Errorf("--pod-source %s: %q is not the path of a socket, such as unix:///run/podman/podman.sock", spec.Clean(s), address)}
+		}
+		all = append(all, podRuntime{kind, socket})
+	}
+	return all, nil
+}
+
+// foundRuntimes returns those whose socket is there. Several links to one socket count once.
+func foundRuntimes(usual []podRuntime) (found []podRuntime) {
+	known := map[string]bool{}
+	for _, r := range usual {
+		real, err := filepath.EvalSymlinks(r.socket)
+		if err != nil || known[real] {
+			continue
+		}
+		if info, err := os.Stat(real); err == nil && info.Mode()&os.ModeSocket != 0 {
+			known[real] = true
+			found = append(found, r)
+		}
+	}
+	return found
+}
+
+// layers returns a layer for each runtime.
+func (f *podFlags) layers(node *nodeFlags, log hclog.Logger) ([]join.Layer, error) {
+	found, err := f.runtimes()
+	if err != nil {
+		return nil, err
+	}
+	var layers []join.Layer
+	for _, r := range found {
+		layers = append(layers, join.Layer{Name: r.String(), GivesPods: true, Source: r.follow(node, log.Named("pods"))})
+	}
+	return layers, nil
+}
+
+// follow returns a function that makes the runtime's source for a configuration. It returns the same source while the name
+// of the node and the state directory are the same.
+func (r podRuntime) follow(node *nodeFlags, log hclog.Logger) func(*spec.Snapshot) (spec.Source, error) {
+	type target struct{ node, stateDir string }
+	var current target
+	var source spec.Source
+	return func(files *spec.Snapshot) (spec.Source, error) {
+		name, err := nodeName(node.hostname, files.Config.HostnameOverride)
+		if err != nil {
+			return nil, err
+		}
+		t := target{name, files.Weir.StateDir}
+		if source != nil && t == current {
+			return source, nil
+		}
+		current = t
+		pods := podsource.New(podsource.Options{Name: r.String(), Log: log, Reader: r.reader(name)})
+		file := filepath.Join(t.stateDir, "pods-"+strings.Trim(strings.ReplaceAll(r.socket, "/", "-"), "-"))
+		source = lastgood.New(lastgood.Options{
+			Source: pods, Input: "the pods of " + r.String(), Node: name, Log: log,
+			File: func(*spec.Snapshot) string { return file }, Cluster: func() string { return r.String() },
+		})
+		return source, nil
+	}
+}
+
+func (r podRuntime) reader(node string) podsource.Reader {
+	return &podsource.Containers{Socket: r.socket, Node: node, HostAddresses: hostAddresses}
+}
+
+// hostAddresses returns the addresses that a pod in the node's own network has: the node's primary ones.
+func hostAddresses() []string {
+	addrs, err := hostnet.Addresses()
+	if err != nil {
+		return nil
+	}
+	var all []string
+	for _, a := range hostnet.Primary(addrs) {
+		all = append(all, a.String())
+	}
+	return all
+}
