@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/pflag"
@@ -107,7 +108,8 @@ func (r podRuntime) follow(node *nodeFlags, log hclog.Logger) func(*spec.Snapsho
 		file := filepath.Join(t.stateDir, "pods-"+strings.Trim(strings.ReplaceAll(r.socket, "/", "-"), "-"))
 		source = lastgood.New(lastgood.Options{
 			Source: pods, Input: "the pods of " + r.String(), Node: name, Log: log,
-			File: func(*spec.Snapshot) string { return file }, Cluster: func() string { return r.String() },
+			Interval: 100 * time.Millisecond, // what a crash forgets would be taken from the kernel if the runtime were away then
+			File:     func(*spec.Snapshot) string { return file }, Cluster: func() string { return r.String() },
 		})
 		return source, nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -84,7 +85,7 @@ spec:
 `
 
 func TestPodman(t *testing.T) {
-	p := podmantest.New(t)
+	p := podmantest.New(t, (*exec.Cmd).Start)
 	stop := p.Serve(t)
 	source := New(Options{Name: "podman", Reader: &Containers{Socket: p.Socket, Node: "n", HostAddresses: func() []string { return []string{"192.0.2.1"} }}})
 	v := follow(t, source)

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -27,10 +28,12 @@ type Podman struct {
 	Socket string
 	dir    string
 	env    []string
+	start  func(*exec.Cmd) error
 }
 
-// New prepares podman with Image. It skips the test where containers cannot run, or fails it if WEIR_TEST_REQUIRE is set.
-func New(t testing.TB) *Podman {
+// New prepares podman with Image. start starts a process in the network namespace that podman is to work in; (*exec.Cmd).Start
+// does for that of the test. New skips the test where podman cannot run containers at all, as in a user namespace.
+func New(t testing.TB, start func(*exec.Cmd) error) *Podman {
 	t.Helper()
 	netlab.RequireFull(t)
 	netlab.Require(t)
@@ -39,17 +42,35 @@ func New(t testing.TB) *Podman {
 	}
 	netlab.RequireProgram(t, "podman")
 	netlab.RequireProgram(t, "busybox")
-	dir := t.TempDir()
-	p := &Podman{dir: dir, Socket: filepath.Join(dir, "podman.sock")}
+	dir, err := os.MkdirTemp("", "podman") // a short path: podman allows 50 characters
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Podman{dir: dir, Socket: filepath.Join(dir, "podman.sock"), start: start}
 	conf := filepath.Join(dir, "containers.conf")
 	// As its default, podman would ask for more descriptors than a test machine may allow.
 	if err := os.WriteFile(conf, []byte("[containers]\ndefault_ulimits = [\"nofile=1024:1024\",\"nproc=1024:1024\"]\n[engine]\nevents_logger = \"file\"\n[network]\nnetwork_config_dir = \""+dir+"/networks\"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p.env = append(os.Environ(), "CONTAINERS_CONF="+conf)
-	t.Cleanup(func() { p.remove(t) })
+	t.Cleanup(func() { p.remove(t); _ = os.RemoveAll(dir) })
 	p.load(t)
+	if out, err := p.output(t.Context(), nil, "run", "--rm", "--network", "host", Image, "/bin/busybox", "true"); err != nil {
+		t.Skipf("podman cannot run a container here: %v\n%s", err, out)
+	}
 	return p
+}
+
+// output runs a command of podman, and returns what it printed.
+func (p *Podman) output(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
+	cmd := p.Command(ctx, args...)
+	var out bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &out
+	err := p.start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	return strings.TrimSpace(out.String()), err
 }
 
 // ownsMachine reports whether root here is root of the machine, and not of a user namespace only.
@@ -80,9 +101,8 @@ func (p *Podman) load(t testing.TB) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	cmd := p.Command(t.Context(), "import", "--change", `CMD ["/bin/sh","-c","/bin/busybox hostname > /www/index.html; exec /bin/busybox httpd -f -p 8080 -h /www"]`, "-", Image)
-	cmd.Stdin = &image
-	if out, err := cmd.CombinedOutput(); err != nil {
+	out, err := p.output(t.Context(), &image, "import", "--change", `CMD ["/bin/sh","-c","/bin/busybox hostname > /www/index.html; exec /bin/busybox httpd -f -p 8080 -h /www"]`, "-", Image)
+	if err != nil {
 		t.Fatalf("podman import: %v\n%s", err, out)
 	}
 }
@@ -103,11 +123,11 @@ func (p *Podman) Run(t testing.TB, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	out, err := p.Command(ctx, args...).CombinedOutput()
+	out, err := p.output(ctx, nil, args...)
 	if err != nil {
 		t.Fatalf("podman %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
-	return strings.TrimSpace(string(out))
+	return out
 }
 
 // Play runs a manifest.
@@ -126,7 +146,7 @@ func (p *Podman) Serve(t testing.TB) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := p.Command(ctx, "system", "service", "-t", "0", "unix://"+p.Socket)
-	if err := cmd.Start(); err != nil {
+	if err := p.start(cmd); err != nil {
 		cancel()
 		t.Fatal(err)
 	}
@@ -156,7 +176,7 @@ func (p *Podman) Serve(t testing.TB) (stop func()) {
 func (p *Podman) remove(t testing.TB) {
 	for _, args := range [][]string{{"pod", "rm", "-f", "-a", "-t", "0"}, {"rm", "-f", "-a", "-t", "0"}, {"umount", "-a"}} {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		if out, err := p.Command(ctx, args...).CombinedOutput(); err != nil {
+		if out, err := p.output(ctx, nil, args...); err != nil {
 			t.Logf("podman %s: %v\n%s", strings.Join(args, " "), err, out)
 		}
 		cancel()

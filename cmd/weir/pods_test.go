@@ -1,0 +1,142 @@
+package main_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"weir/backends/netlab"
+	"weir/spec/podsource/podmantest"
+)
+
+// selectingWeb is a Service that selects app=web. It allows what comes in at any address of the node.
+const selectingWeb = `apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  clusterIP: 10.96.0.10
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080, nodePort: 30080}]
+`
+
+// played returns a manifest for podman kube play, with pods that answer with their host name.
+func played(name string) string {
+	return `apiVersion: v1
+kind: Pod
+metadata:
+  name: ` + name + `
+  labels: {app: web}
+spec:
+  hostname: ` + name + `
+  containers:
+  - {name: server, image: "` + podmantest.Image + `"}
+`
+}
+
+// fetch returns what the pod says that answers at a URL, asked from a host.
+func fetch(h *netlab.Host, t *testing.T, url string) (string, error) {
+	out, err := h.Exec(t.Context(), "curl", "-sS", "--max-time", "2", url)
+	if err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return strings.TrimSpace(out), nil
+}
+
+// answeredBy returns nil if exactly these pods answer at the URL.
+func answeredBy(h *netlab.Host, t *testing.T, url string, want ...string) error {
+	met := map[string]bool{}
+	for range 12 * max(1, len(want)) {
+		pod, err := fetch(h, t, url)
+		switch {
+		case err != nil && len(want) > 0:
+			return err
+		case err == nil:
+			met[pod] = true
+		}
+		if len(want) == 0 && err == nil {
+			return fmt.Errorf("%s answers", pod)
+		}
+		if len(want) == 0 {
+			return nil
+		}
+	}
+	if got := slices.Sorted(maps.Keys(met)); !slices.Equal(got, want) {
+		return fmt.Errorf("answered by %v, not by %v", got, want)
+	}
+	return nil
+}
+
+// TestPodsOfPodman runs pods with podman and a Service that selects them, and nothing else.
+func TestPodsOfPodman(t *testing.T) {
+	for _, m := range ruleModes {
+		t.Run(m.name, func(t *testing.T) {
+			lab := netlab.New(t, netlab.Topology{Pods: 1})
+			node, outside := lab.Node(), lab.Host(netlab.Outside)
+			p := podmantest.New(t, node.Start)
+			stop := p.Serve(t)
+			d := newDaemon(t, lab, m, "--pod-source", "podman=unix://"+p.Socket)
+			d.write(map[string]string{"web.yaml": selectingWeb})
+			d.start()
+			d.awaitRunning()
+			clusterIP, nodePort := "http://10.96.0.10/", "http://192.168.77.1:30080/"
+			everywhere := func(what string, want ...string) {
+				t.Helper()
+				d.await(what, func() error {
+					return errors.Join(answeredBy(node, t, clusterIP, want...), answeredBy(outside, t, nodePort, want...))
+				})
+			}
+			everywhere("no pod")
+
+			p.Play(t, played("pod-a"))
+			// Without an address of its own, a bridge has the lowest one of its ports. When the pod with that port goes, the others
+			// answer to the old address for a while, whatever weir does.
+			d.nodeExec("ip", "link", "set", "podman1", "address", "02:00:00:00:aa:01")
+			everywhere("the first pod", "pod-a")
+			p.Play(t, played("pod-b"))
+			everywhere("the second pod", "pod-a", "pod-b")
+
+			p.Run(t, "kill", "pod-a-server")
+			everywhere("the pod that is left", "pod-b")
+			p.Run(t, "pod", "rm", "-f", "-t", "0", "pod-a")
+			p.Play(t, played("pod-c"))
+			everywhere("the pod that came in its place", "pod-b", "pod-c")
+
+			// Neither the runtime's end nor weir's, nor both, takes a pod away.
+			stop()
+			d.await("word that the runtime is away", func() error {
+				if out := d.status(); !strings.Contains(out, "podman") {
+					return fmt.Errorf("weir status says\n%s", out)
+				}
+				return nil
+			})
+			everywhere("the runtime away", "pod-b", "pod-c")
+			d.await("what runs to be kept", func() error {
+				kept, err := filepath.Glob(filepath.Join(d.state, "pods-*"))
+				if err != nil || len(kept) != 1 {
+					return fmt.Errorf("%v %w", kept, err)
+				}
+				if text, err := os.ReadFile(kept[0]); err != nil || !strings.Contains(string(text), "pod-c") {
+					return fmt.Errorf("pod-c is not in the file, %w", err)
+				}
+				return nil
+			})
+			d.kill()
+			d.start()
+			d.awaitRunning()
+			d.giveStart()
+			everywhere("weir started without the runtime", "pod-b", "pod-c")
+			p.Run(t, "pod", "rm", "-f", "-t", "0", "pod-b")
+			p.Serve(t)
+			everywhere("the runtime back", "pod-c")
+			p.Run(t, "pod", "rm", "-f", "-t", "0", "pod-c")
+			everywhere("no pod any more")
+		})
+	}
+}
+
