@@ -41,7 +41,7 @@ var importRules = []struct {
 var testsMayImport = map[string][]string{
 	"reconcile": {"backends/fake", "backends/backendtest", "backends/netlab/..."},
 	"backends":  {"backends/backendtest", "backends/netlab/...", "backends/nfnl/nfnltest", "backends", "spec/seed"},
-	"spec":      {"testdata/..."},
+	"spec":      {"testdata/...", "backends/netlab/..."},
 }
 
 // forbidden are names of packages that collect what belongs elsewhere.

@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"weir/backends/netlab"
-	"weir/spec/podsource/podmantest"
+	"weir/backends/netlab/podmantest"
 )
 
 // selectingWeb is a Service that selects app=web. It allows what comes in at any address of the node.
@@ -139,4 +139,3 @@ func TestPodsOfPodman(t *testing.T) {
 		})
 	}
 }
-

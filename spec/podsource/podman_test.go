@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"weir/backends/dataplane"
+	"weir/backends/netlab/podmantest"
 	"weir/spec"
 	"weir/spec/endpoints"
-	"weir/spec/podsource/podmantest"
 )
 
 // seen collects what a Source sends.
