@@ -80,6 +80,9 @@ type view struct {
 	pending map[string]bool // containers with an event that was not looked at
 	relist  bool
 	wake    chan struct{}
+	// tellsHealth reports whether the runtime has told of the result of a health check. Podman before 4.4 never does, and
+	// docker always.
+	tellsHealth bool
 }
 
 func (r *Containers) view() *view {
@@ -99,6 +102,7 @@ func (v *view) note(e event) {
 		return
 	case e.Type == "container" && e.Actor.ID != "" && len(v.pending) < maxPending:
 		v.pending[e.Actor.ID] = true
+		v.tellsHealth = v.tellsHealth || strings.HasPrefix(e.Action, "health_status")
 	case e.Type == "container" || e.Type == "network":
 		v.relist = true
 	default:
@@ -146,6 +150,9 @@ func (v *view) follow(ctx context.Context, sink func(Change)) error {
 		}
 		sink(c)
 		select {
+		case <-v.untilHealth():
+			v.noteHealth()
+			list = false
 		case <-v.wake:
 			v.mu.Lock()
 			list, v.relist = v.relist, false
@@ -154,6 +161,38 @@ func (v *view) follow(ctx context.Context, sink func(Change)) error {
 			list = true
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+	}
+}
+
+// untilHealth returns a channel that receives a value when the health of a container is to be looked at again. It is nil if
+// there is no such container, or if the runtime tells by itself.
+func (v *view) untilHealth() <-chan time.Time {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.engine.libpod || v.tellsHealth {
+		return nil
+	}
+	var first time.Time
+	for _, c := range v.containers {
+		if c.checked() && (first.IsZero() || c.due().Before(first)) {
+			first = c.due()
+		}
+	}
+	if first.IsZero() {
+		return nil
+	}
+	return time.After(time.Until(first))
+}
+
+// noteHealth notes the containers whose health is to be looked at now.
+func (v *view) noteHealth() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	soon := time.Now().Add(50 * time.Millisecond) // those that are due together are looked at together
+	for id, c := range v.containers {
+		if c.checked() && c.due().Before(soon) {
+			v.pending[id] = true
 		}
 	}
 }
@@ -259,7 +298,7 @@ func (v *view) inspect(ctx context.Context, ids []string, touched map[string]boo
 			delete(v.containers, id)
 			continue
 		}
-		found[i].ID = id
+		found[i].ID, found[i].looked = id, time.Now()
 		v.containers[id] = found[i]
 		touched[podID(found[i])] = true
 	}

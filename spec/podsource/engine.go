@@ -131,13 +131,29 @@ type container struct {
 	}
 	IsInfra bool
 	Config  struct {
-		Labels   map[string]string
-		Hostname string
+		Labels      map[string]string
+		Healthcheck *struct{ Interval time.Duration }
 	}
 	HostConfig      struct{ NetworkMode string }
 	NetworkSettings struct {
 		Networks map[string]struct{ IPAddress, GlobalIPv6Address string }
 	}
+
+	looked time.Time // when it was asked for
+}
+
+// checked reports whether the container has a health check that runs.
+func (c *container) checked() bool {
+	return c.State.Status == "running" && c.Config.Healthcheck != nil
+}
+
+// due returns when to look at the health of the container again. Its first success is awaited, so that comes soon.
+func (c *container) due() time.Time {
+	wait := time.Second
+	if healthy(c) {
+		wait = min(max(c.Config.Healthcheck.Interval/2, wait), 5*time.Second)
+	}
+	return c.looked.Add(wait)
 }
 
 // inspect describes a container. The error is errGone if there is none of that ID.
