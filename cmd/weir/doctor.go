@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os/signal"
 	"slices"
@@ -88,7 +89,7 @@ func examine(ctx context.Context, p *platform, ranges []netip.Prefix, stateDir s
 	fams := families()
 	forwarding := hostnet.Forwarding{IPv4: slices.Contains(fams, dataplane.IPv4), IPv6: slices.Contains(fams, dataplane.IPv6)}
 	common := append([]doctor.Check{doctor.Kernel(), conntrack.Doctor(hostnet.Sysctl{})}, forwarding.Doctor(hostnet.Sysctl{}, func() (bool, error) { return p.guardsLoopback(ctx) })...)
-	common = slices.Concat(common, hostnet.Recorded(hostnet.Sysctl{}, stateDir), networkChecks(ranges))
+	common = slices.Concat(common, hostnet.Recorded(hostnet.Sysctl{}, stateDir), networkChecks(ranges), podChecks(ctx))
 	dropping, err := firewall.Dropping(ctx)
 	_, _ = p.probeIPTables(ctx) // for the variant; the checks of the mode say what is wrong
 	var sections []doctor.Section
@@ -120,6 +121,21 @@ func (p *platform) guardsLoopback(ctx context.Context) (bool, error) {
 		failed = errors.Join(failed, err)
 	}
 	return false, failed
+}
+
+// podChecks examines the container runtimes at their usual sockets.
+func podChecks(ctx context.Context) []doctor.Check {
+	var checks []doctor.Check
+	for _, r := range foundRuntimes(usualRuntimes) {
+		c := doctor.Check{Name: "pods of " + r.String(), State: doctor.OK}
+		if pods, err := r.reader("").List(ctx); err != nil {
+			c.State, c.Detail = doctor.Advice, "does not answer, so Services do not follow its pods: "+err.Error()
+		} else {
+			c.Detail = fmt.Sprintf("%s; weir run makes endpoints of those that Services select", plural(len(pods), "pod"))
+		}
+		checks = append(checks, c)
+	}
+	return checks
 }
 
 // networkChecks examines whether ClusterIPs and the networks of the node fit.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -101,6 +102,10 @@ func TestPodsOfPodman(t *testing.T) {
 			p.Play(t, played("pod-b"))
 			everywhere("the second pod", "pod-a", "pod-b")
 
+			if m.name == "nftables" {
+				checkDiscovery(d, p)
+			}
+
 			p.Run(t, "kill", "pod-a-server")
 			everywhere("the pod that is left", "pod-b")
 			p.Run(t, "pod", "rm", "-f", "-t", "0", "pod-a")
@@ -137,5 +142,35 @@ func TestPodsOfPodman(t *testing.T) {
 			p.Run(t, "pod", "rm", "-f", "-t", "0", "pod-c")
 			everywhere("no pod any more")
 		})
+	}
+}
+
+// checkDiscovery compares what weir discover prints of two pods with what it should, but for the addresses.
+func checkDiscovery(d *daemon, p *podmantest.Podman) {
+	d.t.Helper()
+	other := strings.NewReplacer("name: web", "name: other", "10.96.0.10", "10.96.0.11", "30080", "30081", "app: web", "app: other").Replace(selectingWeb)
+	d.write(map[string]string{"other.yaml": other})
+	defer d.write(map[string]string{"other.yaml": ""})
+	discover := func(args ...string) string {
+		out, err := d.weir(append([]string{"discover", "-f", d.dir, "--pod-source", "podman=unix://" + p.Socket}, args...)...)
+		if err != nil {
+			d.t.Fatalf("weir discover: %v\n%s", err, out)
+		}
+		return regexp.MustCompile(`10\.89\.0\.\d+`).ReplaceAllString(out, "ADDR")
+	}
+	const want = `POD             STATE   ADDRESSES   RUNTIME   SERVICES
+default/pod-a   ready   ADDR   podman    web
+default/pod-b   ready   ADDR   podman    web
+
+SERVICE         SELECTS     ENDPOINTS
+default/other   app=other   none: default/pod-a lacks app=other (it has web)
+default/web     app=web     ADDR, ADDR
+`
+	if got := discover(); got != want {
+		d.t.Errorf("weir discover printed\n%s", got)
+	}
+	slices := discover("-o", "yaml")
+	if strings.Count(slices, "kind: EndpointSlice") != 1 || strings.Count(slices, "- ADDR") != 2 || !strings.Contains(slices, "managed-by: weir") {
+		d.t.Errorf("weir discover -o yaml printed\n%s", slices)
 	}
 }

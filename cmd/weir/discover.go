@@ -1,0 +1,330 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os/signal"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"text/tabwriter"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"weir/spec"
+	"weir/spec/endpoints"
+	"weir/spec/podsource"
+)
+
+// discoverFlags are the flags of weir discover.
+type discoverFlags struct {
+	input  inputFlags
+	pods   podFlags
+	node   string
+	format string
+	watch  bool
+}
+
+func newDiscover() *cobra.Command {
+	var f discoverFlags
+	cmd := &cobra.Command{
+		Use:        "discover",
+		SuggestFor: []string{"pods", "endpoints"},
+		Short:      "Show the pods that run on this node, and the Services that select them",
+		Long: `Ask the container runtimes of this node, podman and docker, for the pods that run. With -f or -k, say which Services of the
+input select them, and for the other Services which pod is nearest to being selected and what its labels lack. With -o yaml
+or json, print the EndpointSlices that weir run makes of the pods, as any cluster takes them. Nothing is changed.
+
+A container outside of a pod is a pod of one container. Its namespace is that of its label io.kubernetes.pod.namespace, or
+default.
+
+Exit codes: 0 printed; 1 the input is not valid, or a runtime does not answer; 2 the command line is wrong.`,
+		Example: `  weir discover
+  weir discover -f ./cluster
+  weir discover -f ./cluster -o yaml > endpointslices.yaml
+  weir discover --watch --pod-source podman=unix:///run/podman/podman.sock`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := oneOf("--output", f.format, "table", "yaml", "json"); err != nil {
+				return err
+			}
+			if f.watch && f.format != "table" {
+				return usageError{errors.New("--watch prints a table: leave out --output")}
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+			defer stop()
+			return f.run(ctx, cmd)
+		},
+	}
+	f.input.add(cmd)
+	f.pods.add(cmd.Flags())
+	fs := cmd.Flags()
+	fs.StringVar(&f.node, "hostname-override", "", "name of this node (default: the host name)")
+	fs.StringVarP(&f.format, "output", "o", "table", "how to print: table, or the EndpointSlices as yaml or json")
+	fs.BoolVarP(&f.watch, "watch", "w", false, "print a line for each change of a pod, until interrupted")
+	return cmd
+}
+
+func (f *discoverFlags) run(ctx context.Context, cmd *cobra.Command) error {
+	node, err := nodeName(f.node, "")
+	if err != nil {
+		return err
+	}
+	runtimes, err := f.pods.runtimes()
+	if err != nil {
+		return err
+	}
+	if len(runtimes) == 0 {
+		return fmt.Errorf("no container runtime is at %s or %s: start one's socket (systemctl enable --now podman.socket), or name it with --pod-source",
+			usualRuntimes[0].socket, usualRuntimes[1].socket)
+	}
+	if f.watch {
+		return watchPods(ctx, cmd.OutOrStdout(), runtimes, node)
+	}
+	d := discovery{}
+	if !f.input.none() {
+		source, err := f.input.source(hclog.NewNullLogger())
+		if err != nil {
+			return err
+		}
+		snap, err := source.Load(ctx)
+		if err != nil {
+			printProblems(cmd.ErrOrStderr(), err)
+			return errReported
+		}
+		d.services, d.nodes = snap.Services, snap.Nodes
+	}
+	for i, r := range runtimes {
+		pods, err := r.reader(node).List(ctx)
+		if err != nil {
+			return fmt.Errorf("pods of %s: %w", r, err)
+		}
+		for name, pod := range pods {
+			d.add(i, r.kind, name.Namespace, pod)
+		}
+	}
+	if f.format == "table" {
+		return d.table(cmd.OutOrStdout())
+	}
+	return d.slices(cmd.OutOrStdout(), f.format)
+}
+
+// discovery is what runs and what selects it.
+type discovery struct {
+	services spec.Services
+	nodes    map[string]*corev1.Node
+	index    endpoints.Index
+	pods     []foundPod
+}
+
+type foundPod struct {
+	*corev1.Pod
+	runtime string
+}
+
+func (d *discovery) add(source int, kind, namespace string, pod *corev1.Pod) {
+	d.index.SetPod(endpoints.PodKey{Source: source, Namespace: namespace, Name: pod.Name}, pod)
+	d.pods = append(d.pods, foundPod{pod, kind})
+}
+
+// selected returns the pods that a Service selects.
+func (d *discovery) selected(svc *spec.Service) []*corev1.Pod {
+	if !endpoints.Selects(svc.Object) {
+		return nil
+	}
+	return d.index.Selected(svc.Name.Namespace, svc.Object.Spec.Selector)
+}
+
+func (d *discovery) table(w io.Writer) error {
+	selectedBy := map[*corev1.Pod][]string{}
+	for svc := range d.services.All() {
+		for _, pod := range d.selected(svc) {
+			selectedBy[pod] = append(selectedBy[pod], svc.Name.Name)
+		}
+	}
+	slices.SortFunc(d.pods, func(a, b foundPod) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.runtime, b.runtime))
+	})
+	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(t, "POD\tSTATE\tADDRESSES\tRUNTIME\tSERVICES")
+	for _, p := range d.pods {
+		fmt.Fprintf(t, "%s\t%s\n", podLine(p), orDash(strings.Join(selectedBy[p.Pod], ",")))
+	}
+	if d.services.Len() > 0 {
+		fmt.Fprintln(t, "\nSERVICE\tSELECTS\tENDPOINTS")
+		for svc := range d.services.All() {
+			if endpoints.Selects(svc.Object) {
+				fmt.Fprintf(t, "%s\t%s\t%s\n", svc.Name, selectorText(svc.Object.Spec.Selector), d.endpointsText(svc))
+			}
+		}
+	}
+	return t.Flush()
+}
+
+func podLine(p foundPod) string {
+	var addrs []string
+	for _, a := range p.Status.PodIPs {
+		addrs = append(addrs, a.IP)
+	}
+	return fmt.Sprintf("%s/%s\t%s\t%s\t%s", p.Namespace, p.Name, podState(p.Pod), orDash(strings.Join(addrs, ",")), p.runtime)
+}
+
+func podState(p *corev1.Pod) string {
+	switch {
+	case p.DeletionTimestamp != nil:
+		return "terminating"
+	case endpoints.Ready(p):
+		return "ready"
+	case p.Status.Phase == corev1.PodRunning:
+		return "not ready"
+	}
+	return strings.ToLower(string(p.Status.Phase))
+}
+
+// endpointsText returns the addresses of the endpoints of a Service, or why there are none.
+func (d *discovery) endpointsText(svc *spec.Service) string {
+	if len(svc.Slices) > 0 {
+		return "those in the input, which win over pods"
+	}
+	pods := d.selected(svc)
+	if len(pods) == 0 {
+		return "none: " + d.nearest(svc)
+	}
+	var all, lacking []string
+	for _, s := range endpoints.Of(svc.Object, pods, d.zone) {
+		for _, e := range s.Endpoints {
+			text := e.Addresses[0]
+			if !*e.Conditions.Ready {
+				text += " (not ready)"
+			}
+			all = append(all, text)
+		}
+	}
+	for i := range svc.Object.Spec.Ports {
+		p := &svc.Object.Spec.Ports[i]
+		if !slices.ContainsFunc(pods, func(pod *corev1.Pod) bool { _, ok := endpoints.FindPort(pod, p); return ok }) {
+			lacking = append(lacking, p.TargetPort.String())
+		}
+	}
+	text := cmp.Or(strings.Join(all, ", "), "none: no pod has an address")
+	if len(lacking) > 0 {
+		text += "; no pod names the port " + strings.Join(lacking, ", ")
+	}
+	return text
+}
+
+// nearest names the pod that comes closest to the selector of a Service, and what its labels lack. A label of another value
+// is closer than none.
+func (d *discovery) nearest(svc *spec.Service) string {
+	selector := svc.Object.Spec.Selector
+	least, found := 2*len(selector), "no pod of its namespace has any of these labels"
+	for _, p := range d.pods {
+		if p.Namespace != svc.Name.Namespace {
+			continue
+		}
+		distance := 0
+		var lacks []string
+		for _, k := range slices.Sorted(maps.Keys(selector)) {
+			switch v, has := p.Labels[k]; {
+			case !has:
+				distance += 2
+				lacks = append(lacks, k+"="+selector[k])
+			case v != selector[k]:
+				distance++
+				lacks = append(lacks, fmt.Sprintf("%s=%s (it has %s)", k, selector[k], cmp.Or(v, `""`)))
+			}
+		}
+		if distance < least {
+			least, found = distance, fmt.Sprintf("%s/%s lacks %s", p.Namespace, p.Name, strings.Join(lacks, " and "))
+		}
+	}
+	return found
+}
+
+func (d *discovery) zone(node string) string {
+	if n := d.nodes[node]; n != nil {
+		return n.Labels[corev1.LabelTopologyZone]
+	}
+	return ""
+}
+
+// slices prints the EndpointSlices of the Services as a list.
+func (d *discovery) slices(w io.Writer, format string) error {
+	list := discoveryv1.EndpointSliceList{TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSliceList"}, Items: []discoveryv1.EndpointSlice{}}
+	for svc := range d.services.All() {
+		if len(svc.Slices) > 0 {
+			continue
+		}
+		for _, s := range endpoints.Of(svc.Object, d.selected(svc), d.zone) {
+			s.TypeMeta = metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"}
+			list.Items = append(list.Items, *s)
+		}
+	}
+	if format == "json" {
+		return writeJSON(w, list)
+	}
+	for _, s := range list.Items {
+		text, err := yaml.Marshal(s)
+		if err == nil {
+			_, err = fmt.Fprintf(w, "---\n%s", text)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// watchPods prints a line for each change of a pod, until ctx is done.
+func watchPods(ctx context.Context, w io.Writer, runtimes []podRuntime, node string) error {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, r := range runtimes {
+		source := podsource.New(podsource.Options{Name: r.String(), Reader: r.reader(node)})
+		wg.Go(func() {
+			_ = source.Watch(ctx, func(u spec.Update) { // it ends with ctx
+				mu.Lock()
+				defer mu.Unlock()
+				if u.Err != nil {
+					fmt.Fprintln(w, oneLine(u.Err.Error()))
+					return
+				}
+				names := u.Delta.Pods
+				if u.Delta.All {
+					names = slices.Collect(u.Snapshot.Pods.Names())
+				}
+				t := tabwriter.NewWriter(w, 24, 0, 3, ' ', 0)
+				for _, name := range names {
+					if pod := u.Snapshot.Pods.Get(name); pod != nil {
+						fmt.Fprintln(t, podLine(foundPod{pod, r.kind}))
+					} else {
+						fmt.Fprintf(t, "%s\tgone\t-\t%s\n", name, r.kind)
+					}
+				}
+				_ = t.Flush()
+			})
+		})
+	}
+	wg.Wait()
+	return nil
+}
+
+func selectorText(selector map[string]string) string {
+	var all []string
+	for _, k := range slices.Sorted(maps.Keys(selector)) {
+		all = append(all, k+"="+selector[k])
+	}
+	return strings.Join(all, ",")
+}
+
+func orDash(s string) string { return cmp.Or(s, "-") }
