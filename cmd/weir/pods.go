@@ -48,7 +48,7 @@ func (f *podFlags) runtimes() ([]podRuntime, error) {
 		case kind != "podman" && kind != "docker":
 			return nil, usageError{fmt.Errorf("--pod-source %s: %q is not podman or docker", spec.Clean(s), kind)}
 		case !given:
-			return nil, usageError{fmt.Errorf("--pod-source %s: give the socket too: %s=unix:///run/...", kind, kind)}
+			return nil, usageError{fmt.Errorf("--pod-source %s: give the socket too, such as %s=unix:///run/%s.sock", kind, kind, kind)}
 		}
 		socket := strings.TrimPrefix(address, "unix://")
 		if !filepath.IsAbs(socket) {

@@ -75,7 +75,7 @@ func answeredBy(h *netlab.Host, t *testing.T, url string, want ...string) error 
 
 // TestPodsOfPodman runs pods with podman and a Service that selects them, and nothing else.
 func TestPodsOfPodman(t *testing.T) {
-	for _, m := range ruleModes {
+	for _, m := range append(slices.Clone(ruleModes), modes[4]) {
 		t.Run(m.name, func(t *testing.T) {
 			lab := netlab.New(t, netlab.Topology{Pods: 1})
 			node, outside := lab.Node(), lab.Host(netlab.Outside)
