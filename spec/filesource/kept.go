@@ -36,7 +36,7 @@ func (s *session) passByKept(ctx context.Context, h hung, rev spec.Revision, fau
 	standIns := missing(fresh, s.kept, h)
 	both := s.newSet(s.objects)
 	snap, delta, err := both.Update(ctx, rev, slices.Concat(files, standIns))
-	if err != nil || !sameAddresses(snap, s.kept) {
+	if err != nil || !stays(snap, s.kept, h) {
 		return nil, false, ctx.Err()
 	}
 	for _, f := range standIns {
@@ -122,10 +122,12 @@ func sameConfig(a, b *spec.Snapshot) bool {
 	return text(a) == text(b)
 }
 
-// sameAddresses reports whether no Service that is in both Snapshots has an address or a port allocated that it had not before.
-func sameAddresses(snap, kept *spec.Snapshot) bool {
-	for svc := range snap.Services.All() {
-		if was := kept.Services.Get(svc.Name); was != nil && len(svc.Allocated) > 0 && addresses(svc.Object) != addresses(was.Object) {
+// stays reports whether the Snapshot has every Service that hangs, as one that a selector chose may not be chosen by what was
+// kept of it, and whether no Service has an address or a port allocated that it had not before.
+func stays(snap, kept *spec.Snapshot, h hung) bool {
+	for was := range kept.Services.All() {
+		svc := snap.Services.Get(was.Name)
+		if svc == nil && h.covers(was.Origin.File) || svc != nil && len(svc.Allocated) > 0 && addresses(svc.Object) != addresses(was.Object) {
 			return false
 		}
 	}

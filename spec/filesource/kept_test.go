@@ -16,6 +16,10 @@ func serviceText(name, more string) string {
 	return fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {name: %s, namespace: d}\nspec:\n  ports: [{port: 80}]\n%s", name, more)
 }
 
+func labelled(name, labels string) string {
+	return strings.Replace(serviceText(name, ""), "namespace: d", "namespace: d, labels: {"+labels+"}", 1)
+}
+
 func sliceText(service, address string) string {
 	return fmt.Sprintf(`apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
@@ -67,6 +71,11 @@ func TestHungAtTheStart(t *testing.T) {
 		"a Service that moved": {
 			in: map[string]string{"a": serviceText("a", "")}, mnt: map[string]string{"b": serviceText("b", "  sessionAffinity: ClientIP\n")},
 			now: map[string]string{"a": serviceText("a", "") + "---\n" + serviceText("b", "")}, want: "a, b", healed: none,
+		},
+		"chosen by labels": {
+			in:  map[string]string{"a": labelled("a", "x: z") + "---\n" + "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\nselector: x=z\n"},
+			mnt: map[string]string{"b": labelled("b", "x: z")},
+			now: map[string]string{"a": labelled("a", "x: z") + "---\n" + "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\nselector: x=z\n"}, want: none, healed: "a, b",
 		},
 		"the configuration": {
 			in:  map[string]string{"a": serviceText("a", "")},
