@@ -64,6 +64,8 @@ type SkippedFiles struct {
 	Charts, Kustomizations int
 	// Others counts all other files.
 	Others int
+	// Excluded and ExcludedDirs count the files and directories that patterns leave out, so that they were not read at all.
+	Excluded, ExcludedDirs int
 }
 
 // SkippedDocuments are the documents that a Snapshot leaves out, by file. The zero value is empty. It is immutable: a

@@ -185,7 +185,8 @@ func skippedText(snap *spec.Snapshot) string {
 	for _, c := range []struct {
 		n    int
 		noun string
-	}{{snap.SkippedFiles.Charts, "chart"}, {snap.SkippedFiles.Kustomizations, "kustomization"}, {snap.SkippedFiles.Others, "other file"}} {
+	}{{snap.SkippedFiles.Charts, "chart"}, {snap.SkippedFiles.Kustomizations, "kustomization"}, {snap.SkippedFiles.Others, "other file"},
+		{snap.SkippedFiles.Excluded, "excluded file"}, {snap.SkippedFiles.ExcludedDirs, "excluded folder"}} {
 		if c.n > 0 {
 			files = append(files, plural(c.n, c.noun))
 		}

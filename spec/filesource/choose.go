@@ -25,18 +25,29 @@ func (t *tree) choose(c spec.Choice) {
 // excluded reports whether a name in a directory is left out. A file with a WeirConfiguration is not left out by what it
 // says itself.
 func (t *tree) excluded(name string, isDir bool) bool {
-	r := &t.roots[t.rootFor(name)]
-	below := relative(r.name, name)
-	if r.name == "." {
-		below = name
-	}
-	if !isDir && len(r.only) > 0 && !r.all && !r.only.Covers(below) {
+	if !t.named(name, isDir) {
 		return true
 	}
 	if _, ok := t.weirs[name]; ok {
 		return false
 	}
+	r, below := t.belowRoot(name)
 	return r.rules.Excludes(below, isDir)
+}
+
+// belowRoot returns the root of a name, and its path below that.
+func (t *tree) belowRoot(name string) (r *root, below string) {
+	r = &t.roots[t.rootFor(name)]
+	if r.name == "." {
+		return r, name
+	}
+	return r, relative(r.name, name)
+}
+
+// named reports whether a glob that the user gave, if any, has the name.
+func (t *tree) named(name string, isDir bool) bool {
+	r, below := t.belowRoot(name)
+	return isDir || len(r.only) == 0 || r.all || r.only.Covers(below)
 }
 
 // leftOut reports whether a real path is below roots, and every one of them leaves it out.

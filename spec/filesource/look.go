@@ -46,7 +46,7 @@ func (t *tree) look(ctx context.Context, name string) (again bool) {
 	case !isRoot && filepath.Base(name) == choice.IgnoreFile && p.hint.isRegular() && !t.leaves(p):
 		return t.lookRules(name, p)
 	case !isRoot && t.excluded(name, p.hint.isDir()):
-		t.put(name, &node{kind: isIgnored, root: t.rootFor(name), place: p})
+		t.put(name, &node{kind: isIgnored, root: t.rootFor(name), place: p, excluded: (p.hint.isDir() || isManifest(name)) && t.named(name, p.hint.isDir())})
 	case !isRoot && isManifest(name) && !p.hint.isDir() && !p.hint.isRegular() && t.skippable(name):
 		t.skip(name, p, spec.SkippedUnread, errNotRegular)
 	case !isRoot && (p.hint.isDir() || isManifest(name)) && t.leaves(p):

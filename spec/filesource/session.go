@@ -163,6 +163,7 @@ func (s *session) passBy(ctx context.Context, h hung, rev spec.Revision, faults 
 // accept returns the Update with an accepted Snapshot, and after it one with the faults that remain. It returns nothing if
 // all is as before.
 func (s *session) accept(snap *spec.Snapshot, delta spec.Delta, h hung, faults spec.Problems) []spec.Update {
+	snap.SkippedFiles.Excluded, snap.SkippedFiles.ExcludedDirs = s.tree.left.Excluded, s.tree.left.ExcludedDirs
 	s.tell(snap)
 	s.tree.accept(h)
 	s.accepted, s.kept = s.set, nil

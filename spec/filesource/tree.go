@@ -41,6 +41,8 @@ type node struct {
 	used bool
 	// told reports whether the updater is told that the name is skipped.
 	told bool
+	// excluded reports whether patterns leave out a file that would be read, or a directory.
+	excluded bool
 	// recheck means that stat cannot tell whether the node changed.
 	recheck bool
 }
@@ -110,8 +112,9 @@ type tree struct {
 	// touched are the names whose content changed since the last revision.
 	touched map[string]bool
 
-	files    int   // read
-	size     int64 // of all files
+	files    int               // read
+	left     spec.SkippedFiles // of what patterns leave out
+	size     int64             // of all files
 	total    sumOfSums
 	pending  map[string]content
 	accepted map[string]digest
@@ -360,8 +363,20 @@ func (t *tree) enter(name string, n *node) {
 		t.size += n.place.hint.size
 		t.roots[n.root].files++
 	}
+	t.countExcluded(n, 1)
 	if parent := t.parent(name); parent != nil {
 		parent.children[name] = true
+	}
+}
+
+// countExcluded counts a node that patterns leave out, or that is left out no more.
+func (t *tree) countExcluded(n *node, by int) {
+	switch {
+	case !n.excluded:
+	case n.place.hint.isDir():
+		t.left.ExcludedDirs += by
+	default:
+		t.left.Excluded += by
 	}
 }
 
@@ -373,6 +388,7 @@ func (t *tree) leave(name string, old, n *node) {
 		}
 		t.watch.release(filepath.Dir(path))
 	}
+	t.countExcluded(old, -1)
 	if old.kind == isDir {
 		if n == nil || n.kind != isDir || n.place.real != old.place.real {
 			t.dirsAt.remove(old.place.real, name)

@@ -59,6 +59,8 @@ type skippedFiles struct {
 	Charts         int `json:"charts"`
 	Kustomizations int `json:"kustomizations"`
 	Others         int `json:"others"`
+	Excluded       int `json:"excluded,omitempty"`
+	ExcludedDirs   int `json:"excludedDirectories,omitempty"`
 }
 
 func (r Report) writeJSON(w io.Writer) error {
