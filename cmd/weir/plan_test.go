@@ -336,6 +336,16 @@ spec: {clusterIP: 10.96.0.11, ports: [{port: 80}]}
 			t.Errorf("the plan has not %q:\n%s%s", want, out, errOut)
 		}
 	}
+	writeFiles(t, filepath.Join(dir, "k"), map[string]string{"kustomization.yaml": "resources: [web.yaml, gone.yaml]\n", "web.yaml": web})
+	git("add", "-A")
+	git("commit", "-q", "-m", "a kustomization that cannot be built")
+	writeFiles(t, filepath.Join(dir, "k"), map[string]string{"kustomization.yaml": "resources: [web.yaml]\n"})
+	out, errOut, code = inDirectory(t, dir, "plan", "-k", "k", "--against", "git:HEAD")
+	if code != exitOK || !strings.HasPrefix(errOut, "left out: git:HEAD:k/kustomization.yaml:1: resources[1]") || !strings.Contains(out, "without the files that have problems") ||
+		!strings.Contains(out, "+ default/web") {
+		t.Errorf("against a kustomization that cannot be built: exit code %d:\n%s%s", code, out, errOut)
+	}
+	writeFiles(t, filepath.Join(dir, "c"), map[string]string{"web.yaml": strings.Replace(web, "port: 80, targetPort", "port: 82, targetPort", 1)})
 	if out, errOut, code := inDirectory(t, dir, "plan", "-f", "c", "--against", "git:HEAD", "--fail-on", "W025"); code != exitFailure || strings.Contains(out+errOut, "ok") {
 		t.Errorf("--fail-on W025: exit code %d: %s%s", code, out, errOut)
 	}

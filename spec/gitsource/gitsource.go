@@ -45,7 +45,8 @@ type Options struct {
 	Lock string
 	// Overrides win over the WeirConfiguration of the files.
 	Overrides spec.Overrides
-	// Broken, if set, is called with the problems of an invalid revision. What is read is then all files without any.
+	// Broken, if set, is called with the problems of an invalid revision. What is read is then all files without any, and
+	// all kustomizations that can be built.
 	Broken func(spec.Problems)
 	// StrictTree is as in filesource.Options.
 	StrictTree bool
@@ -107,7 +108,8 @@ func (l *loader) update(ctx context.Context, mo manifest.Options, files []manife
 			return snap, err
 		}
 		sound := slices.DeleteFunc(slices.Clone(files), func(f manifest.File) bool {
-			return slices.ContainsFunc(problems, func(p spec.Problem) bool { return p.Origin.File == f.Path })
+			file, _, _ := strings.Cut(f.Path, "\x00") // what a kustomization made of it goes too
+			return slices.ContainsFunc(problems, func(p spec.Problem) bool { return p.Origin.File == file })
 		})
 		if len(sound) == len(files) {
 			return nil, err

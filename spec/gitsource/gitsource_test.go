@@ -201,6 +201,46 @@ func TestBrokenRevision(t *testing.T) {
 	}
 }
 
+// TestBrokenKustomization has a revision in which one of two kustomizations cannot be built, or renders something invalid: it is
+// left out, and the other one counts. If there is no other, nothing is left.
+func TestBrokenKustomization(t *testing.T) {
+	for name, c := range map[string]struct{ kustomization, want string }{
+		"a resource is missing":  {"resources: [web.yaml, nowhere.yaml]\n", "bad/kustomization.yaml:1: resources[1]"},
+		"a patch without target": {"resources: [web.yaml]\npatches: [{path: patch.yaml}]\n", "bad/"},
+		"not YAML":               {"resources: [web.yaml\n", "bad/kustomization.yaml:"},
+		"an invalid object":      {"resources: [web.yaml, invalid.yaml]\n", "bad/invalid.yaml:1: Service default/invalid"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRepo(t)
+			r.write("good/kustomization.yaml", "resources: [good.yaml]\n")
+			r.write("good/good.yaml", service("good"))
+			r.write("bad/kustomization.yaml", c.kustomization)
+			r.write("bad/web.yaml", service("web"))
+			r.write("bad/patch.yaml", service("unknown"))
+			r.write("bad/invalid.yaml", strings.Replace(service("invalid"), "port: 80", "port: 800000", 1))
+			r.commit()
+			var left []string
+			empty := spec.Overrides{}.AllowingEmpty()
+			o := Options{Rev: "HEAD", Kustomize: []string{string(r.dir) + "/good", string(r.dir) + "/bad"}, Overrides: empty}
+			if _, err := Load(t.Context(), o); !errors.As(err, new(spec.Problems)) {
+				t.Errorf("without Broken: %v", err)
+			}
+			o.Broken = func(p spec.Problems) { left = append(left, p.Error()) }
+			snap, err := Load(t.Context(), o)
+			if err != nil || !strings.Contains(names(snap), "good@") || strings.Contains(names(snap), "invalid@") {
+				t.Fatalf("%v: %s; left out %q", err, names(snap), left)
+			}
+			if len(left) != 1 || !strings.Contains(left[0], c.want) {
+				t.Errorf("left out: %q", left)
+			}
+			o.Kustomize = o.Kustomize[1:]
+			if snap, err = Load(t.Context(), o); err != nil || strings.Contains(names(snap), "good@") || strings.Contains(names(snap), "invalid@") {
+				t.Errorf("alone: %v: %v", err, snap)
+			}
+		})
+	}
+}
+
 // TestNamesWithWildcards has files whose names are globs. Such a name stands for the file if the revision has it, whatever
 // the work tree has, and a glob that is none stands for nothing.
 func TestNamesWithWildcards(t *testing.T) {

@@ -15,44 +15,60 @@ import (
 	"weir/spec/manifest"
 )
 
-// build renders the kustomizations.
+// build renders the kustomizations. With Broken, one that cannot be built is left out.
 func (l *loader) build(ctx context.Context) ([]manifest.File, error) {
 	var files []manifest.File
 	for _, r := range l.builts {
-		dir, err := l.tree.resolve(r.path)
-		if errors.Is(err, errAbsent) {
-			continue // all of it is new
-		}
-		if err != nil {
-			return nil, spec.Problems{{Origin: spec.Origin{File: r.name}, Detail: err.Error()}}
-		}
-		nameOf := func(real string) string {
-			rel, err := filepath.Rel("/"+dir, real)
-			if err != nil {
-				return real
-			}
-			return filepath.Join(r.name, rel)
-		}
-		objects, err := kustomize.Build(ctx, &buildTree{ctx, l}, "/"+dir)
+		built, err := l.buildOne(ctx, r)
 		var problems spec.Problems
-		if errors.As(err, &problems) {
-			problems = slices.Clone(problems)
-			for i := range problems {
-				problems[i].Origin.File = nameOf(problems[i].Origin.File)
-			}
-			return nil, problems
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, errAbsent): // all of it is new
+		case l.opts.Broken != nil && errors.As(err, &problems):
+			l.problems = append(l.problems, problems...)
+		case err != nil:
 			return nil, err
 		}
-		docs := map[string][]document.Text{}
-		for _, o := range objects {
-			name := nameOf(o.File)
-			docs[name] = append(docs[name], document.Text{Line: o.Line, OneLine: true, Data: o.Data})
+		files = append(files, built...)
+	}
+	return files, nil
+}
+
+// buildOne renders one kustomization.
+func (l *loader) buildOne(ctx context.Context, r root) ([]manifest.File, error) {
+	dir, err := l.tree.resolve(r.path)
+	if errors.Is(err, errAbsent) {
+		return nil, err
+	}
+	if err != nil {
+		return nil, spec.Problems{{Origin: spec.Origin{File: r.name}, Detail: err.Error()}}
+	}
+	nameOf := func(real string) string {
+		rel, err := filepath.Rel("/"+dir, real)
+		if err != nil {
+			return real
 		}
-		for name, texts := range docs {
-			files = append(files, manifest.File{Path: manifest.RenderedPath(name, r.name), Data: manifest.RenderedData(texts)})
+		return filepath.Join(r.name, rel)
+	}
+	objects, err := kustomize.Build(ctx, &buildTree{ctx, l}, "/"+dir)
+	var problems spec.Problems
+	if errors.As(err, &problems) {
+		problems = slices.Clone(problems)
+		for i := range problems {
+			problems[i].Origin.File = nameOf(problems[i].Origin.File)
 		}
+		return nil, problems
+	}
+	if err != nil {
+		return nil, err
+	}
+	docs := map[string][]document.Text{}
+	for _, o := range objects {
+		name := nameOf(o.File)
+		docs[name] = append(docs[name], document.Text{Line: o.Line, OneLine: true, Data: o.Data})
+	}
+	var files []manifest.File
+	for name, texts := range docs {
+		files = append(files, manifest.File{Path: manifest.RenderedPath(name, r.name), Data: manifest.RenderedData(texts)})
 	}
 	return files, nil
 }
