@@ -211,6 +211,21 @@ func exchange(ctx context.Context, server netip.AddrPort, msg []byte) ([]byte, e
 	return answer, err
 }
 
+// AnswersFor reports whether a server answers for the names of Services in a domain.
+func AnswersFor(ctx context.Context, server netip.AddrPort, domain string) bool {
+	name, err := dnsmessage.NewName("dns-version." + strings.TrimSuffix(domain, ".") + ".")
+	if err != nil {
+		return false
+	}
+	m := dnsmessage.Message{Header: dnsmessage.Header{RecursionDesired: true}, Questions: []dnsmessage.Question{{Name: name, Type: dnsmessage.TypeTXT, Class: dnsmessage.ClassINET}}}
+	msg, err := m.Pack()
+	if err != nil {
+		return false
+	}
+	reply, err := exchangeOver(ctx, "udp", server, msg, 4*patience)
+	return err == nil && m.Unpack(reply) == nil && len(m.Answers) > 0
+}
+
 func exchangeOver(ctx context.Context, network string, server netip.AddrPort, msg []byte, wait time.Duration) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()

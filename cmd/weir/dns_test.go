@@ -136,6 +136,10 @@ func TestNamesConfigured(t *testing.T) {
 	d.awaitName(web, serviceIP(t))
 	d.awaitName(printer, "192.0.2.7")
 	d.awaitName("www.example.com.", "RCodeServerFailure")
+	report, _ := examine(t, d.lab.Node())
+	if c := find(t, report, "", "names for processes"); strings.Contains(c.Detail, "not asked for") {
+		t.Errorf("doctor does not find that weir answers: %+v", c)
+	}
 	d.write(map[string]string{"corp.yaml": head + "dns: {}\n"})
 	d.awaitLog("WeirConfiguration")
 	d.awaitName(printer, "192.0.2.7") // two configurations are refused

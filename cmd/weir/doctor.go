@@ -16,6 +16,7 @@ import (
 	"weir/backends"
 	"weir/backends/conntrack"
 	"weir/backends/dataplane"
+	"weir/backends/dns"
 	"weir/backends/doctor"
 	"weir/backends/firewall"
 	"weir/backends/hostnet"
@@ -32,12 +33,14 @@ func newDoctor() *cobra.Command {
 		output outputFlag
 		cidrs  []string
 		state  string
+		names  namesAt
 	)
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what this node has of what each mode needs, and what mends the rest",
 		Long: `Check what each mode needs on this node: programs, kernel modules, privileges and kernel parameters, and whether another
-program handles Services too, and whether the node has a route to ClusterIPs. For each thing that is missing, print the
+program handles Services too, whether the node has a route to ClusterIPs, and whether its processes and pods find the names that
+weir answers for. For each thing that is missing, print the
 command that adds it. Nothing is changed.
 
 "ok" means as it should be, "advice" that it works and could be better, "missing" that the mode cannot run.
@@ -53,12 +56,13 @@ wrong.`,
 			if err != nil {
 				err = usageError{err}
 			}
-			if err := errors.Join(node.check(), output.check(), err); err != nil {
+			if err := errors.Join(node.check(), output.check(), names.check(), err); err != nil {
 				return err
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
 			report := examine(ctx, newPlatform(hclog.NewNullLogger(), node, false), given.ServiceCIDRs, state)
+			report.Node = append(report.Node, names.examine(ctx)...)
 			if err := writeReport(cmd, report, output.format); err != nil {
 				return err
 			}
@@ -80,8 +84,33 @@ wrong.`,
 	node.addVariant(fs)
 	fs.StringSliceVar(&cidrs, "service-cidrs", nil, "ranges of the ClusterIPs (default: those from which weir allocates)")
 	fs.StringVar(&state, "state-dir", spec.DefaultWeirConfiguration().StateDir, "the state directory of weir run, which remembers the values that kernel parameters had")
+	names.add(fs)
 	output.add(cmd, "what was found")
 	return cmd
+}
+
+// namesAt says where weir answers for names, for the examination of the resolvers of the node.
+type namesAt struct {
+	listen, domain string
+	at             netip.AddrPort
+}
+
+func (n *namesAt) add(fs *pflag.FlagSet) {
+	d := spec.DefaultWeirConfiguration().DNS
+	fs.StringVar(&n.listen, "dns-listen", d.Listen[0].String(), "ADDRESS:PORT at which weir run --dns answers the processes of this node")
+	fs.StringVar(&n.domain, "cluster-domain", d.ClusterDomain, "domain that the names of Services end in")
+}
+
+func (n *namesAt) check() (err error) {
+	if n.at, err = netip.ParseAddrPort(n.listen); err != nil {
+		return usageError{fmt.Errorf("--dns-listen: %q is not ADDRESS:PORT, such as 127.0.0.1:53", n.listen)}
+	}
+	return nil
+}
+
+// examine asks weir, and then the resolvers of the node, for a name that only weir has.
+func (n *namesAt) examine(ctx context.Context) []doctor.Check {
+	return hostnet.Resolvers{}.Doctor(n.at, n.domain, func(server netip.AddrPort) bool { return dns.AnswersFor(ctx, server, n.domain) })
 }
 
 // examine asks every mode. ranges are those of the ClusterIPs, nil for the default ones.

@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"io"
 	"net/netip"
-	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -196,9 +194,6 @@ func (n *nameServer) serve(ctx context.Context, at netip.AddrPort, resolver *dns
 	}
 }
 
-// resolvConf names the resolvers of the node.
-const resolvConf = "/etc/resolv.conf"
-
 // followResolvers keeps the resolvers for other names as the configuration or the node say.
 func (n *nameServer) followResolvers(ctx context.Context, c spec.DNS) {
 	routes := map[string][]netip.AddrPort{"": c.Upstreams}
@@ -211,10 +206,10 @@ func (n *nameServer) followResolvers(ctx context.Context, c spec.DNS) {
 	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	var read time.Time
+	read := "never"
 	for {
-		if info, err := os.Stat(resolvConf); err == nil && !info.ModTime().Equal(read) {
-			read = info.ModTime()
+		if modified := (hostnet.Resolvers{}).Modified(); modified != read {
+			read = modified
 			routes[""] = n.nodeResolvers(c.Listen)
 			n.up.Set(routes)
 		}
@@ -228,19 +223,13 @@ func (n *nameServer) followResolvers(ctx context.Context, c spec.DNS) {
 
 // nodeResolvers returns the resolvers of the node, without weir itself.
 func (n *nameServer) nodeResolvers(listen []netip.AddrPort) (servers []netip.AddrPort) {
-	f, err := os.Open(resolvConf)
+	found, err := hostnet.Resolvers{}.Upstream()
 	if err != nil {
-		n.log.Warn("the resolvers of this node cannot be read; other names than those of Services are refused", "error", err)
-		return nil
+		n.log.Warn("the resolvers of this node cannot be read; names that are not of Services fail", "error", err)
 	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, 1<<16))
-	if err != nil {
-		return nil
-	}
-	for _, a := range hostnet.Nameservers(string(text)) {
-		if !listensAt(listen, netip.AddrPortFrom(a, 53)) {
-			servers = append(servers, netip.AddrPortFrom(a, 53))
+	for _, a := range found {
+		if at := netip.AddrPortFrom(a, 53); !listensAt(listen, at) {
+			servers = append(servers, at)
 		}
 	}
 	return servers
