@@ -128,6 +128,24 @@ func TestChainsDifferByPrefixOnly(t *testing.T) {
 	}
 }
 
+// TestWithoutLabels expects rules that ask for a translation where the kernel has no labels for connections.
+func TestWithoutLabels(t *testing.T) {
+	k := xtables.NewFake()
+	k.WithoutLabels = true
+	var all strings.Builder
+	for _, i := range desired(t, New(testConfig(), k), entries()) {
+		all.WriteString(i.String() + "\n")
+	}
+	for _, target := range []string{"WEIR-MASQUERADE", "ACCEPT"} {
+		if want := "-m mark --mark 0x4000/0x4000 -m conntrack --ctstate DNAT -j " + target + "\n"; !strings.Contains(all.String(), want) {
+			t.Errorf("there is no rule %q", want)
+		}
+	}
+	if strings.Contains(all.String(), "connlabel") {
+		t.Error("a rule needs labels")
+	}
+}
+
 // TestChainsAreApart expects no chain to belong to two Backends.
 func TestChainsAreApart(t *testing.T) {
 	plain, redirect := namesOf(ownPrefix), namesOf(redirectPrefix)

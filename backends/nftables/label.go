@@ -37,16 +37,18 @@ func labelled() part {
 	}}
 }
 
-// CanLabel reports whether this kernel has connection labels (CONFIG_NF_CONNTRACK_LABELS). It tries a transaction that
-// cannot succeed, so that nothing changes.
-func CanLabel(ctx context.Context) bool {
+// CanLabel reports whether this kernel has connection labels (CONFIG_NF_CONNTRACK_LABELS).
+func CanLabel(ctx context.Context) bool { return accepts(ctx, newRule("", labelled(), setLabel())) }
+
+// accepts reports whether the kernel takes a rule. It tries a transaction that cannot succeed, so that nothing changes.
+func accepts(ctx context.Context, r rule) bool {
 	c, err := nfnl.Netlink{}.Dial()
 	if err != nil {
 		return true // the first use of the Backend says what is wrong
 	}
 	defer func() { _ = c.Close() }()
 	const chain = "probe"
-	encoded, err := newRule("", labelled()).encode(dataplane.IPv4, chain)
+	encoded, err := r.encode(dataplane.IPv4, chain)
 	if err != nil {
 		return false
 	}
@@ -55,11 +57,11 @@ func CanLabel(ctx context.Context) bool {
 		nfnl.NewTable(t, nil), nfnl.NewChain(t, nfnl.Chain{Name: chain}), nfnl.AppendRule(t, encoded),
 		nfnl.DeleteChain(t, "absent"),
 	})
-	const rule = 2
+	const ruleIndex = 2
 	refused := (*nfnl.BatchError)(nil)
 	if errors.As(err, &refused) {
 		for _, f := range refused.Failures {
-			if f.Index == rule {
+			if f.Index == ruleIndex {
 				return false
 			}
 		}

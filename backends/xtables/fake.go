@@ -25,8 +25,8 @@ type Fake struct {
 	AtCommit bool
 	// NoGeneration makes the generation unknown, as with the legacy mechanism.
 	NoGeneration bool
-	// WithoutBPF removes xt_bpf.
-	WithoutBPF bool
+	// WithoutBPF removes xt_bpf, and WithoutLabels xt_connlabel.
+	WithoutBPF, WithoutLabels bool
 
 	tables     map[fakeKey]fakeTable
 	generation uint64
@@ -66,7 +66,7 @@ func NewFake() *Fake {
 
 // Features implements Kernel.
 func (k *Fake) Features() Features {
-	return Features{RandomFully: true, BPF: !k.WithoutBPF, Labels: true}
+	return Features{RandomFully: true, BPF: !k.WithoutBPF, Labels: !k.WithoutLabels}
 }
 
 // Generation implements Kernel.

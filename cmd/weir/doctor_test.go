@@ -121,7 +121,7 @@ func disturb(t *testing.T, node *netlab.Host) {
 func kernelState(t *testing.T, node *netlab.Host) string {
 	t.Helper()
 	var all strings.Builder
-	for _, cmd := range []string{"nft list ruleset", "ip -o address", "cat /proc/net/ip_tables_names", "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding"} {
+	for _, cmd := range []string{"nft list ruleset", "ip -o -4 address", "ip -o -6 address show scope global", "cat /proc/net/ip_tables_names", "sysctl net.ipv4.ip_forward net.ipv6.conf.all.forwarding"} {
 		words := strings.Fields(cmd)
 		out, err := node.Exec(context.Background(), words[0], words[1:]...)
 		if err != nil && words[0] != "cat" {
@@ -129,7 +129,7 @@ func kernelState(t *testing.T, node *netlab.Host) string {
 		}
 		all.WriteString(out)
 	}
-	return strings.ReplaceAll(all.String(), " tentative", "") // an address of a new interface stops being so by itself
+	return strings.ReplaceAll(all.String(), " tentative", "") // an address of a new interface stops being so by itself, and a link-local one comes
 }
 
 // TestDoctorWithoutPrivileges is the same node seen by a user that may not program it.
