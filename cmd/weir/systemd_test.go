@@ -230,6 +230,67 @@ func TestSystemdRender(t *testing.T) {
 	}
 }
 
+// helmStub stands for helm where that is not installed: it renders a chart without values into the directory that is asked for,
+// as helm does.
+const helmStub = `#!/bin/sh
+[ "$1 $2 $4 $6" = "template edge --values --output-dir" ] && [ -f "$3/Chart.yaml" ] && [ -f "$5" ] || { echo "unexpected: $*" >&2; exit 1; }
+mkdir -p "$7/edge/templates"
+address=$(sed -n 's/^address: //p' "$5")
+for template in "$3"/templates/*; do
+	sed "s/{{ .Values.address }}/$address/" "$template" > "$7/edge/templates/${template##*/}"
+done
+`
+
+// TestSystemdRenderHelm has weir-render, with its line for Helm instead of that for kustomize, bring changes of a chart's values
+// to a node.
+func TestSystemdRenderHelm(t *testing.T) {
+	t.Parallel()
+	o, srv, bin := newOrigin(t), t.TempDir(), t.TempDir()
+	text, err := os.ReadFile(filepath.Join(systemdExamples, "weir-render"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := strings.ReplaceAll(strings.Replace(strings.Replace(string(text), "kustomize build", "# kustomize build", 1), "# helm template", "helm template", 1), "/srv/weir", srv)
+	if !strings.Contains(script, "\nhelm template edge ") || strings.Contains(script, "\nkustomize") {
+		t.Fatalf("weir-render has no line for Helm:\n%s", script)
+	}
+	if _, err := exec.LookPath("helm"); err != nil {
+		if err := os.WriteFile(filepath.Join(bin, "helm"), []byte(helmStub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	render := func() {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", script)
+		cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	d := newDaemon(t, systemdPods(t), modeNamed(t, "nftables"))
+	address := regexp.MustCompile(`addresses: \[([0-9.]+)\]`)
+	slice := painSlice(1)
+	m := address.FindStringSubmatch(slice)
+	if m == nil {
+		t.Fatalf("no address in %s", slice)
+	}
+	second := address.FindStringSubmatch(painSlice(2))[1]
+	o.commit(map[string]string{
+		"charts/edge/Chart.yaml":            "apiVersion: v2\nname: edge\nversion: 0.1.0\n",
+		"charts/edge/templates/config.yaml": painConfig, "charts/edge/templates/web.yaml": painService,
+		"charts/edge/templates/slice.yaml": strings.Replace(slice, m[1], "{{ .Values.address }}", 1),
+		"edge.yaml":                        "address: " + m[1] + "\n",
+	})
+	o.clone(filepath.Join(srv, "source"))
+	render()
+	d.dir = filepath.Join(srv, "current")
+	d.start()
+	d.awaitAnswer("pod1")
+	o.commit(map[string]string{"edge.yaml": "address: " + second + "\n"})
+	render()
+	d.awaitAnswer("pod2")
+}
+
 // TestSystemdConfinement runs weir with what the unit leaves it: its capabilities, a file system that is read-only but for
 // the unit's paths, and no way to more.
 func TestSystemdConfinement(t *testing.T) {
