@@ -117,7 +117,7 @@ var noticeKinds = []NoticeKind{
 	{NoRouteToServices, SeverityWarning, "The node has no route to its ClusterIPs: its own processes cannot connect to them.", true},
 	{ServiceRefused, SeverityWarning, "A Service of a Kubernetes API has an address that no host can be reached at: it is held back.", false},
 	{DeclaredTwice, SeverityInfo, "The same document is there twice: one of the two is used.", false},
-	{FileNotRead, SeverityWarning, "A file is too large to be read, or no regular file: it is skipped, whatever it holds.", false},
+	{FileNotRead, SeverityWarning, "A file is too large to be read, or no regular file, or a symlink leads to a directory elsewhere: it is skipped.", false},
 	{TableOwned, SeverityWarning, "Another process owns a table that weir needs: the kernel refuses every change.", true},
 	{PodsNotUsed, SeverityInfo, "A Service has EndpointSlices of its own: the pods that it selects are not used.", false},
 }

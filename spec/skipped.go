@@ -37,7 +37,7 @@ const SkippedNoKind = "(no kind)"
 
 // Broken reports whether the document is nothing in particular, as that of a damaged file, or cannot be read.
 func (s Skipped) Broken() bool {
-	return s.Kind == SkippedEmpty || s.Kind == SkippedNoKind || s.Kind == SkippedSymlink || s.Kind == SkippedUnread
+	return s.Kind == SkippedEmpty || s.Kind == SkippedNoKind || s.Kind == SkippedSymlink || s.Kind == SkippedUnread || s.Kind == SkippedOutside
 }
 
 // The Kinds of what describes how manifests are generated.
@@ -50,6 +50,8 @@ const (
 const (
 	// SkippedSymlink is a symlink that leads nowhere.
 	SkippedSymlink = "symlink"
+	// SkippedOutside is a symlink to a directory that is not in the input, and is not looked into.
+	SkippedOutside = "symlink out of the tree"
 	// SkippedUnread is a FIFO, a socket, a device, or a file that is too large.
 	SkippedUnread = "file that is not read"
 	// SkippedEmpty is a file without content. It is not counted.

@@ -198,7 +198,7 @@ func skippedText(snap *spec.Snapshot) string {
 	var kinds []string
 	for _, kind := range slices.Sorted(maps.Keys(snap.Skipped)) {
 		switch kind {
-		case spec.SkippedChart, spec.SkippedKustomization, spec.SkippedFile, spec.SkippedSymlink, spec.SkippedUnread: // counted as files
+		case spec.SkippedChart, spec.SkippedKustomization, spec.SkippedFile, spec.SkippedSymlink, spec.SkippedUnread, spec.SkippedOutside: // counted as files
 		case spec.SkippedUnchosen:
 			parts = append(parts, plural(snap.Skipped[kind], "document")+" not chosen")
 		default:

@@ -49,6 +49,8 @@ func (t *tree) look(ctx context.Context, name string) (again bool) {
 		t.put(name, &node{kind: isIgnored, root: t.rootFor(name), place: p, excluded: (p.hint.isDir() || isManifest(name)) && t.named(name, p.hint.isDir())})
 	case !isRoot && isManifest(name) && !p.hint.isDir() && !p.hint.isRegular() && t.skippable(name):
 		t.skip(name, p, spec.SkippedUnread, errNotRegular)
+	case !isRoot && p.hint.isDir() && t.leaves(p) && t.skippable(name): // as build tools leave them; a link to a file has the name of a manifest
+		t.skip(name, p, spec.SkippedOutside, errOutside)
 	case !isRoot && (p.hint.isDir() || isManifest(name)) && t.leaves(p):
 		t.fault(name, p, errOutside)
 	case p.hint.isDir() && t.isChartTemplates(name):

@@ -204,8 +204,11 @@ func (c *collector) child(name, below, at string, links int) {
 	to, err := c.tree.resolve(at)
 	dangling := errors.Is(err, errAbsent) || errors.Is(err, errLoop)
 	if err != nil {
-		// A dangling link is a problem only under StrictTree, and if it may be a manifest or a directory.
-		if base := path.Base(name); (c.opts.StrictTree || !dangling) && (filesource.Reads(base) || path.Ext(base) == "") {
+		// A dangling link is a problem only under StrictTree, and if it may be a manifest or a directory. So is a link to a
+		// directory outside.
+		base := path.Base(name)
+		skipped := dangling || errors.Is(err, errOutside) && !filesource.Reads(base)
+		if (c.opts.StrictTree || !skipped) && (filesource.Reads(base) || path.Ext(base) == "") {
 			c.fault(name, err)
 		}
 		return

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"slices"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -32,7 +33,7 @@ func (w *watch) lost(snap *spec.Snapshot) spec.Problems {
 	var out spec.Problems
 	told := map[string]bool{} // files
 	report := func(at spec.Origin, object, verb string) {
-		if s, ok := broken[at.File]; ok && object != "" {
+		if s, ok := brokenAt(broken, at.File); ok && object != "" {
 			told[at.File] = true
 			if s.Kind == spec.SkippedEmpty {
 				out = append(out, spec.Problem{Origin: s.Origin, Detail: "is empty, and held " + object + "; delete the file if that is meant"})
@@ -68,6 +69,18 @@ func (w *watch) lost(snap *spec.Snapshot) spec.Problems {
 		out = append(slices.Clip(out[:maxLost]), spec.Problem{Detail: fmt.Sprintf("and %d more like these", more)})
 	}
 	return out
+}
+
+// brokenAt returns what is broken at a file, or at a directory above it, which may have become a symlink to elsewhere.
+func brokenAt(broken map[string]spec.Skipped, file string) (spec.Skipped, bool) {
+	for name := file; ; name = filepath.Dir(name) {
+		if s, ok := broken[name]; ok {
+			return s, true
+		}
+		if name == filepath.Dir(name) {
+			return spec.Skipped{}, false
+		}
+	}
 }
 
 // lostSlices returns the files of those of a Service's slices that the Snapshot does not have.

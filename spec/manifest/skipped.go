@@ -145,7 +145,7 @@ func (u *update) countFile(f *file, by int) {
 	if len(skipped) == 0 || skipped[0].Kind == spec.SkippedEmpty || slices.ContainsFunc(f.docs, func(d doc) bool { return d.declares() }) {
 		return
 	}
-	if skipped[0].Kind == spec.SkippedUnread {
+	if skipped[0].Kind == spec.SkippedUnread || skipped[0].Kind == spec.SkippedOutside {
 		if by > 0 {
 			put(&u.undo, u.notRead, f.key, skipped[0])
 		} else {
