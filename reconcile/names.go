@@ -84,6 +84,26 @@ func appendEndpoints(out []dataplane.NamedEndpoint, slice *discoveryv1.EndpointS
 	return out
 }
 
+// LeftOut returns the endpoints of a Service that have no name, with the reasons.
+func LeftOut(svc *spec.Service) (out []string) {
+	for _, slice := range svc.Slices {
+		for i := range slice.Endpoints {
+			e := &slice.Endpoints[i]
+			text := strings.Join(e.Addresses, ", ")
+			if e.Hostname != nil && *e.Hostname != "" {
+				text += " (" + *e.Hostname + ")"
+			}
+			switch ready := e.Conditions.Ready; {
+			case slice.AddressType == discoveryv1.AddressTypeFQDN:
+				out = append(out, text+": a name is not an address")
+			case ready != nil && !*ready:
+				out = append(out, text+": not ready")
+			}
+		}
+	}
+	return out
+}
+
 // dashed returns the label of an endpoint without a hostname, which is CoreDNS's.
 func dashed(a netip.Addr) string {
 	s := strings.NewReplacer(".", "-", ":", "-").Replace(a.String())

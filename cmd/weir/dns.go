@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"strings"
 
@@ -12,9 +11,11 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/net/dns/dnsmessage"
 
+	"weir/backends/dataplane"
 	"weir/backends/dns"
 	"weir/reconcile"
 	"weir/reconcile/tell/names"
+	"weir/reconcile/tell/status"
 	"weir/spec"
 	"weir/spec/config"
 	"weir/spec/kubedns"
@@ -129,22 +130,34 @@ func newDNSLookup() *cobra.Command {
 		zone  zoneFlags
 	)
 	cmd := &cobra.Command{
-		Use:   "lookup NAME [TYPE] -f DIR|FILE|-",
+		Use:   "lookup NAME [TYPE] [-f DIR|FILE|-]",
 		Short: "Answer one question for a name",
-		Long: `Print what "weir run --dns" answers to a question. NAME may be short: web, web.default, web.default.svc. TYPE is A and AAAA
+		Long: `Print what the "weir run" of this node answers to a question, or with -f what it would answer, and which endpoints are left
+out and why. NAME may be short: web, web.default, web.default.svc. TYPE is A and AAAA
 unless given: SRV, CNAME, TXT, PTR, SOA, NS. An address asks for its name.
 
-Exit codes: 0 there is an answer; 1 there is none, or the input is not valid; 2 the command line is wrong.`,
-		Example: "  weir dns lookup web.default -f ./cluster\n  weir dns lookup _http._tcp.web.default SRV -f ./cluster\n  weir dns lookup 10.96.0.10 -f ./cluster",
+Exit codes: 0 there is an answer; 1 there is none, or the input is not valid; 2 the command line is wrong; 3 no weir is running.`,
+		Example: "  weir dns lookup web.default\n  weir dns lookup web.default -f ./cluster\n  weir dns lookup _http._tcp.web.default SRV -f ./cluster\n  weir dns lookup 10.96.0.10 -f ./cluster",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) < 1 || len(args) > 2 {
 				return usageError{errors.New("give one name, and perhaps a type: weir dns lookup web.default SRV -f DIR")}
+			}
+			name, types, err := questionOf(args)
+			if err != nil {
+				return err
+			}
+			if input.none() {
+				a, err := status.Lookup(cmd.Context(), input.stateDir, name, types)
+				if err != nil {
+					return orUnreachable(err)
+				}
+				return printAnswer(cmd, a)
 			}
 			_, resolver, err := loadZone(cmd, &input, &zone)
 			if err != nil {
 				return err
 			}
-			return answerOnce(cmd.OutOrStdout(), cmd.ErrOrStderr(), resolver, args)
+			return printAnswer(cmd, lookUp(resolver, resolver.Zone.(*names.Zone), name, types))
 		},
 	}
 	input.add(cmd)
@@ -169,34 +182,45 @@ func loadZone(cmd *cobra.Command, input *inputFlags, flags *zoneFlags) (*spec.Sn
 	return snap, newResolver(zone, snap.Weir.DNS), nil
 }
 
-// answerOnce answers a question and prints the records, or why there is none.
-func answerOnce(out, errOut io.Writer, r *dns.Resolver, args []string) error {
-	types := []dnsmessage.Type{dnsmessage.TypeA, dnsmessage.TypeAAAA}
-	name := args[0]
+// questionOf returns what the arguments of weir dns lookup ask for.
+func questionOf(args []string) (name string, types []string, err error) {
+	name, types = args[0], []string{"A", "AAAA"}
 	if addr, err := netip.ParseAddr(name); err == nil {
-		name, types = dns.ReverseName(addr.Unmap()), []dnsmessage.Type{dnsmessage.TypePTR}
+		name, types = dns.ReverseName(addr.Unmap()), []string{"PTR"}
 	}
 	if len(args) == 2 {
-		t, ok := recordTypes[strings.ToUpper(args[1])]
-		if !ok {
-			return usageError{fmt.Errorf("%q is not a type; one of A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT", args[1])}
+		types = []string{strings.ToUpper(args[1])}
+		if _, ok := recordTypes[types[0]]; !ok {
+			return "", nil, usageError{fmt.Errorf("%q is not a type; one of A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT", args[1])}
 		}
-		types = []dnsmessage.Type{t}
 	}
-	found, exists := false, false
+	return name, types, nil
+}
+
+// lookUp answers a question, and says why an answer is not complete.
+func lookUp(r *dns.Resolver, zone *names.Zone, name string, types []string) (answer status.NameAnswer) {
+	if zone.Serial() == 0 {
+		return status.NameAnswer{Error: "no Services are in force yet: clients are told to ask again"}
+	}
+	exists := false
 	for _, full := range searched(name, r.Domain) {
 		for _, t := range types {
-			a, mine := r.Resolve(dns.Question{Name: full, Type: t})
-			if !mine {
-				return fmt.Errorf("%s is not in %s; other resolvers answer for it", full, r.Domain)
+			a, mine := r.Resolve(dns.Question{Name: full, Type: recordTypes[t]})
+			if !mine || a.Unknown {
+				answer.Error = fmt.Sprintf("%s is of no Service; other resolvers answer for it", full)
+				return answer
 			}
 			exists = exists || a.RCode == dnsmessage.RCodeSuccess
 			for _, record := range append(a.Records, a.Extra...) {
-				found = true
-				fmt.Fprintln(out, record)
+				answer.Records = append(answer.Records, record.String())
 			}
 			if a.Chase != "" {
-				fmt.Fprintf(errOut, "%s is elsewhere\n", a.Chase)
+				answer.Why = append(answer.Why, a.Chase+" is elsewhere")
+			}
+		}
+		if svc := zone.Service(serviceOf(full, r.Domain)); svc != nil && (exists || len(svc.Slices) > 0) {
+			for _, text := range reconcile.LeftOut(svc) {
+				answer.Why = append(answer.Why, "left out: "+text)
 			}
 		}
 		if exists {
@@ -204,12 +228,34 @@ func answerOnce(out, errOut io.Writer, r *dns.Resolver, args []string) error {
 		}
 	}
 	switch {
-	case found:
-		return nil
-	case exists:
-		return fmt.Errorf("%s exists and has no record of that type", name)
+	case exists && len(answer.Records) == 0:
+		answer.Error = name + " exists and has no record of that type"
+	case !exists:
+		answer.Error = name + " does not exist"
 	}
-	return fmt.Errorf("%s does not exist", name)
+	return answer
+}
+
+// serviceOf returns the Service that a full name is of or below.
+func serviceOf(full, domain string) dataplane.ServiceName {
+	labels := strings.Split(strings.TrimSuffix(strings.ToLower(full), ".svc."+domain), ".")
+	if len(labels) < 2 {
+		return dataplane.ServiceName{}
+	}
+	return dataplane.ServiceName{Namespace: labels[len(labels)-1], Name: labels[len(labels)-2]}
+}
+
+func printAnswer(cmd *cobra.Command, a status.NameAnswer) error {
+	for _, record := range a.Records {
+		fmt.Fprintln(cmd.OutOrStdout(), record)
+	}
+	for _, why := range a.Why {
+		fmt.Fprintln(cmd.ErrOrStderr(), spec.Clean(why))
+	}
+	if a.Error != "" {
+		return errors.New(a.Error)
+	}
+	return nil
 }
 
 var recordTypes = map[string]dnsmessage.Type{

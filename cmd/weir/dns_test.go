@@ -111,6 +111,12 @@ func TestNames(t *testing.T) {
 	d.awaitName(other, "10.96.0.99")
 	d.write(map[string]string{"other.yaml": strings.Replace(service, "10.96.0.99", "10.96.0.98", 1)})
 	d.awaitName(other, "10.96.0.98")
+	for args, want := range map[string]string{"other": "10.96.0.98", "other.default AAAA": "no record of that type", "none": "none does not exist"} {
+		out, err := d.lab.Node().Exec(t.Context(), os.Getenv(binaryEnv), append([]string{"dns", "lookup", "--state-dir", d.state}, strings.Fields(args)...)...)
+		if text := fmt.Sprint(out, err); !strings.Contains(text, want) {
+			t.Errorf("weir dns lookup %s: %s", args, text)
+		}
+	}
 
 	d.write(map[string]string{"web.yaml": "kind: Service\napiVersion: v1\nmetadata: {name: web}\nspec: {prots: []}\n"})
 	d.awaitLog("prots")
@@ -344,6 +350,8 @@ web.default.svc.cluster.local.	5	IN	A	10.96.0.10
 		{"lookup 10.96.0.10", 0, "10.0.96.10.in-addr.arpa.	5	IN	PTR	web.default.svc.cluster.local.\n", ""},
 		{"lookup _sql._tcp.db SRV", 0, "_sql._tcp.db.default.svc.cluster.local.	5	IN	SRV	0 100 5432 db-0.db.default.svc.cluster.local.\ndb-0.db.default.svc.cluster.local.	5	IN	A	10.244.1.2\n", ""},
 		{"lookup elsewhere A", 0, "elsewhere.default.svc.cluster.local.	5	IN	CNAME	www.example.com.\n", "www.example.com. is elsewhere"},
+		{"lookup db A", 0, "db.default.svc.cluster.local.	5	IN	A	10.244.1.2\n", "left out: 10.244.1.3 (db-1): not ready"},
+		{"lookup 10.9.9.9", 1, "", "other resolvers answer for it"},
 		{"lookup nonesuch", 1, "", "nonesuch does not exist"},
 		{"lookup web SRV", 0, "web.default.svc.cluster.local.	5	IN	SRV	0 100 80 web.default.svc.cluster.local.\nweb.default.svc.cluster.local.	5	IN	A	10.96.0.10\n", ""},
 		{"lookup web TXT", 1, "", "web exists and has no record of that type"},

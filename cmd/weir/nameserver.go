@@ -19,6 +19,7 @@ import (
 	"weir/backends/hostnet"
 	"weir/reconcile"
 	"weir/reconcile/tell/names"
+	"weir/reconcile/tell/status"
 	"weir/spec"
 )
 
@@ -37,9 +38,10 @@ type nameServer struct {
 	allowed atomic.Pointer[allowed]
 
 	// The rest belongs to the Loop's goroutine.
-	zone   *names.Zone // nil while nothing is served
-	config spec.DNS    // in force
-	stop   func()      // ends what answers, and waits for it
+	zone   *names.Zone                  // nil while nothing is served
+	shown  atomic.Pointer[dns.Resolver] // of zone, for weir dns lookup
+	config spec.DNS                     // in force
+	stop   func()                       // ends what answers, and waits for it
 }
 
 // allowed are the addresses that may ask.
@@ -110,6 +112,7 @@ func (n *nameServer) Configured(snap *spec.Snapshot, s reconcile.Settings) {
 	}
 	n.stop()
 	n.config, n.stop = c, func() {}
+	n.shown.Store(nil)
 	switch {
 	case !c.Serve:
 		n.zone = nil
@@ -161,11 +164,21 @@ func (n *nameServer) mayAsk(addr netip.Addr) bool {
 		slices.ContainsFunc(a.prefixes, func(p netip.Prefix) bool { return p.Contains(addr) }))
 }
 
+// lookUp answers weir dns lookup.
+func (n *nameServer) lookUp(name string, types []string) status.NameAnswer {
+	r := n.shown.Load()
+	if r == nil {
+		return status.NameAnswer{Error: "this weir answers for no names: give weir run --dns, or a section dns in the WeirConfiguration"}
+	}
+	return lookUp(r, r.Zone.(*names.Zone), name, types)
+}
+
 // start answers with the settings in force until stop is called or the process ends.
 func (n *nameServer) start() {
 	ctx, cancel := context.WithCancel(n.ctx)
 	var all sync.WaitGroup
 	c, zone := n.config, n.zone
+	n.shown.Store(newResolver(zone, c))
 	all.Go(func() { n.followResolvers(ctx, c) })
 	for _, at := range c.Listen {
 		all.Go(func() { n.serve(ctx, at, newResolver(zone, c)) })

@@ -98,6 +98,7 @@ func (f *runFlags) run(cmd *cobra.Command) error {
 	}
 	d := newDaemon(log, f.node)
 	d.names = newNameServer(log, refuse, d.health.Registry())
+	d.socket.Lookup = d.names.lookUp
 	f.input.usable = func(ctx context.Context, kept *spec.Snapshot) error {
 		return fitsKernel(ctx, log.Named("kept"), f.node, kept)
 	}

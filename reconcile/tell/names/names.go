@@ -172,13 +172,18 @@ func (z *Zone) put(name dataplane.ServiceName, svc *spec.Service) bool {
 
 // Names returns the names of a Service in force, nil if there is none.
 func (z *Zone) Names(name dataplane.ServiceName) *dataplane.Names {
-	z.mu.RLock()
-	svc := z.services[name]
-	z.mu.RUnlock()
+	svc := z.Service(name)
 	if svc == nil {
 		return nil
 	}
 	return reconcile.Names(svc)
+}
+
+// Service returns a Service in force, nil if there is none.
+func (z *Zone) Service(name dataplane.ServiceName) *spec.Service {
+	z.mu.RLock()
+	defer z.mu.RUnlock()
+	return z.services[name]
 }
 
 // HasNamespace reports whether a Service in force is in the namespace.

@@ -33,6 +33,18 @@ type Server struct {
 	dir   string
 	srv   *http.Server
 	made  os.FileInfo // of the socket
+
+	// Lookup, if set, answers a question for a name. It is set before Listen.
+	Lookup func(name string, types []string) NameAnswer
+}
+
+// NameAnswer is the answer to a question for a name.
+type NameAnswer struct {
+	Records []string `json:"records"`
+	// Why says what the answer leaves out, and where else to ask.
+	Why []string `json:"why,omitempty"`
+	// Error says why there is no answer.
+	Error string `json:"error,omitempty"`
 }
 
 // NewServer returns a Server that listens nowhere yet.
@@ -95,6 +107,14 @@ func (s *Server) handler() http.Handler {
 		}
 		_ = json.NewEncoder(w).Encode(status) // the client may be gone
 	})
+	mux.HandleFunc("GET /v1/names", func(w http.ResponseWriter, r *http.Request) {
+		a := NameAnswer{Error: "this weir answers for no names"}
+		if s.Lookup != nil {
+			a = s.Lookup(r.URL.Query().Get("name"), r.URL.Query()["type"])
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(a)
+	})
 	mux.HandleFunc("GET /v1/snapshot", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = s.board.Record().Write(w)
@@ -128,6 +148,14 @@ func Get(ctx context.Context, stateDir, name string, traffic bool) (*Status, err
 		return json.NewDecoder(body).Decode(&s)
 	})
 	return &s, err
+}
+
+// Lookup asks the weir run with this state directory for a name.
+func Lookup(ctx context.Context, stateDir, name string, types []string) (a NameAnswer, err error) {
+	err = ask(ctx, stateDir, "/v1/names?"+url.Values{"name": {name}, "type": types}.Encode(), func(body io.Reader) error {
+		return json.NewDecoder(body).Decode(&a)
+	})
+	return a, err
 }
 
 // Snapshot asks the weir run with this state directory for the state in force.
