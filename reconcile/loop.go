@@ -22,6 +22,8 @@ const (
 	// readShare limits the reads that such writes cause. After a read that took t, the next waits for readShare times
 	// t, so that reading takes at most a tenth of the time.
 	readShare = 9
+	// urgentPeriod is the least time between two rounds of which the second is urgent.
+	urgentPeriod = 10 * time.Millisecond
 	// firstBackoff is the delay before the first retry of a failed round. It doubles up to the sync period.
 	firstBackoff = time.Second
 	// defaultSyncPeriod is used until the first Settings, and for Settings without a period.
@@ -35,6 +37,8 @@ type Settings struct {
 	// MinSyncPeriod is the least time between the starts of two rounds, 0 for none. SyncPeriod is the time between two
 	// full rounds; 0 means 30 s.
 	MinSyncPeriod, SyncPeriod time.Duration
+	// Hurries reports whether an urgent change does not wait for MinSyncPeriod, because nobody asked for that period.
+	Hurries bool
 	// From holds further results of Configure for the Observers. The Loop does not read it.
 	From any
 }
@@ -78,7 +82,9 @@ type Loop struct {
 	request Request
 	agenda  agenda
 	// started is when the last round started. The next poll may be brought forward, but not before pollFrom.
-	started, pollFrom  time.Time
+	started, pollFrom time.Time
+	// urgent reports whether the requested round is.
+	urgent             bool
 	failures, refusals int
 }
 
@@ -140,7 +146,13 @@ func (l *Loop) want(r Request) {
 }
 
 // earliest returns when the next round may start.
-func (l *Loop) earliest() time.Time { return l.started.Add(max(l.settings.MinSyncPeriod, 1)) }
+func (l *Loop) earliest() time.Time {
+	wait := l.settings.MinSyncPeriod
+	if l.urgent && l.settings.Hurries {
+		wait = min(wait, urgentPeriod)
+	}
+	return l.started.Add(max(wait, 1))
+}
 
 // poll asks whether another process wrote, and schedules the next poll.
 func (l *Loop) poll(ctx context.Context) {
@@ -170,7 +182,7 @@ func (l *Loop) reap(ctx context.Context) {
 
 func (l *Loop) round(ctx context.Context) {
 	req := l.request
-	l.request = Request{}
+	l.request, l.urgent = Request{}, false
 	l.started = time.Now()
 	for _, o := range l.o.Observers {
 		o.RoundStarts(req)
@@ -257,6 +269,7 @@ func (l *Loop) accept(u *spec.Update) error {
 		return nil
 	}
 	if !d.Empty() {
+		l.urgent = l.urgent || d.Urgent
 		l.want(Request{Reason: describe(d)})
 	}
 	return nil

@@ -140,6 +140,37 @@ func TestLoopKeepsMinSyncPeriod(t *testing.T) {
 	})
 }
 
+// TestLoopHurries expects that an endpoint which goes does not wait for a period that nobody asked for, and does for one
+// that somebody did.
+func TestLoopHurries(t *testing.T) {
+	for _, hurries := range []bool{true, false} {
+		runLoop(t, time.Second, time.Minute, func(w *loopWorld) {
+			w.settings.Hurries = hurries
+			w.start()
+			w.expect(0)
+			w.sleep(100 * time.Millisecond)
+			w.change(0) // waits
+			w.expect()
+			w.updates.Put(spec.Update{Snapshot: w.snapshot(), Delta: spec.Delta{Services: []dataplane.ServiceName{{Namespace: "default", Name: "gone"}}, Urgent: true}})
+			synctest.Wait()
+			w.sleep(urgentPeriod)
+			if hurries {
+				w.expect(100 * time.Millisecond)
+				w.change(1) // the next one waits again
+				w.sleep(900 * time.Millisecond)
+				w.expect()
+				w.sleep(200 * time.Millisecond)
+				w.expect(1100 * time.Millisecond)
+			} else {
+				w.expect()
+				w.sleep(time.Second)
+				w.expect(time.Second)
+			}
+			w.converged()
+		})
+	}
+}
+
 func TestLoopSyncsFullyEverySyncPeriod(t *testing.T) {
 	runLoop(t, 0, 10*time.Second, func(w *loopWorld) {
 		w.kernel.NoGeneration = true

@@ -46,6 +46,8 @@ type Delta struct {
 	// Pods lists the pods that were added, changed or removed, by namespace and name. The join replaces them by the Services
 	// that select them.
 	Pods []dataplane.ServiceName
+	// Urgent reports whether an endpoint went, so that connections to it fail: that is not to wait for the end of a period.
+	Urgent bool
 	// Config and Nodes report whether these parts of the Snapshot changed.
 	Config, Nodes bool
 }
@@ -57,7 +59,7 @@ func (d Delta) Empty() bool {
 
 // Merge returns the Delta of both changes, first d and then next.
 func (d Delta) Merge(next Delta) Delta {
-	m := Delta{All: d.All || next.All, Config: d.Config || next.Config, Nodes: d.Nodes || next.Nodes}
+	m := Delta{All: d.All || next.All, Urgent: d.Urgent || next.Urgent, Config: d.Config || next.Config, Nodes: d.Nodes || next.Nodes}
 	if m.All {
 		return m
 	}

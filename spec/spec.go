@@ -74,6 +74,8 @@ type Snapshot struct {
 	Config *kubeproxyconfig.KubeProxyConfiguration
 	// UDPIdleTimeout is udpIdleTimeout, which Config's type no longer has; 0 means its default.
 	UDPIdleTimeout time.Duration
+	// MinSyncPeriodGiven reports whether the configuration sets minSyncPeriod for iptables or nftables mode.
+	MinSyncPeriodGiven bool
 	// ConfigOrigin is the place where Config was written; zero if all of it is defaults.
 	ConfigOrigin Origin
 	// Weir has its defaults set, flags included.

@@ -114,6 +114,7 @@ func (m *modeManager) resolve(ctx context.Context, snap *spec.Snapshot) (*nodeCo
 		Node:          m.node(name, snap, &n.DataPlane),
 		MinSyncPeriod: section.MinSyncPeriod,
 		SyncPeriod:    section.SyncPeriod,
+		Hurries:       !snap.MinSyncPeriodGiven,
 		From:          n,
 	}
 	n.opening = m.opening(chosen.name)

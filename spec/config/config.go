@@ -48,6 +48,8 @@ type KubeProxy struct {
 	// UDPIdleTimeout is how long the userspace mode keeps an idle UDP flow (udpIdleTimeout, which the current type of
 	// kube-proxy no longer has). Default: 250 ms, as in kube-proxy.
 	UDPIdleTimeout time.Duration
+	// MinSyncPeriodGiven reports whether minSyncPeriod was written for iptables or nftables mode.
+	MinSyncPeriodGiven bool
 }
 
 // MasqueradesAll reports whether all traffic is masqueraded, wherever it comes from.

@@ -29,6 +29,7 @@ type conntrack struct {
 
 func (d *written) config() *KubeProxy {
 	c := &KubeProxy{KubeProxyConfiguration: d.KubeProxyConfiguration.DeepCopy(), UDPIdleTimeout: d.UDPIdleTimeout.Duration}
+	c.MinSyncPeriodGiven = c.IPTables.MinSyncPeriod.Duration != 0 || c.NFTables.MinSyncPeriod.Duration != 0
 	c.Conntrack = *d.Conntrack.KubeProxyConntrackConfiguration.DeepCopy()
 	if c.UDPIdleTimeout == 0 {
 		c.UDPIdleTimeout = d.UDPTimeoutMilliseconds.Duration

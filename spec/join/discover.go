@@ -49,6 +49,8 @@ func (u *union) discover(svc *spec.Service) *spec.Service {
 	made := endpoints.Of(svc.Object, pods, u.zone)
 	if before := u.made[svc.Name]; reflect.DeepEqual(before, made) {
 		made = before
+	} else {
+		u.lost = u.lost || lost(before, made)
 	}
 	if u.made == nil {
 		u.made = map[dataplane.ServiceName][]*discoveryv1.EndpointSlice{}
@@ -88,4 +90,24 @@ func (u *union) zone(node string) string {
 		return n.Labels[corev1.LabelTopologyZone]
 	}
 	return ""
+}
+
+// lost reports whether an endpoint that was ready before is not ready now.
+func lost(before, now []*discoveryv1.EndpointSlice) bool {
+	ready := map[string]bool{}
+	for _, s := range now {
+		for _, e := range s.Endpoints {
+			if *e.Conditions.Ready {
+				ready[e.Addresses[0]] = true
+			}
+		}
+	}
+	for _, s := range before {
+		for _, e := range s.Endpoints {
+			if *e.Conditions.Ready && !ready[e.Addresses[0]] {
+				return true
+			}
+		}
+	}
+	return false
 }

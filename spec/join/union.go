@@ -27,6 +27,9 @@ type union struct {
 	pods endpoints.Index
 	made map[dataplane.ServiceName][]*discoveryv1.EndpointSlice
 
+	// lost reports whether an endpoint that was ready is so no more, since the last update.
+	lost bool
+
 	begun    bool
 	services spec.Services
 	slices   spec.ByName[spec.Slices]
@@ -51,6 +54,7 @@ func (u *union) update(delta spec.Delta, outdated bool) (*spec.Snapshot, spec.De
 	} else {
 		delta.Services = u.some(delta.Services)
 	}
+	delta.Urgent, u.lost = delta.Urgent || u.lost, false
 	u.mergeNotices()
 	snap := *u.said[0]
 	snap.Services, snap.Slices, snap.Nodes, snap.Notices, snap.Pods = u.services, u.slices, u.nodes, u.notices, spec.Pods{}

@@ -61,7 +61,9 @@ type settings struct {
 	Config         *kubeproxyconfig.KubeProxyConfiguration
 	Origin         spec.Origin
 	UDPIdleTimeout time.Duration
-	Weir           spec.WeirConfiguration
+	// MinSyncPeriodGiven is that of the Snapshot.
+	MinSyncPeriodGiven bool `json:",omitempty"`
+	Weir               spec.WeirConfiguration
 }
 
 // place is what a Snapshot knows of an object besides the object.
@@ -101,7 +103,7 @@ func (w *writer) all(h header, snap *spec.Snapshot) {
 	w.write([]byte(magic))
 	w.json(recordHeader, h)
 	if snap.Config != nil {
-		w.json(recordSettings, settings{snap.Config, snap.ConfigOrigin, snap.UDPIdleTimeout, snap.Weir})
+		w.json(recordSettings, settings{snap.Config, snap.ConfigOrigin, snap.UDPIdleTimeout, snap.MinSyncPeriodGiven, snap.Weir})
 	}
 	for _, n := range snap.Nodes {
 		data, err := n.Marshal()
@@ -260,6 +262,7 @@ func (c *collector) add(kind byte, data []byte) error {
 		var s settings
 		err := json.Unmarshal(data, &s)
 		c.snap.Config, c.snap.ConfigOrigin, c.snap.UDPIdleTimeout, c.snap.Weir = s.Config, s.Origin, s.UDPIdleTimeout, s.Weir
+		c.snap.MinSyncPeriodGiven = s.MinSyncPeriodGiven
 		return err
 	case recordNode:
 		n := &corev1.Node{}

@@ -20,7 +20,7 @@ import (
 var defaultConfig = config.Default().KubeProxyConfiguration
 
 func sameSettings(a, b *spec.Snapshot) bool {
-	return reflect.DeepEqual(a.Config, b.Config) && a.UDPIdleTimeout == b.UDPIdleTimeout && reflect.DeepEqual(a.Weir, b.Weir) && maps.Equal(a.Silenced, b.Silenced)
+	return reflect.DeepEqual(a.Config, b.Config) && a.UDPIdleTimeout == b.UDPIdleTimeout && a.MinSyncPeriodGiven == b.MinSyncPeriodGiven && reflect.DeepEqual(a.Weir, b.Weir) && maps.Equal(a.Silenced, b.Silenced)
 }
 
 func sameNodes(a, b map[string]*corev1.Node) bool {

@@ -163,7 +163,7 @@ func compareSnapshots(t *testing.T, want, got *spec.Snapshot) {
 	if diff := cmp.Diff(slices.Collect(want.Slices.All()), slices.Collect(got.Slices.All())); diff != "" {
 		t.Fatalf("slices of no Service differ from those read from scratch:\n%s", diff)
 	}
-	opts := cmp.Options{cmpopts.IgnoreUnexported(spec.Services{}, spec.ByName[spec.Slices]{}), cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}, netip.AddrPort{})}
+	opts := cmp.Options{cmpopts.IgnoreUnexported(spec.Services{}, spec.Pods{}, spec.ByName[spec.Slices]{}), cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}, netip.AddrPort{})}
 	if diff := cmp.Diff(want, got, opts); diff != "" {
 		t.Fatalf("the Snapshot differs from that read from scratch:\n%s", diff)
 	}

@@ -299,7 +299,7 @@ func (u *update) settings() (snap spec.Snapshot) {
 			snap.Weir = *d.config.weir
 		case d.config.proxy != nil:
 			snap.Config, snap.ConfigOrigin = d.config.proxy.KubeProxyConfiguration, d.origin()
-			snap.UDPIdleTimeout = d.config.proxy.UDPIdleTimeout
+			snap.UDPIdleTimeout, snap.MinSyncPeriodGiven = d.config.proxy.UDPIdleTimeout, d.config.proxy.MinSyncPeriodGiven
 		}
 	}
 	if u.opts.ConfigFile != "" && proxy == nil && !u.unread[u.opts.ConfigFile] {
