@@ -250,6 +250,8 @@ func problem(name string, err error, o Options) spec.Problem {
 	switch {
 	case errors.As(err, &hangs):
 		detail = stuckDetail(name, hangs)
+	case isPipe(name) && (errors.Is(err, errNotRegular) || errors.Is(err, errDangling) || errors.Is(err, os.ErrNotExist)):
+		detail = "a pipe, as <(command) makes one; it has no content to read again: give -f - and command | weir ..., or write it to a file"
 	case errors.Is(err, errStdinOpen):
 		detail = "standard input has not ended; close it, or do not give -f -"
 	case errors.Is(err, choice.ErrEncoding):
@@ -278,6 +280,11 @@ func problem(name string, err error, o Options) spec.Problem {
 		detail = "cannot be read: " + err.Error()
 	}
 	return spec.Problem{Origin: spec.Origin{File: name}, Detail: detail}
+}
+
+// isPipe reports whether a name is that of an open file of the process, which a shell gives for <(command).
+func isPipe(name string) bool {
+	return strings.HasPrefix(name, "/dev/fd/") || strings.HasPrefix(name, "/proc/self/fd/") || name == "/dev/stdin"
 }
 
 // probe compares everything with the known state, by stat, and marks the differences.

@@ -1,11 +1,16 @@
 package filesource
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"weir/spec"
 )
 
 // TestPain27_WatchPatterns makes every change to a directory that editors, Git, git-sync, the kubelet and rsync make. Each
@@ -358,4 +363,64 @@ func TestLockComesAndGoes(t *testing.T) {
 	h.awaitFiles(dir+"/d/a.yaml", "1", lock, "3")
 	must(t, os.RemoveAll(dir+"/locks"))
 	h.awaitFiles(dir+"/d/a.yaml", "1")
+}
+
+// TestPipe gives pipes with -f, as a shell makes them: the message says what to do instead.
+func TestPipe(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	must(t, err)
+	defer r.Close()
+	defer w.Close()
+	for _, dir := range []string{"/dev/fd", "/proc/self/fd"} {
+		_, err := New(Options{Paths: []string{fmt.Sprintf("%s/%d", dir, r.Fd())}}).Load(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "a pipe, as <(command) makes one") || !strings.Contains(err.Error(), "-f -") {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+}
+
+// TestDoubleStar has ** in a glob after -f, in patterns of --include and --exclude, and in an ignore file.
+func TestDoubleStar(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		glob             string
+		include, exclude []string
+		ignore           string
+		want             string
+	}{
+		"a file at any depth":       {glob: "**/x.yaml", want: "a/b/x.yaml a/x.yaml x.yaml"},
+		"below a directory":         {glob: "a/**/x.yaml", want: "a/b/x.yaml a/x.yaml"},
+		"all below":                 {glob: "a/**", want: "a/b/x.yaml a/x.yaml a/y.yaml"},
+		"included":                  {include: []string{"**/b/*.yaml"}, want: "a/b/x.yaml"},
+		"included between":          {include: []string{"a/**/x.yaml"}, want: "a/b/x.yaml a/x.yaml"},
+		"excluded":                  {exclude: []string{"**/x.yaml"}, want: "a/y.yaml"},
+		"excluded below":            {exclude: []string{"a/**"}, want: "x.yaml"},
+		"ignored":                   {ignore: "a/**/x.yaml\n", want: "a/y.yaml x.yaml"},
+		"ignored, and taken back":   {ignore: "**/x.yaml\n!a/b/x.yaml\n", want: "a/b/x.yaml a/y.yaml"},
+		"a glob and a pattern":      {glob: "a/**/*.yaml", exclude: []string{"y.yaml"}, want: "a/b/x.yaml a/x.yaml"},
+		"one star is one directory": {glob: "a/*/x.yaml", want: "a/b/x.yaml"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := t.TempDir()
+			for _, f := range []string{"x.yaml", "a/x.yaml", "a/y.yaml", "a/b/x.yaml"} {
+				write(t, filepath.Join(d, f), "1")
+			}
+			if c.ignore != "" {
+				write(t, d+"/.weirignore", c.ignore)
+			}
+			o := Options{Paths: []string{filepath.Join(d, c.glob)}, Overrides: spec.Overrides{Choice: spec.Choice{Include: c.include, Exclude: c.exclude}}}
+			src, rec := newSource(o)
+			snap, err := src.Load(t.Context())
+			must(t, err)
+			var got []string
+			for f := range rec.state(snap) {
+				got = append(got, strings.TrimPrefix(f, d+"/"))
+			}
+			slices.Sort(got)
+			if text := strings.Join(got, " "); text != c.want {
+				t.Errorf("%s, want %s", text, c.want)
+			}
+		})
+	}
 }
