@@ -22,9 +22,11 @@ import (
 	"weir/backends/hostnet"
 	"weir/backends/nftables"
 	"weir/backends/xtables"
+	"weir/reconcile/tell/status"
 	"weir/spec"
 	"weir/spec/config"
 	"weir/spec/nodeconfig"
+	"weir/spec/stall"
 )
 
 func newDoctor() *cobra.Command {
@@ -61,7 +63,11 @@ wrong.`,
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 			defer stop()
-			report := examine(ctx, newPlatform(hclog.NewNullLogger(), node, false), given.ServiceCIDRs, state)
+			ranges := given.ServiceCIDRs
+			if ranges == nil {
+				ranges = rangesInForce(ctx, state)
+			}
+			report := examine(ctx, newPlatform(hclog.NewNullLogger(), node, false), ranges, state)
 			report.Node = append(report.Node, names.examine(ctx)...)
 			if err := writeReport(cmd, report, output.format); err != nil {
 				return err
@@ -82,12 +88,26 @@ wrong.`,
 	})
 	node.addScheduler(fs)
 	node.addVariant(fs)
-	fs.StringSliceVar(&cidrs, "service-cidrs", nil, "ranges of the ClusterIPs (default: those from which weir allocates)")
+	fs.StringSliceVar(&cidrs, "service-cidrs", nil, "ranges of the ClusterIPs (default: those of the weir that runs with --state-dir, else those without a configuration)")
 	fs.StringVar(&state, "state-dir", spec.DefaultWeirConfiguration().StateDir, "the state directory of weir run, which remembers the values that kernel parameters had")
 	names.add(fs)
 	output.add(cmd, "what was found")
 	return cmd
 }
+
+// rangesInForce returns the ranges of ClusterIPs of the weir that runs with this state directory, or nil if none answers.
+func rangesInForce(ctx context.Context, stateDir string) []netip.Prefix {
+	ctx, cancel := context.WithTimeout(ctx, stall.Limit)
+	defer cancel()
+	s, err := status.Get(ctx, stateDir, noService, false)
+	if err != nil {
+		return nil
+	}
+	return s.ServiceRanges
+}
+
+// noService is the name of no Service, for a status without any.
+const noService = "-"
 
 // namesAt says where weir answers for names, for the examination of the resolvers of the node.
 type namesAt struct {

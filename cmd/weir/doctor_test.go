@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -168,5 +169,33 @@ func TestDoctorText(t *testing.T) {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in:\n%s", want, out)
 		}
+	}
+}
+
+// TestDoctorAsksTheWeirThatRuns examines a node on which weir runs with a range of ClusterIPs of its own: that range counts, unless
+// another is given.
+func TestDoctorAsksTheWeirThatRuns(t *testing.T) {
+	d := painDaemon(t, modes[2], "--service-cidrs", "10.96.0.0/16")
+	d.start()
+	d.awaitAnswer("pod1")
+	ranges := func(args ...string) (found []string) {
+		cmd := d.lab.Host(netlab.Node).Command(t.Context(), os.Getenv(binaryEnv), append([]string{"doctor", "-o", "json", "--state-dir", d.state}, args...)...)
+		r, _ := reportOf(t, d.lab.Host(netlab.Node), cmd)
+		for _, c := range r.Node {
+			if name, ok := strings.CutPrefix(c.Name, "ClusterIPs "); ok {
+				found = append(found, name)
+			}
+		}
+		return found
+	}
+	if got := ranges(); !slices.Equal(got, []string{"10.96.0.0/16"}) {
+		t.Errorf("while weir runs: %v", got)
+	}
+	if got := ranges("--service-cidrs", "10.97.0.0/16"); !slices.Equal(got, []string{"10.97.0.0/16"}) {
+		t.Errorf("with a range given: %v", got)
+	}
+	d.terminate()
+	if got := ranges(); len(got) == 0 || got[0] != "10.96.0.0/12" {
+		t.Errorf("after its end: %v", got)
 	}
 }

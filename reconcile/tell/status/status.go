@@ -36,6 +36,8 @@ type Status struct {
 	InForce string `json:"inForce"`
 	// Kept is when an earlier run kept the state in force, if it is that; RFC 3339.
 	Kept string `json:"kept,omitempty"`
+	// ServiceRanges are the ranges of ClusterIPs of the configuration.
+	ServiceRanges []netip.Prefix `json:"serviceRanges,omitempty"`
 	// Refused is what was read last, if it could not be used.
 	Refused *Refused `json:"refused,omitempty"`
 	// LastSync is nil before the first round has ended.
@@ -147,7 +149,7 @@ func (b *Board) Update(u spec.Update, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if u.Err == nil {
-		b.kept = ""
+		b.kept, b.status.ServiceRanges = "", u.Snapshot.Weir.ServiceCIDRs
 		if !u.Snapshot.Revision.Outdated { // otherwise what cannot be read is told next, since when it was first told
 			b.status.Refused = nil
 		}
