@@ -68,6 +68,7 @@ const (
 	FileNotRead           NoticeID = "W035-file-not-read"
 	TableOwned            NoticeID = "W036-table-owned"
 	PodsNotUsed           NoticeID = "W037-pods-not-used"
+	NameRemoved           NoticeID = "W038-name-removed"
 )
 
 // NoticeKind describes a kind of Notice.
@@ -120,6 +121,7 @@ var noticeKinds = []NoticeKind{
 	{FileNotRead, SeverityWarning, "A file is too large to be read, or no regular file, or a symlink leads to a directory elsewhere: it is skipped.", false},
 	{TableOwned, SeverityWarning, "Another process owns a table that weir needs: the kernel refuses every change.", true},
 	{PodsNotUsed, SeverityInfo, "A Service has EndpointSlices of its own: the pods that it selects are not used.", false},
+	{NameRemoved, SeverityWarning, "A DNS name goes: clients that look it up find nothing.", true},
 }
 
 // NoticeKinds returns every kind of notice that an accepted input can have, in the order of IDs.

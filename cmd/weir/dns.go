@@ -14,6 +14,7 @@ import (
 	"weir/backends/dataplane"
 	"weir/backends/dns"
 	"weir/reconcile"
+	"weir/reconcile/tell/changes"
 	"weir/reconcile/tell/names"
 	"weir/reconcile/tell/status"
 	"weir/spec"
@@ -165,6 +166,41 @@ Exit codes: 0 there is an answer; 1 there is none, or the input is not valid; 2 
 	return cmd
 }
 
+// changedNames returns the names that come and go from one input to another, if weir answers for names by either of them. Of a
+// record of the kernel they are not known.
+func changedNames(before, after *spec.Snapshot, record bool) (*changes.NameChanges, []spec.Notice) {
+	if record || !after.Weir.DNS.Serve && (before == nil || !before.Weir.DNS.Serve) {
+		return nil, nil
+	}
+	return changes.NamesBetween(namesIn(before), namesIn(after))
+}
+
+// namesIn returns every name that a Snapshot gives, each with its Service, without the names of addresses. A Snapshot in which
+// weir does not answer for names, and nil, give none.
+func namesIn(snap *spec.Snapshot) map[string]dataplane.ServiceName {
+	if snap == nil || !snap.Weir.DNS.Serve {
+		return nil
+	}
+	r := newResolver(zoneOf(snap), snap.Weir.DNS)
+	found := map[string]dataplane.ServiceName{}
+	for svc := range snap.Services.All() {
+		for _, record := range r.List(reconcile.Names(svc)) {
+			if record.Type != dnsmessage.TypePTR {
+				found[record.Name] = svc.Name
+			}
+		}
+	}
+	return found
+}
+
+// zoneOf returns a Zone in which all of a Snapshot is in force.
+func zoneOf(snap *spec.Snapshot) *names.Zone {
+	zone := names.NewZone()
+	zone.Updated(spec.Update{Snapshot: snap, Delta: spec.Delta{All: true}})
+	zone.Applied(reconcile.Report{})
+	return zone
+}
+
 // loadZone reads the input, and puts all of it in force in a Zone.
 func loadZone(cmd *cobra.Command, input *inputFlags, flags *zoneFlags) (*spec.Snapshot, *dns.Resolver, error) {
 	input.more = flags.fields
@@ -176,10 +212,7 @@ func loadZone(cmd *cobra.Command, input *inputFlags, flags *zoneFlags) (*spec.Sn
 	if err != nil {
 		return nil, nil, err
 	}
-	zone := names.NewZone()
-	zone.Updated(spec.Update{Snapshot: snap, Delta: spec.Delta{All: true}})
-	zone.Applied(reconcile.Report{})
-	return snap, newResolver(zone, snap.Weir.DNS), nil
+	return snap, newResolver(zoneOf(snap), snap.Weir.DNS), nil
 }
 
 // questionOf returns what the arguments of weir dns lookup ask for.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -306,6 +307,60 @@ func serviceIP(t *testing.T) string {
 	}
 	ip, _, _ := strings.Cut(rest, "\n")
 	return strings.TrimSpace(ip)
+}
+
+// TestNamesInPlan compares two inputs of a node that answers for names: the plan lists the names that come and go, and one that
+// goes is a warning.
+func TestNamesInPlan(t *testing.T) {
+	t.Parallel()
+	const config = "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\ndns: {listen: [\"127.0.0.1:53\", \"192.0.2.1:53\"]}\n---\n"
+	const headless = `---
+apiVersion: v1
+kind: Service
+metadata: {name: db}
+spec: {clusterIP: None, ports: [{name: sql, port: 5432}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: db-1, labels: {kubernetes.io/service-name: db}}
+addressType: IPv4
+ports: [{name: sql, port: 5432}]
+endpoints: [{addresses: [10.244.1.2], hostname: db-0}, {addresses: [10.244.1.3], hostname: db-1}]
+`
+	web := strings.Replace(webService, serviceIP(t), "10.96.0.80", 1)
+	before := filepath.Join(t.TempDir(), "before.yaml")
+	if err := os.WriteFile(before, []byte(config+web+headless), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	run := func(after string, more ...string) result {
+		return weir(t, after, append([]string{"reconcile", "--dry-run", "--against", before, "-f", "-"}, more...)...)
+	}
+	after := config + strings.Replace(web, "name: web", "name: site", 1) + strings.Replace(headless, ", {addresses: [10.244.1.3], hostname: db-1}", "", 1)
+	const want = `names
++ site.default.svc.cluster.local.
+- db-1.db.default.svc.cluster.local.
+- web.default.svc.cluster.local.
+`
+	got := run(after)
+	if got.code != 0 || !strings.Contains(got.stdout, want) || !strings.Contains(got.stdout, "W038-name-removed") || strings.Contains(got.stdout, "kube-dns") {
+		t.Errorf("exit %d:\n%s%s", got.code, got.stdout, got.stderr)
+	}
+	if got := run(after, "--fail-on", "W038"); got.code != 1 {
+		t.Errorf("--fail-on W038: exit %d", got.code)
+	}
+	if got := run(after, "-o", "json"); !strings.Contains(got.stdout, `"removed"`) {
+		t.Errorf("as JSON:\n%s", got.stdout)
+	}
+	if got := run(after, "-o", "markdown"); !strings.Contains(got.stdout, "\n- web.default.svc.cluster.local.\n") {
+		t.Errorf("as Markdown:\n%s", got.stdout)
+	}
+	if got := run(config+web+headless, "--exit-code"); got.code != 0 || strings.Contains(got.stdout, "names") {
+		t.Errorf("nothing changes: exit %d:\n%s", got.code, got.stdout)
+	}
+	unserved := strings.TrimPrefix(after, config)
+	if got := run(unserved); !strings.Contains(got.stdout, "- web.default.svc.cluster.local.") {
+		t.Errorf("names are not answered any more:\n%s", got.stdout)
+	}
 }
 
 // TestDNSCommands prints the zone of an input, and answers to single questions.

@@ -26,6 +26,7 @@ import (
 	"weir/spec"
 	"weir/spec/filesource"
 	"weir/spec/gitsource"
+	"weir/spec/kubedns"
 	"weir/spec/stall"
 )
 
@@ -180,6 +181,7 @@ func (f *planFlags) planInputs(ctx context.Context, cmd *cobra.Command, input *i
 		fmt.Fprintf(errOut, "%s %s\n", paint(errOut, yellow, "left out:"), spec.Clean(p.Error()))
 	}
 	from.LeftOut = len(broken)
+	before = kubedns.Added(before)
 	nodes, err := f.nodesOf(ctx, node, after, record)
 	if err != nil {
 		return err
@@ -202,8 +204,10 @@ func (f *planFlags) planInputs(ctx context.Context, cmd *cobra.Command, input *i
 		each[i] = unsilenced(changes.Warn(old, now), after, before)
 		maps.Copy(programmed, serviceNames(now.ServicePorts))
 	}
-	warnings := changes.Warnings(names, each, changes.NewNotices(before, after, f.named(nodes, after)))
-	plan := changes.New(from, api.described(input, after), len(programmed), changes.NotProxied(after), groups, warnings)
+	nameChanges, gone := changedNames(before, after, record != nil)
+	everywhere := append(changes.NewNotices(before, after, f.named(nodes, after)), unsilenced(gone, after, before)...)
+	plan := changes.New(from, api.described(input, after), len(programmed), changes.NotProxied(after), groups, changes.Warnings(names, each, everywhere))
+	plan.Names = nameChanges
 	return f.print(cmd, plan)
 }
 

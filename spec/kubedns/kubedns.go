@@ -48,6 +48,16 @@ func (s *Source) Load(ctx context.Context) (*spec.Snapshot, error) {
 	return snap, nil
 }
 
+// Added returns a Snapshot, which may be nil, with the Service.
+func Added(snap *spec.Snapshot) *spec.Snapshot {
+	if snap == nil {
+		return nil
+	}
+	a := adder{log: hclog.NewNullLogger()}
+	snap, _ = a.add(snap, spec.Delta{All: true})
+	return snap
+}
+
 // Watch implements spec.Source.
 func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
 	a := adder{log: s.log}

@@ -8,10 +8,14 @@ package changes
 
 import (
 	"encoding/json"
+	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"weir/backends"
 	"weir/backends/dataplane"
+	"weir/spec"
 )
 
 // APIVersion and Kind identify the JSON and YAML form of a Diff. plan.schema.json holds for every Diff of this version;
@@ -30,8 +34,46 @@ type Diff struct {
 	To      Input   `json:"to"`
 	Summary summary `json:"summary"`
 	// Groups hold the nodes with the same changes.
-	Groups   []Group   `json:"groups"`
-	Warnings []Warning `json:"warnings"`
+	Groups []Group `json:"groups"`
+	// Names are the DNS names that come and go; nil if none do, or weir does not answer for names.
+	Names    *NameChanges `json:"names,omitempty"`
+	Warnings []Warning    `json:"warnings"`
+}
+
+// NameChanges lists DNS names, sorted.
+type NameChanges struct {
+	Added   []string `json:"added,omitempty"`
+	Removed []string `json:"removed,omitempty"`
+}
+
+// NamesBetween compares the names of two inputs, each with the Service that it is of. It returns nil if nothing changes, and
+// for each Service whose names go, a notice.
+func NamesBetween(before, after map[string]dataplane.ServiceName) (*NameChanges, []spec.Notice) {
+	c := &NameChanges{}
+	gone := map[dataplane.ServiceName][]string{}
+	for _, name := range slices.Sorted(maps.Keys(before)) {
+		if _, stays := after[name]; !stays {
+			c.Removed = append(c.Removed, name)
+			gone[before[name]] = append(gone[before[name]], name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(after)) {
+		if _, was := before[name]; !was {
+			c.Added = append(c.Added, name)
+		}
+	}
+	if len(c.Added)+len(c.Removed) == 0 {
+		return nil, nil
+	}
+	var notices []spec.Notice
+	for _, svc := range slices.SortedFunc(maps.Keys(gone), func(a, b dataplane.ServiceName) int { return strings.Compare(a.String(), b.String()) }) {
+		detail := gone[svc][0] + " goes"
+		if more := len(gone[svc]) - 1; more > 0 {
+			detail += fmt.Sprintf(", and %d more", more)
+		}
+		notices = append(notices, spec.NameRemoved.Notice(spec.Origin{}, spec.ServiceObject(svc), "", detail+": clients that look it up find nothing"))
+	}
+	return c, notices
 }
 
 // Input is one side of a Diff.
@@ -195,7 +237,7 @@ func (p *Diff) Empty() bool {
 			return false
 		}
 	}
-	return true
+	return p.Names == nil
 }
 
 // Selected returns how many of the warnings a list such as "warning,W005" names.

@@ -35,6 +35,11 @@ func (p *Diff) WriteMarkdown(w io.Writer) error {
 			fmt.Fprintf(&b, "| %s | %s | %s |\n", id, escape(where), escape(g.detail()))
 		}
 	}
+	if p.Names != nil {
+		t := &texter{}
+		t.names(p.Names)
+		fmt.Fprintf(&b, "\n```diff\n%s\n```\n", strings.TrimSpace(t.b.String()))
+	}
 	for i := range p.Groups {
 		left := maxMarkdown - b.Len()
 		if left < 1000 {

@@ -36,6 +36,7 @@ func (p *Diff) WriteText(w io.Writer, style Style) error {
 	for i := range p.Groups {
 		t.group(p, &p.Groups[i])
 	}
+	t.names(p.Names)
 	t.warnings(p.Warnings)
 	if len(p.Warnings) > 0 {
 		t.line("")
@@ -153,6 +154,26 @@ func (t *texter) signed(op Action, format string, args ...any) {
 	sign := op.sign()
 	text := strings.TrimRight(fmt.Sprintf(format, args...), " ")
 	t.line("%s", t.style.paint(sign, sign+" "+text))
+}
+
+// names prints the names that come and go, of which it counts those beyond maxLines.
+func (t *texter) names(c *NameChanges) {
+	if c == nil {
+		return
+	}
+	t.line("names")
+	for _, list := range []struct {
+		op    Action
+		names []string
+	}{{Add, c.Added}, {Remove, c.Removed}} {
+		for _, name := range list.names[:min(len(list.names), maxLines)] {
+			t.signed(list.op, "%s", spec.Clean(name))
+		}
+		if more := len(list.names) - maxLines; more > 0 {
+			t.signed(list.op, "%d more", more)
+		}
+	}
+	t.line("")
 }
 
 func (t *texter) group(p *Diff, g *Group) {
