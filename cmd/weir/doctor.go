@@ -103,7 +103,13 @@ func rangesInForce(ctx context.Context, stateDir string) []netip.Prefix {
 	if err != nil {
 		return nil
 	}
-	return s.ServiceRanges
+	var ranges []netip.Prefix
+	for _, text := range s.ServiceRanges {
+		if r, err := netip.ParsePrefix(text); err == nil {
+			ranges = append(ranges, r)
+		}
+	}
+	return ranges
 }
 
 // noService is the name of no Service, for a status without any.

@@ -25,7 +25,7 @@ func fullStatus() *status.Status {
 	connections := uint64(1234)
 	return &status.Status{
 		APIVersion: status.APIVersion, Kind: "Status", Node: "edge-7", Mode: "iptables", ModeReason: "IPVS is not available: modprobe ip_vs",
-		Revision: "git:4f2a91c", InForce: "revision git:4f2a91c", Kept: "2026-01-01T00:00:00Z",
+		Revision: "git:4f2a91c", InForce: "revision git:4f2a91c", Kept: "2026-01-01T00:00:00Z", ServiceRanges: []string{"10.96.0.0/12"},
 		Refused: &status.Refused{Revision: "git:77b0d2e", Since: "2026-01-02T03:04:05Z",
 			Errors: []string{"cluster/web.yaml:14: Service default/web: spec.ports[0].port: 0 is not between 1 and 65535"}},
 		LastSync: &status.Sync{Time: "2026-01-02T03:04:05.678Z", Reason: "input changed", Seconds: map[string]float64{"apply": 0.0171, "total": 0.0184},

@@ -37,7 +37,7 @@ type Status struct {
 	// Kept is when an earlier run kept the state in force, if it is that; RFC 3339.
 	Kept string `json:"kept,omitempty"`
 	// ServiceRanges are the ranges of ClusterIPs of the configuration.
-	ServiceRanges []netip.Prefix `json:"serviceRanges,omitempty"`
+	ServiceRanges []string `json:"serviceRanges,omitempty"`
 	// Refused is what was read last, if it could not be used.
 	Refused *Refused `json:"refused,omitempty"`
 	// LastSync is nil before the first round has ended.
@@ -149,7 +149,10 @@ func (b *Board) Update(u spec.Update, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if u.Err == nil {
-		b.kept, b.status.ServiceRanges = "", u.Snapshot.Weir.ServiceCIDRs
+		b.kept, b.status.ServiceRanges = "", nil
+		for _, r := range u.Snapshot.Weir.ServiceCIDRs {
+			b.status.ServiceRanges = append(b.status.ServiceRanges, r.String())
+		}
 		if !u.Snapshot.Revision.Outdated { // otherwise what cannot be read is told next, since when it was first told
 			b.status.Refused = nil
 		}
