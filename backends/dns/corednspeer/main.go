@@ -1,5 +1,5 @@
 // Command corednspeer says what CoreDNS's own kubernetes plugin answers to questions about Services. Each line of its input is
-// a World in JSON, and each line of its output the Answer to it.
+// a World in JSON, and each line of its output the Answer to it. With an address as its argument, it answers there instead.
 //
 // It is a module of its own, so that weir does not depend on CoreDNS.
 package main
@@ -53,6 +53,10 @@ const (
 )
 
 func main() {
+	if len(os.Args) == 2 {
+		fmt.Fprintln(os.Stderr, "corednspeer:", serve(os.Args[1], json.NewDecoder(os.Stdin)))
+		os.Exit(1)
+	}
 	if err := answer(json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)); err != nil {
 		fmt.Fprintln(os.Stderr, "corednspeer:", err)
 		os.Exit(1)
@@ -75,6 +79,21 @@ func answer(in *json.Decoder, out *json.Encoder) error {
 			return err
 		}
 	}
+}
+
+// serve answers at an address over UDP for the first World of the input, with the library that CoreDNS answers with, and
+// without the rest of its server.
+func serve(address string, in *json.Decoder) error {
+	var w World
+	if err := in.Decode(&w); err != nil {
+		return err
+	}
+	k, err := w.plugin()
+	if err != nil {
+		return err
+	}
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) { _, _ = k.ServeDNS(context.Background(), w, q) })
+	return (&dns.Server{Addr: address, Net: "udp", Handler: handler}).ListenAndServe()
 }
 
 func (w *World) answer() (Answer, error) {
