@@ -294,28 +294,29 @@ type everything struct {
 	backends.Drainer
 	backends.CommandLister
 	backends.Unwatched
+	backends.Refuser
 }
 
 func (e *everything) Optional() backends.Optional {
-	return backends.Optional{Watcher: e, Unwatched: e, Drainer: e, CommandLister: e}
+	return backends.Optional{Watcher: e, Unwatched: e, Drainer: e, CommandLister: e, Refuser: e}
 }
 
 // TestCapabilitiesOfTheRedirection expects that wrapping loses no capability of the redirection, except the one whose
 // answer would be wrong.
 func TestCapabilitiesOfTheRedirection(t *testing.T) {
-	if n := reflect.TypeFor[backends.Optional]().NumField(); n != 6 {
+	if n := reflect.TypeFor[backends.Optional]().NumField(); n != 7 {
 		t.Errorf("a backend has %d capabilities: decide about the new ones here and in Optional", n)
 	}
 	below := &everything{table: &table{}}
 	b := New(dataplane.Config{}, Options{Redirect: below})
 	o := b.Optional()
-	if o.Watcher != below || o.Unwatched != below || o.Drainer != below || o.CommandLister == nil {
+	if o.Watcher != below || o.Unwatched != below || o.Drainer != below || o.Refuser != below || o.CommandLister == nil {
 		t.Errorf("lost: %+v", o)
 	}
 	if o.ConnectionCounter != b || o.Describer != nil {
 		t.Errorf("the listeners are this process's own: %+v", o)
 	}
-	if o := New(dataplane.Config{}, Options{Redirect: &table{}}).Optional(); o.Watcher != nil || o.CommandLister != nil {
+	if o := New(dataplane.Config{}, Options{Redirect: &table{}}).Optional(); o.Watcher != nil || o.Refuser != nil || o.CommandLister != nil {
 		t.Errorf("claims more than the redirection can: %+v", o)
 	}
 }

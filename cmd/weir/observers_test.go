@@ -60,6 +60,7 @@ func TestFailedStartChangesNothing(t *testing.T) {
 	o.Configured(&spec.Snapshot{}, reconcile.Settings{})
 	d := newDaemon(log, nodeFlags{})
 	d.ctx = ended
+	d.names = newNameServer(log, "", d.health.Registry())
 	var order []string
 	for _, observer := range d.observers(spec.Overrides{}) {
 		order = append(order, fmt.Sprintf("%T", observer))
