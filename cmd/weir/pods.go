@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"weir/backends/hostnet"
 	"weir/spec"
@@ -59,7 +60,7 @@ func (f *podFlags) runtimes() ([]podRuntime, error) {
 	return all, nil
 }
 
-// foundRuntimes returns those whose socket is there. Several links to one socket count once.
+// foundRuntimes returns those whose socket is there and may be used. Several links to one socket count once.
 func foundRuntimes(usual []podRuntime) (found []podRuntime) {
 	known := map[string]bool{}
 	for _, r := range usual {
@@ -67,7 +68,7 @@ func foundRuntimes(usual []podRuntime) (found []podRuntime) {
 		if err != nil || known[real] {
 			continue
 		}
-		if info, err := os.Stat(real); err == nil && info.Mode()&os.ModeSocket != 0 {
+		if info, err := os.Stat(real); err == nil && info.Mode()&os.ModeSocket != 0 && unix.Access(real, unix.W_OK) == nil {
 			known[real] = true
 			found = append(found, r)
 		}
