@@ -1,10 +1,12 @@
 package podsource
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -78,6 +80,7 @@ type view struct {
 
 	mu      sync.Mutex
 	pending map[string]bool // containers with an event that was not looked at
+	died    map[string]int  // the exit codes of those that ended meanwhile
 	relist  bool
 	wake    chan struct{}
 	// tellsHealth reports whether the runtime has told of the result of a health check. Podman before 4.4 never does, and
@@ -88,7 +91,7 @@ type view struct {
 func (r *Containers) view() *view {
 	return &view{
 		Containers: r, engine: newEngine(r.Socket), containers: map[string]*container{}, pods: map[string]*pod{},
-		names: map[string]dataplane.ServiceName{}, pending: map[string]bool{}, wake: make(chan struct{}, 1),
+		names: map[string]dataplane.ServiceName{}, pending: map[string]bool{}, died: map[string]int{}, wake: make(chan struct{}, 1),
 	}
 }
 
@@ -102,6 +105,13 @@ func (v *view) note(e event) {
 		return
 	case e.Type == "container" && e.Actor.ID != "" && len(v.pending) < maxPending:
 		v.pending[e.Actor.ID] = true
+		if e.Action == "die" || e.Action == "died" {
+			code, err := strconv.Atoi(cmp.Or(e.Actor.Attributes["exitCode"], e.Actor.Attributes["containerExitCode"]))
+			if err != nil {
+				code = 1
+			}
+			v.died[e.Actor.ID] = code
+		}
 		v.tellsHealth = v.tellsHealth || strings.HasPrefix(e.Action, "health_status")
 	case e.Type == "container" || e.Type == "network":
 		v.relist = true
@@ -143,6 +153,10 @@ func (v *view) follow(ctx context.Context, sink func(Change)) error {
 		if list {
 			c, err = v.all(ctx)
 		} else {
+			var dead Change
+			if dead, err = v.bury(ctx); err == nil && len(dead.Pods) > 0 {
+				sink(dead)
+			}
 			c, err = v.some(ctx, v.take())
 		}
 		if err != nil {
@@ -203,7 +217,27 @@ func (v *view) take() []string {
 	defer v.mu.Unlock()
 	ids := slices.Collect(maps.Keys(v.pending))
 	clear(v.pending)
+	clear(v.died)
 	return ids
+}
+
+// bury returns the pods of containers that ended, as far as the events tell. Podman describes a container only when it has
+// taken its network down, a tenth of a second later.
+func (v *view) bury(ctx context.Context) (Change, error) {
+	v.mu.Lock()
+	died := maps.Clone(v.died)
+	clear(v.died)
+	v.mu.Unlock()
+	touched := map[string]bool{}
+	for id, code := range died {
+		if c := v.containers[id]; c != nil {
+			ended := *c
+			ended.State.Status, ended.State.ExitCode = "exited", code
+			v.containers[id] = &ended
+			touched[podID(c)] = true
+		}
+	}
+	return v.compose(ctx, touched)
 }
 
 // all looks at every container.
@@ -232,6 +266,11 @@ func (v *view) some(ctx context.Context, ids []string) (Change, error) {
 	if err := v.inspect(ctx, ids, touched); err != nil {
 		return Change{}, err
 	}
+	return v.compose(ctx, touched)
+}
+
+// compose returns pods, by their IDs, as their containers are known.
+func (v *view) compose(ctx context.Context, touched map[string]bool) (Change, error) {
 	members := map[string][]*container{}
 	for _, c := range v.containers {
 		if id := podID(c); touched[id] {
