@@ -99,6 +99,9 @@ func (g *git) stream(ctx context.Context, stdin string, read func(*bufio.Reader)
 	}
 }
 
+// errNone means that git found nothing of a name.
+var errNone = errors.New("finds none")
+
 // explain returns the error of a command of git. What git itself says is left out, because it can quote a file that the
 // repository's configuration includes.
 func (g *git) explain(err error, command string) error {
@@ -106,8 +109,8 @@ func (g *git) explain(err error, command string) error {
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
 		return errors.New("the git program is needed to read a Git revision, and is not installed")
-	case errors.As(err, &exit) && exit.ExitCode() == 1 && command == "rev-parse":
-		return errors.New("git rev-parse finds none")
+	case errors.As(err, &exit) && exit.ExitCode() == 1 && (command == "rev-parse" || command == "show-ref"):
+		return fmt.Errorf("git %s %w", command, errNone)
 	case errors.As(err, &exit):
 		return fmt.Errorf("git %s failed with %v; run git fsck in %s to see why", command, exit.ProcessState, g.repo.WorkTree)
 	}

@@ -203,11 +203,8 @@ func (l *loader) locate(ctx context.Context) error {
 		}
 	}
 	var err error
-	l.commit, err = l.git.output(ctx, "rev-parse", "--verify", "--quiet", "--end-of-options", l.opts.Rev+"^{commit}")
-	if err != nil {
-		return fmt.Errorf("no revision %q in Git: %w (in a shallow clone, fetch it first: git fetch origin BRANCH)", l.opts.Rev, err)
-	}
-	return nil
+	l.commit, err = l.git.resolve(ctx, l.opts.Rev)
+	return err
 }
 
 // realPath returns the absolute path of a name, without symlinks. The last parts of the name need not exist.

@@ -12,6 +12,54 @@ import (
 	"time"
 )
 
+// TestAmbiguousNamesAreRefused gives a tag or a branch the name of another revision. Every name means one commit, or the error
+// tells the names to choose from.
+func TestAmbiguousNamesAreRefused(t *testing.T) {
+	r := honest(t)
+	good := r.git("rev-parse", "HEAD")
+	r.git("commit", "-q", "-a", "-m", "other")
+	other := r.git("rev-parse", "HEAD")
+	for ref, id := range map[string]string{
+		"refs/remotes/origin/main": good, "refs/tags/origin/main": other, // a tag for a remote's branch
+		"refs/remotes/origin/next": good, "refs/heads/origin/next": other, // a branch
+		"refs/remotes/up/HEAD": good, "refs/tags/up": other, // the remote's default branch
+		"refs/heads/both": good, "refs/tags/both": other,
+		"refs/heads/" + good[:8]: other, "refs/tags/v1-0-g" + good[:8]: other, "refs/heads/" + good: other,
+		"refs/tags/refs/remotes/gone/main": other,
+		"refs/heads/alone":                 good, "refs/remotes/origin/alone": good, "refs/tags/HEAD": other,
+	} {
+		r.git("update-ref", ref, id)
+	}
+	for _, tc := range []struct{ rev, want string }{
+		{"origin/main", "ambiguous; choose one of git:refs/tags/origin/main, git:refs/remotes/origin/main"},
+		{"origin/main^{commit}", "ambiguous"},
+		{"origin/main~0", "ambiguous"},
+		{"origin/main@{0}", "ambiguous"},
+		{"origin/next", "git:refs/heads/origin/next, git:refs/remotes/origin/next"},
+		{"up", "git:refs/tags/up, git:refs/remotes/up/HEAD"},
+		{"both", "git:refs/tags/both, git:refs/heads/both"},
+		{good[:8], "git:refs/heads/" + good[:8] + ", git:" + good},
+		{"v1-0-g" + good[:8], "ambiguous"},
+		{"refs/remotes/gone/main", "no revision"},
+		{"refs/remotes/origin/main", good},
+		{"origin/alone", good},
+		{"alone", good},
+		{"HEAD", other},
+		{"@~1", good},
+		{good, good},
+		{good[:9], good},
+	} {
+		snap, err := Load(t.Context(), Options{Rev: tc.rev, Paths: []string{filepath.Join(r.dir, "cluster")}})
+		got := fmt.Sprint(err)
+		if err == nil {
+			got = snap.Revision.ID
+		}
+		if !strings.Contains(got, tc.want) {
+			t.Errorf("%s: %s, want %s", tc.rev, got, tc.want)
+		}
+	}
+}
+
 // honest returns a repository whose HEAD has the Service "honest" in cluster/, while the work tree has another one.
 func honest(t *testing.T) repo {
 	r := newRepo(t)
