@@ -60,14 +60,22 @@ func (p ExternalPolicy) Refusal(a netip.Addr) string {
 		return "is a link-local address"
 	case a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return "is a multicast address"
-	case slices.ContainsFunc(notOfHosts, within):
-		return "is in a reserved range, of which no host should have an address"
+	case p.reserved(a):
+		return inReserved
 	case slices.Contains(p.Own, a):
 		return "is an address of this node"
 	case slices.ContainsFunc(p.Reserved, within):
 		return "is in the range of ClusterIPs"
 	}
 	return ""
+}
+
+const inReserved = "is in a reserved range, of which no host should have an address"
+
+// reserved reports whether an address is in a reserved range, and not allowed.
+func (p ExternalPolicy) reserved(a netip.Addr) bool {
+	within := func(prefix netip.Prefix) bool { return prefix.Contains(a) }
+	return slices.ContainsFunc(notOfHosts, within) && !slices.ContainsFunc(p.Allowed, within)
 }
 
 func (p ExternalPolicy) equal(o ExternalPolicy) bool {

@@ -124,7 +124,7 @@ func (r *resolver) entry(f dataplane.Family, clusterIP netip.Addr, i int) *datap
 		ClusterIP:       clusterIP,
 		Port:            uint16(port.Port),
 		ExternalIPs:     r.externalIPs(f),
-		LoadBalancerIPs: addrsOf(f, r.ingressIPs),
+		LoadBalancerIPs: r.loadBalancerIPs(f),
 		SourceRanges:    rangesOf(f, s.LoadBalancerSourceRanges),
 		InternalLocal:   s.InternalTrafficPolicy != nil && *s.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 		Affinity:        affinity(s),
@@ -166,6 +166,17 @@ func (r *resolver) externalIPs(f dataplane.Family) []netip.Addr {
 			r.notice(spec.ExternalIPRefused, "spec.externalIPs", "%s is not served: it %s; allow it with externalAddresses in the WeirConfiguration, or remove it", a, refusal)
 		}
 		return refusal != ""
+	})
+}
+
+// loadBalancerIPs returns the load balancer's addresses of the family, sorted and unique, without reserved ones.
+func (r *resolver) loadBalancerIPs(f dataplane.Family) []netip.Addr {
+	return slices.DeleteFunc(addrsOf(f, r.ingressIPs), func(a netip.Addr) bool {
+		refused := r.node.External.reserved(a)
+		if refused {
+			r.notice(spec.ExternalIPRefused, "status.loadBalancer.ingress", "%s is not served: it %s; allow it with externalAddresses in the WeirConfiguration, or remove it", a, inReserved)
+		}
+		return refused
 	})
 }
 

@@ -363,7 +363,10 @@ func TestResolveNotices(t *testing.T) {
 			s.Object.Spec.Type, s.Object.Spec.ExternalIPs = corev1.ServiceTypeExternalName, []string{"203.0.113.1"}
 		}, "spec.externalIPs: has no effect"},
 		"an external IP that is loopback": {func(s *spec.Service) { s.Object.Spec.ExternalIPs = []string{"127.0.0.1"} }, "127.0.0.1 is not served"},
-		"the author's":                    {func(s *spec.Service) { s.Notices = []spec.Problem{{Detail: "as read"}} }, "as read"},
+		"a reserved address of a load balancer": {func(s *spec.Service) {
+			s.Object.Spec.Type, s.Object.Status.LoadBalancer.Ingress = corev1.ServiceTypeLoadBalancer, []corev1.LoadBalancerIngress{{IP: "240.0.0.1"}}
+		}, "240.0.0.1 is not served: it is in a reserved range"},
+		"the author's": {func(s *spec.Service) { s.Notices = []spec.Problem{{Detail: "as read"}} }, "as read"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -7,8 +7,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
-// ServiceFault returns why a Service of an API server cannot be used, or "". It checks addresses alone, as they are checked
-// in files: an API server has validated the rest, perhaps by newer rules than those known here.
+// ServiceFault returns why a Service of an API server cannot be used, or "". It checks addresses and their number
+// alone, as in files: an API server has validated the rest, perhaps by newer rules than those known here.
 func ServiceFault(svc *corev1.Service) string {
 	v := &validator{}
 	if s := &svc.Spec; s.Type != corev1.ServiceTypeExternalName && !headless(s) {
@@ -22,6 +22,7 @@ func ServiceFault(svc *corev1.Service) string {
 			v.plainAddress(in.IP, "status.loadBalancer.ingress[%d].ip", i)
 		}
 	}
+	v.frontends(svc)
 	return v.first()
 }
 

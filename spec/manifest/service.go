@@ -60,6 +60,7 @@ func (d *decoding) service(at *document.Document) {
 	setServiceDefaults(&svc.Spec)
 	addrs := v.serviceSpec(&svc.Spec)
 	v.loadBalancer(&svc)
+	v.frontends(&svc)
 	id := objectID{kindService, dataplane.ServiceName{Namespace: d.intern.string(svc.Namespace), Name: d.intern.string(svc.Name)}}
 	if !d.accept(id, at, shape, v) {
 		return
@@ -357,6 +358,30 @@ func (v *validator) serviceStatus(svc *corev1.Service) {
 		} else {
 			v.addAll(utilvalidation.IsDNS1123Subdomain(in.Hostname), in.Hostname, "status.loadBalancer.ingress[%d].hostname", i)
 		}
+	}
+}
+
+// maxFrontends limits the frontends of one Service, which are its addresses times its ports: a document of 100 kB can ask
+// for millions. It is far above what Services have in practice, and 10,000 frontends cost no more than as many
+// small Services, for which weir is made. maxSources limits the source ranges of all frontends in the same way.
+const (
+	maxFrontends = 10_000
+	maxSources   = 10 * maxFrontends
+)
+
+// frontends refuses a Service of too many frontends, before anything is made for each of them.
+func (v *validator) frontends(svc *corev1.Service) {
+	s := &svc.Spec
+	if headless(s) || s.Type == corev1.ServiceTypeExternalName {
+		return
+	}
+	addrs := max(1, len(s.ClusterIPs)) + len(s.ExternalIPs) + len(svc.Status.LoadBalancer.Ingress)
+	ports, ranges := len(s.Ports), len(s.LoadBalancerSourceRanges)
+	switch n := addrs * ports; {
+	case n > maxFrontends:
+		v.add(fmt.Sprintf("%d ports at %d addresses are more than %d frontends: split the Service", ports, addrs, maxFrontends), "spec.ports")
+	case n*ranges > maxSources:
+		v.add(fmt.Sprintf("%d ranges for %d frontends are more than %d: combine ranges, or split the Service", ranges, n, maxSources), "spec.loadBalancerSourceRanges")
 	}
 }
 

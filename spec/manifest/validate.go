@@ -150,10 +150,15 @@ func (v *validator) plainAddress(s, path string, args ...any) (netip.Addr, bool)
 	return a, true
 }
 
+// thisNetwork is refused for every address. 240.0.0.0/4 is not: clusters use it as a range of ClusterIPs and pods.
+var thisNetwork = netip.MustParsePrefix("0.0.0.0/8")
+
 func specialAddress(a netip.Addr) string {
 	switch {
 	case a.IsUnspecified():
 		return "the unspecified address"
+	case thisNetwork.Contains(a):
+		return "in 0.0.0.0/8, where no host has an address"
 	case a.IsLoopback():
 		return "a loopback address"
 	case a.IsLinkLocalUnicast():
