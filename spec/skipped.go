@@ -37,7 +37,17 @@ const SkippedNoKind = "(no kind)"
 
 // Broken reports whether the document is nothing in particular, as that of a damaged file, or cannot be read.
 func (s Skipped) Broken() bool {
-	return s.Kind == SkippedEmpty || s.Kind == SkippedNoKind || s.Kind == SkippedSymlink || s.Kind == SkippedUnread || s.Kind == SkippedOutside
+	return s.Kind == SkippedEmpty || s.Kind == SkippedNoKind || s.Kind == SkippedSymlink || s.Kind == SkippedUnread || s.Kind == SkippedOutside ||
+		s.Reason != "" && s.Kind != SkippedFile && !s.Unchosen
+}
+
+// HeldDetail returns the problem of a document that is nothing in particular where a file held an object.
+func (s Skipped) HeldDetail(object string) string {
+	what := "is no complete object of Kubernetes"
+	if s.Kind == SkippedEmpty {
+		what = "is empty"
+	}
+	return what + ", and held " + object + "; delete the file if that is meant"
 }
 
 // The Kinds of what describes how manifests are generated.

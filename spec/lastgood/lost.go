@@ -35,8 +35,8 @@ func (w *watch) lost(snap *spec.Snapshot) spec.Problems {
 	report := func(at spec.Origin, object, verb string) {
 		if s, ok := brokenAt(broken, at.File); ok && object != "" {
 			told[at.File] = true
-			if s.Kind == spec.SkippedEmpty {
-				out = append(out, spec.Problem{Origin: s.Origin, Detail: "is empty, and held " + object + "; delete the file if that is meant"})
+			if s.Kind == spec.SkippedEmpty || s.Kind == spec.SkippedNoKind && s.Reason == "" {
+				out = append(out, spec.Problem{Origin: s.Origin, Detail: s.HeldDetail(object)})
 				return
 			}
 			out = append(out, spec.Problem{Origin: s.Origin, Object: object,

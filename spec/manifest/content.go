@@ -253,7 +253,9 @@ func (d *decoding) notAnObject(doc *document.Document) {
 		d.skip(noKind, doc.Start())
 	case bytes.HasPrefix(d.text.Data, []byte("version https://git-lfs")):
 		d.problemAt(1, "", "", "is a Git LFS pointer; run git lfs pull to have the file itself")
-	case data != "null":
+	case data == "null":
+		d.skip(noKind, doc.Start())
+	default:
 		d.problemAt(doc.Start(), "", "", "is not a Kubernetes object: it has no fields")
 	}
 }
@@ -349,7 +351,7 @@ func (d *decoding) byKind(apiVersion, name string, metadata json.RawMessage, at 
 			d.problemAt(at.Line(field), document.Printable(name), field, fmt.Sprintf("%s, kind %s: %s", document.Quote(apiVersion), document.Quote(name), hint))
 			return
 		}
-		d.skip(name, at.Start())
+		d.skip(foreignKind(apiVersion, name), at.Start())
 	}
 }
 

@@ -44,6 +44,8 @@ func FuzzForeign(f *testing.F) {
 		"\ufeffkind: Service\n", "kind: PodList\nitems: [{apiVersion: v1, kind: Service}]\n", "<<: {kind: Service}\nkind: Foo\n",
 	} {
 		f.Add([]byte("apiVersion: v1\n" + text))
+		f.Add([]byte("apiVersion: apps/v1\n" + text))
+		f.Add([]byte("apiVersion: v1/\n" + text))
 		f.Add([]byte(text))
 	}
 	d := &decoder{seed: maphash.MakeSeed(), intern: &interner{}}

@@ -25,6 +25,8 @@ type group struct {
 	reads   []string
 	// others are kinds of the group that are no misspelling of one that is read.
 	others []string
+	// aliases are what kubectl takes for a kind, in lower case.
+	aliases map[string]string
 	// closed reports whether every other kind of the group is a mistake.
 	closed bool
 }
@@ -36,10 +38,17 @@ var groups = []group{
 		reads: []string{"Service", "Endpoints", "Node", "List", "ServiceList", "EndpointsList", "NodeList"},
 		others: []string{"Binding", "ComponentStatus", "ConfigMap", "Config", "Event", "LimitRange", "Namespace", "PersistentVolume",
 			"PersistentVolumeClaim", "Pod", "PodTemplate", "ReplicationController", "ResourceQuota", "Secret", "ServiceAccount", "Status",
-			"ConfigMapList", "EventList", "PodList", "SecretList", "ServiceAccountList"},
+			"ConfigMapList", "EventList", "LimitRangeList", "NamespaceList", "PersistentVolumeList", "PersistentVolumeClaimList", "PodList",
+			"PodTemplateList", "ReplicationControllerList", "ResourceQuotaList", "SecretList", "ServiceAccountList",
+			// OpenShift had its kinds in v1.
+			"BuildConfig", "DeploymentConfig", "ImageStream", "Project", "Role", "RoleBinding", "Route", "SecurityContextConstraints", "Template"},
+		aliases: map[string]string{"svc": "Service", "ep": "Endpoints", "po": "Pod", "pod": "Pod", "pods": "Pod"},
 	},
 	{name: "discovery.k8s.io", version: "discovery.k8s.io/v1", reads: []string{"EndpointSlice", "EndpointSliceList"}},
-	{name: kubeadmGroup, reads: []string{kubeadmKind}}, // of any version
+	{ // of any version
+		name: kubeadmGroup, reads: []string{kubeadmKind},
+		others: []string{"ClusterStatus", "InitConfiguration", "JoinConfiguration", "ResetConfiguration", "UpgradeConfiguration"},
+	},
 	{name: "kubeproxy.config.k8s.io", version: config.KubeProxyAPIVersion, reads: []string{config.KubeProxyKind}, closed: true},
 	{
 		name: "weir", version: config.WeirAPIVersion, reads: []string{config.WeirKind, spec.LockKind}, closed: true,
@@ -49,14 +58,28 @@ var groups = []group{
 
 // groupOf returns the group of an apiVersion, or nil if a Set reads nothing of it. Any version counts.
 func groupOf(apiVersion string) *group {
-	name, _, grouped := strings.Cut(apiVersion, "/")
-	if !grouped {
+	name, version, grouped := strings.Cut(apiVersion, "/")
+	if !grouped || version == "" && coreVersion.MatchString(name) {
 		name = ""
 	}
 	if i := slices.IndexFunc(groups, func(g group) bool { return g.name == name }); i >= 0 {
 		return &groups[i]
 	}
 	return nil
+}
+
+var (
+	coreVersion    = regexp.MustCompile(`^v[0-9]`)
+	groupedVersion = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*/[a-z0-9]+$`)
+)
+
+// foreignKind returns the kind of an object that no Set reads, or noKind if it is not complete: in a group that a Set reads,
+// an unknown kind may be cut off.
+func foreignKind(apiVersion, kind string) string {
+	if g := groupOf(apiVersion); g != nil && !slices.Contains(g.others, kind) || g == nil && !groupedVersion.MatchString(apiVersion) {
+		return noKind
+	}
+	return kindName(kind)
 }
 
 // isOurs reports whether a document is of a kind that a Set reads, whatever its version is, or is meant to be. Without an
@@ -165,13 +188,19 @@ func (g *group) nearest(kind string) string {
 	if kind == "" || slices.Contains(g.others, kind) || slices.Contains(g.reads, kind) {
 		return ""
 	}
+	if known := g.aliases[strings.ToLower(kind)]; known != "" {
+		return known
+	}
 	best, least := "", 3
 	for _, known := range g.reads {
 		limit := 3
-		if len(known) < 6 {
+		switch sameFirst := strings.EqualFold(kind[:1], known[:1]); {
+		case !sameFirst && len(known) < 6:
+			continue
+		case !sameFirst || len(known) < 6:
 			limit = 2
 		}
-		if !strings.EqualFold(kind[:1], known[:1]) || len(kind)-len(known) >= limit || len(known)-len(kind) >= limit {
+		if len(kind)-len(known) >= limit || len(known)-len(kind) >= limit {
 			continue // most kinds
 		}
 		if d := document.Distance(strings.ToLower(kind), strings.ToLower(known), limit); d < limit && d < least {
@@ -399,19 +428,23 @@ func foreign(name string, data []byte) (kind string, ok bool) {
 	if !bytes.Contains(data, []byte("apiVersion")) {
 		return noKind, true // not even the kind may be printed
 	}
-	return kindName(kind), hasTopVersion(data)
+	kind = foreignKind(plainTopVersion(data), kind)
+	return kind, kind != noKind
 }
 
-// hasTopVersion reports whether a line that is not indented gives an apiVersion. It returns false for unusual forms.
-func hasTopVersion(data []byte) bool {
+// plainTopVersion returns the apiVersion that a line which is not indented gives. It returns "" for unusual forms.
+func plainTopVersion(data []byte) string {
 	const field = "apiVersion:"
 	rest, found := bytes.CutPrefix(data, []byte(field))
 	if !found {
 		_, rest, found = bytes.Cut(data, []byte("\n"+field))
 	}
 	line, _, _ := bytes.Cut(rest, []byte("\n"))
-	line = bytes.TrimSpace(line)
-	return found && len(line) > 0 && line[0] != '#'
+	line, _, _ = bytes.Cut(line, []byte(" #"))
+	if !found {
+		return ""
+	}
+	return strings.Trim(string(line), "\"' \t")
 }
 
 // onlyTopKind returns the value of the only match of topKind, unless there is none or several, or it has no value.

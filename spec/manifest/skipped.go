@@ -33,22 +33,29 @@ func (f *file) brokenSince(old *file) []spec.Problem {
 // isEmpty reports whether a file has no content, or only the zeros that a file system may leave behind after a power loss.
 func isEmpty(data []byte) bool { return len(bytes.Trim(data, "\x00 \t\r\n")) == 0 }
 
-// isEmpty reports whether the file has no content.
-func (f *file) isEmpty() bool { return len(f.skipped) == 1 && f.skipped[0].Kind == spec.SkippedEmpty }
+// damagedFile is a file that may be damaged, where, and what it was before.
+type damagedFile struct {
+	spec.Skipped
+	before *file
+}
 
-// emptyFile is a file that is empty, and what it was before.
-type emptyFile struct{ now, before *file }
-
-// emptied reports each object that a file held which is empty now, unless another file has it. It may be damage, so that
-// nothing is deleted because of it.
-func (u *update) emptied(f, old *file) {
-	if old == nil {
-		return
+// damage returns a document by which the file may be damaged: the file is empty, or the document is nothing in particular. An
+// object of another kind is meant, and so are comments.
+func (f *file) damage() (at spec.Skipped, ok bool) {
+	all := f.allSkipped()
+	i := slices.IndexFunc(all, func(s spec.Skipped) bool { return s.Kind == spec.SkippedEmpty || s.Kind == noKind })
+	if i < 0 {
+		return spec.Skipped{}, false
 	}
+	return all[i], true
+}
+
+// held reports each object that a damaged file held and that no file has now. Nothing is deleted because of it.
+func (u *update) held(f damagedFile) {
 	report := func(object string) {
-		u.problems = append(u.problems, spec.Problem{Origin: spec.Origin{File: f.path, Line: 1},
-			Detail: "is empty, and held " + object + "; delete the file if that is meant"})
+		u.problems = append(u.problems, spec.Problem{Origin: f.Origin, Detail: f.HeldDetail(object)})
 	}
+	old := f.before
 	for _, d := range old.docs {
 		for _, o := range d.objects {
 			if _, elsewhere := u.objects[o.id]; !elsewhere {

@@ -59,7 +59,7 @@ func newUpdate(s *Set) *update {
 func (u *update) replace(files []File, parsed []*file) {
 	assign(&u.undo, &u.leftFiles, u.leftFiles)
 	var removed, added []docAt
-	var emptied []emptyFile
+	var damaged []damagedFile
 	wasAside := maps.Clone(u.asides)
 	flipped := u.countAside(parsed)
 	for i, f := range parsed {
@@ -75,11 +75,11 @@ func (u *update) replace(files []File, parsed []*file) {
 		}
 		old := u.files[f.key]
 		if !aside {
-			u.problems = append(u.problems, f.problems()...)
-			u.problems = append(u.problems, f.brokenSince(old)...)
-		}
-		if f.isEmpty() && !aside {
-			emptied = append(emptied, emptyFile{f, old})
+			faults := slices.Concat(f.problems(), f.brokenSince(old))
+			u.problems = append(u.problems, faults...)
+			if at, ok := f.damage(); ok && old != nil && len(faults) == 0 {
+				damaged = append(damaged, damagedFile{at, old})
+			}
 		}
 		u.countFile(old, -1)
 		u.countFile(f, 1)
@@ -111,8 +111,8 @@ func (u *update) replace(files []File, parsed []*file) {
 	for _, d := range added {
 		u.addDoc(d)
 	}
-	for _, e := range emptied {
-		u.emptied(e.now, e.before)
+	for _, f := range damaged {
+		u.held(f)
 	}
 }
 
