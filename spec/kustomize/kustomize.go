@@ -19,7 +19,6 @@ import (
 	"log"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -29,7 +28,6 @@ import (
 	"sigs.k8s.io/kustomize/api/resmap"
 
 	"weir/spec"
-	"weir/spec/document"
 )
 
 // Tree is the file system of a build. Paths are absolute.
@@ -155,19 +153,6 @@ func (b *build) quietly(run func() (resmap.ResMap, error)) (m resmap.ResMap, err
 		}
 	}()
 	return run()
-}
-
-// maxDetail limits the text of an error of kustomize, which may quote whole documents.
-const maxDetail = 400
-
-// explain returns the error of kustomize as one line, with paths as the kustomization sees them.
-func (b *build) explain(err error) string {
-	text := strings.Join(strings.Fields(err.Error()), " ")
-	text = strings.ReplaceAll(text, b.dir+"/", "")
-	if r := []rune(text); len(r) > maxDetail {
-		text = "… " + string(r[len(r)-maxDetail:]) // the cause stands at the end
-	}
-	return document.Printable(text)
 }
 
 // kustomizationIn returns the kustomization file of a directory, or the directory if there is none.
