@@ -154,7 +154,11 @@ func (c *changeLog) Updated(u spec.Update) {
 	}
 	if text := u.Err.Error(); text != c.input {
 		c.input = text
-		c.log.Error("the input cannot be used; what is in force stays", "revision", u.Revision.String())
+		then := "what is in force stays"
+		if c.snap == nil {
+			then = "nothing is in force, and the kernel stays as it is"
+		}
+		c.log.Error("the input cannot be used; "+then, "revision", u.Revision.String())
 		for _, p := range problemLines(u.Err) {
 			c.log.Error(p)
 		}

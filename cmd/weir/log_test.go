@@ -95,3 +95,19 @@ func TestVerbosity(t *testing.T) {
 		}
 	}
 }
+
+// TestLogSaysWhetherAnythingIsInForce refuses an input before any other was in force, and after one was.
+func TestLogSaysWhetherAnythingIsInForce(t *testing.T) {
+	var out bytes.Buffer
+	c := newChangeLog(hclog.New(&hclog.LoggerOptions{Output: &out}))
+	c.Updated(spec.Update{Err: errors.New("one")})
+	if !strings.Contains(out.String(), "the input cannot be used; nothing is in force, and the kernel stays as it is") {
+		t.Errorf("before the first: %s", &out)
+	}
+	out.Reset()
+	c.Updated(spec.Update{Snapshot: &spec.Snapshot{}})
+	c.Updated(spec.Update{Err: errors.New("two")})
+	if !strings.Contains(out.String(), "the input cannot be used; what is in force stays") {
+		t.Errorf("after the first: %s", &out)
+	}
+}
