@@ -20,6 +20,7 @@ import (
 	"weir/spec/config"
 	"weir/spec/filesource"
 	"weir/spec/lastgood"
+	"weir/spec/stall"
 )
 
 // inputFlags say what to read.
@@ -75,12 +76,32 @@ func (f *inputFlags) source(log hclog.Logger) (spec.Source, error) {
 	if f.none() {
 		return nil, usageError{errors.New("nothing to read: give -f DIR, -f FILE, -f - for standard input, or -k DIR for a kustomization")}
 	}
+	if err := f.checkPaths(); err != nil {
+		return nil, usageError{err}
+	}
 	overrides, err := f.overrides()
 	if err != nil {
 		return nil, usageError{err}
 	}
 	files := filesource.New(filesource.Options{Paths: f.files, Kustomize: f.kustomize, Config: f.config, Lock: f.lock, Overrides: overrides, Log: log, AllowOutsideLinks: f.outsideLinks, StrictTree: f.strictTree, Reread: f.reread})
 	return f.keeping(files, overrides, log), nil
+}
+
+// checkPaths refuses paths that cannot be meant. An empty one would be the current directory.
+func (f *inputFlags) checkPaths() error {
+	for flag, paths := range map[string][]string{"-f": f.files, "-k": f.kustomize} {
+		if slices.Contains(paths, "") {
+			return fmt.Errorf("%s is empty, as a variable that is not set; write . for the current directory", flag)
+		}
+	}
+	if f.lock == "" {
+		return nil
+	}
+	fi, err := stall.Do(context.Background(), stall.Limit, "looking at "+f.lock, func() (os.FileInfo, error) { return os.Stat(f.lock) })
+	if err == nil && fi.IsDir() { // any other fault is told of the file
+		return fmt.Errorf("--lock %s is a directory; name a file, such as %s", f.lock, filepath.Join(f.lock, spec.LockFile))
+	}
+	return nil
 }
 
 // keeping returns a Source of the files that begins with their last good state if they cannot be used.
