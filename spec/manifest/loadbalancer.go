@@ -46,6 +46,10 @@ func (v *validator) loadBalancer(svc *corev1.Service) {
 // dropStatus drops the status of a Service that can have none. The API server drops every status when an object is
 // created, so that such a file is no mistake elsewhere.
 func (v *validator) dropStatus(svc *corev1.Service) {
+	if len(svc.Status.Conditions) > 0 {
+		v.notice(spec.SettingIgnored, "is dropped, as an API server does when a Service is created", "status.conditions")
+		svc.Status.Conditions = nil
+	}
 	if svc.Spec.Type == corev1.ServiceTypeLoadBalancer || len(svc.Status.LoadBalancer.Ingress) == 0 {
 		return
 	}
