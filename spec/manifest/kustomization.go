@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"sigs.k8s.io/kustomize/api/types"
 
 	"weir/spec"
@@ -173,7 +174,9 @@ func (u *update) changesOf(dir string, k *kustomization, objects []*object, seen
 	add("namespace", k.Namespace != "" && anyOf(func(o *object) bool { return o.id.kind != kindNode && o.id.name.Namespace != k.Namespace }))
 	add("namePrefix", k.NamePrefix != "" && some)
 	add("nameSuffix", k.NameSuffix != "" && some)
-	add("labels", selectors && anyOf(func(o *object) bool { return o.service != nil && len(o.service.base.Spec.Selector) > 0 }))
+	labels, annotations := u.marks(k)
+	add("labels", selectors && anyOf(func(o *object) bool { return o.service != nil }) || labels && some) // a selector is added where there is none
+	add("annotations", annotations && some)
 	for _, p := range slices.Concat(k.Patches, k.PatchesJson6902) {
 		ofOurs := p.Target == nil && u.patchOfOurs(dir, p.Path, p.Patch) || p.Target != nil && kindSelected(p.Target.Kind, objects)
 		add("patches", ofOurs && some)
@@ -198,6 +201,26 @@ func (u *update) changesOf(dir string, k *kustomization, objects []*object, seen
 		}
 	}
 	return names
+}
+
+// marks reports whether a kustomization sets labels and annotations by which an object is read or resolved otherwise.
+func (u *update) marks(k *kustomization) (labels, annotations bool) {
+	matters := func(set map[string]string, kept map[string]bool, more ...string) bool {
+		for key := range set {
+			if kept[key] || strings.HasPrefix(key, ownPrefix) || slices.Contains(more, key) {
+				return true
+			}
+		}
+		return false
+	}
+	sets := []map[string]string{k.CommonLabels}
+	for _, l := range k.Labels {
+		sets = append(sets, l.Pairs)
+	}
+	for _, set := range sets {
+		labels = labels || len(set) > 0 && u.decoder.selector != nil || matters(set, keptLabels, discoveryv1.LabelServiceName)
+	}
+	return labels, matters(k.CommonAnnotations, keptAnnotations, addressAnnotations[:]...)
 }
 
 // kindSelected reports whether a selector of kinds, which is a regular expression, may select one of the objects.
