@@ -42,11 +42,15 @@ type Unwatched interface {
 	ReadUnwatched(ctx context.Context) (map[ID]Item, error)
 }
 
-// Refuser knows when the kernel refuses every change.
+// Refuser knows when the kernel refuses every change, or ignores what it holds.
 type Refuser interface {
 	// Refused returns the reason why the kernel would refuse every Apply now: another process owns a table. It returns nil
 	// if there is none, or if that cannot be told. It only reads.
 	Refused(ctx context.Context) error
+
+	// Ineffective returns the reason why the kernel runs nothing of what the Backend has in it, and the Backend does not
+	// repair that: another process made a shared table dormant. It only reads. It is called in every round.
+	Ineffective(ctx context.Context) error
 }
 
 // LastObserved is what the kernel was last known to hold.

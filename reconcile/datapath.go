@@ -148,7 +148,7 @@ func (d *dataPath) apply(ctx context.Context, now time.Time, rep *Report) error 
 			if err := d.quarantine.scaffolding(); err != nil {
 				return fmt.Errorf("apply to %s: %w", d.Mode, err)
 			}
-			return nil
+			return d.effective(ctx)
 		}
 		start = time.Now()
 		result := d.Backend.Apply(ctx, plan)
@@ -158,6 +158,18 @@ func (d *dataPath) apply(ctx context.Context, now time.Time, rep *Report) error 
 		}
 	}
 	return fmt.Errorf("apply to %s: gave up for now after the kernel refused %d plans, each for another reason", d.Mode, maxReplans)
+}
+
+// effective returns an error if the kernel does not run what it holds. What is being removed need not run.
+func (d *dataPath) effective(ctx context.Context) error {
+	r := d.Backend.Optional().Refuser
+	if r == nil || d.observed.leaving {
+		return nil
+	}
+	if err := r.Ineffective(ctx); err != nil {
+		return fmt.Errorf("%s has no effect: %w", d.Mode, err)
+	}
+	return nil
 }
 
 // learn records what the kernel confirmed of a plan, and holds back what it refused. An error means that the rest

@@ -33,6 +33,9 @@ func (b *Backend) Refused(ctx context.Context) error {
 	return b.owned(ctx, c)
 }
 
+// Ineffective implements backends.Refuser. A dormant table of weir's is repaired like any other drift.
+func (b *Backend) Ineffective(context.Context) error { return nil }
+
 // checkOwners checks that no other process owns a table of weir's. Without the table of the redirections this mode works,
 // and userspace mode does not.
 func checkOwners(ctx context.Context) []doctor.Check {

@@ -31,7 +31,7 @@ func Doctor(ctx context.Context, families []dataplane.Family, force Mode, needs 
 	}
 	checks = append(checks, checkVariants(ctx))
 	if k.mode == NFT {
-		checks = append(checks, checkOwners(ctx, families))
+		checks = append(checks, checkOwners(ctx, families), checkDormant(ctx, families))
 	}
 	if !usable {
 		return checks, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -20,16 +21,62 @@ func owned(ctx context.Context, f dataplane.Family) string {
 		return ""
 	}
 	defer func() { _ = c.Close() }()
-	family, name := uint8(unix.NFPROTO_IPV4), "ip"
-	if f == dataplane.IPv6 {
-		family, name = unix.NFPROTO_IPV6, "ip6"
-	}
+	family, name := netfilterFamily(f)
 	for _, table := range []string{"raw", "mangle", "nat", "filter"} {
 		if owner := nfnl.OwnerName(ctx, c, nfnl.Table{Family: family, Name: table}); owner != "" {
 			return fmt.Sprintf("table %s %s belongs to %s, and only that process can change it: end it", name, table, owner)
 		}
 	}
 	return ""
+}
+
+func netfilterFamily(f dataplane.Family) (number uint8, name string) {
+	if f == dataplane.IPv6 {
+		return unix.NFPROTO_IPV6, "ip6"
+	}
+	return unix.NFPROTO_IPV4, "ip"
+}
+
+// tableDormant is NFT_TABLE_F_DORMANT: the kernel runs no chain of the table.
+const tableDormant = 1
+
+// dormant names the tables of iptables-nft that are dormant, and what wakes them. weir does not, because other programs
+// have rules there too. It returns "" if there is none.
+func dormant(ctx context.Context, families []dataplane.Family, tables []string) string {
+	c, err := nfnl.Netlink{}.Dial()
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = c.Close() }()
+	var found []string
+	for _, f := range families {
+		for _, table := range tables {
+			number, name := netfilterFamily(f)
+			flags, _, err := nfnl.ReadTable(ctx, c, nfnl.Table{Family: number, Name: table})
+			if err == nil && flags&tableDormant != 0 {
+				found = append(found, fmt.Sprintf("table %[1]s %[2]s is dormant, so that no rule in it works: nft add table %[1]s %[2]s", name, table))
+			}
+		}
+	}
+	return strings.Join(found, "; ")
+}
+
+// Ineffective implements backends.Refuser.
+func (t *Tables) Ineffective(ctx context.Context) error {
+	if k, ok := t.kernel.(*programs); ok && k.mode == NFT {
+		if problem := dormant(ctx, t.families, t.layout.Names); problem != "" {
+			return errors.New(problem)
+		}
+	}
+	return nil
+}
+
+// checkDormant checks that no table is dormant.
+func checkDormant(ctx context.Context, families []dataplane.Family) doctor.Check {
+	if problem := dormant(ctx, families, []string{"mangle", "nat", "filter"}); problem != "" {
+		return doctor.Check{Name: "dormant tables", State: doctor.Missing, Detail: problem}
+	}
+	return doctor.Check{Name: "dormant tables", State: doctor.OK, Detail: "none"}
 }
 
 // Refused implements backends.Refuser.

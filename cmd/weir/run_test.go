@@ -446,6 +446,57 @@ func TestRunTableOwned(t *testing.T) {
 	}
 }
 
+// TestRunTableDormant makes a table dormant in which weir has rules. Then /healthz says that not all is in force, the log and
+// doctor say what to do, and weir heals when that is done. Its own table weir wakes by itself.
+func TestRunTableDormant(t *testing.T) {
+	netlab.RequireProgram(t, "nft")
+	for _, tc := range []struct{ name, mode, table string }{
+		{"iptables-nft", "iptables", "ip nat"},
+		{"iptables-nft, IPv6", "iptables", "ip6 filter"},
+		{"userspace", "userspace", "ip nat"},
+		{"nftables", "nftables", "ip weir"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			d := newRunDaemon(t)
+			d.mode.flags = []string{"--proxy-mode", tc.mode, "--iptables-variant", "nft"}
+			d.write(map[string]string{"config.yaml": strings.Replace(kubeProxyConfig, "{minSyncPeriod: 10ms}", "&often {syncPeriod: 1s, minSyncPeriod: 10ms}\nnftables: *often", 1)})
+			d.start()
+			nft := func(command string) string {
+				out, err := d.lab.Node().Exec(t.Context(), "nft", strings.Fields(command)...)
+				if err != nil {
+					t.Fatal(command, err, out)
+				}
+				return out
+			}
+			nft("add table " + tc.table + " { flags dormant; }")
+			if tc.mode == "nftables" {
+				d.await("that the table is awake", func() error {
+					if strings.Contains(nft("list table "+tc.table), "dormant") {
+						return errors.New("it is dormant")
+					}
+					return nil
+				})
+				return
+			}
+			d.expectHTTP("http://127.0.0.1:10256/healthz", 503, "")
+			remedy := "nft add table " + tc.table
+			d.await("the log to name the remedy", func() error {
+				if !strings.Contains(d.logs(), remedy) {
+					return fmt.Errorf("nothing of %q", remedy)
+				}
+				return nil
+			})
+			out, err := d.lab.Node().Exec(t.Context(), os.Getenv(binaryEnv), "doctor", "--mode", "iptables", "--iptables-variant", "nft", "--state-dir", d.state)
+			if text := fmt.Sprint(out, err); !strings.Contains(text, remedy) {
+				t.Errorf("doctor does not print %q: %s", remedy, text)
+			}
+			nft(strings.TrimPrefix(remedy, "nft "))
+			d.expectHTTP("http://127.0.0.1:10256/healthz", 200, "")
+		})
+	}
+}
+
 // TestRunNothingInForce: where the first sync fails and nothing is in force, /healthz does not wait for twice the
 // syncPeriod, and /livez says that a restart would not help.
 func TestRunNothingInForce(t *testing.T) {
