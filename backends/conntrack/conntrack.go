@@ -157,6 +157,14 @@ type front struct {
 	local bool
 	// external reports whether the policy does not apply to clients on this node.
 	external bool
+	// sources are the clients that may use the frontend; empty means every client.
+	sources []netip.Prefix
+}
+
+// excludes reports whether a new flow of the client would be dropped. The node may use an address that it has itself.
+func (f front) excludes(flow Flow) bool {
+	return len(f.sources) > 0 && flow.Src != flow.Dst.Addr() &&
+		!slices.ContainsFunc(f.sources, func(p netip.Prefix) bool { return p.Contains(flow.Src) })
 }
 
 // servingOf returns every serving endpoint. Readiness and topology do not count, because they choose for new flows only.
@@ -197,12 +205,15 @@ func (w wanted) add(f dataplane.Family, e *dataplane.ServicePort, s serving) {
 	if e.Key.Protocol != dataplane.UDP || e.Key.Family != f {
 		return
 	}
-	w.fronts[netip.AddrPortFrom(e.ClusterIP, e.Port)] = front{s, e.InternalLocal, false}
-	external := front{s, e.ExternalLocal, true}
-	for _, addrs := range [][]netip.Addr{e.ExternalIPs, e.LoadBalancerIPs} {
-		for _, a := range addrs {
-			w.fronts[netip.AddrPortFrom(a, e.Port)] = external
-		}
+	w.fronts[netip.AddrPortFrom(e.ClusterIP, e.Port)] = front{serving: s, local: e.InternalLocal}
+	external := front{serving: s, local: e.ExternalLocal, external: true}
+	for _, a := range e.ExternalIPs {
+		w.fronts[netip.AddrPortFrom(a, e.Port)] = external
+	}
+	restricted := external
+	restricted.sources = e.SourceRanges
+	for _, a := range e.LoadBalancerIPs {
+		w.fronts[netip.AddrPortFrom(a, e.Port)] = restricted
 	}
 	if e.NodePort != 0 {
 		w.nodePorts[e.NodePort] = external
@@ -211,7 +222,8 @@ func (w wanted) add(f dataplane.Family, e *dataplane.ServicePort, s serving) {
 
 func (w wanted) empty() bool { return len(w.fronts) == 0 && len(w.nodePorts) == 0 }
 
-// stale reports whether a flow belongs to one of the Services and points at none of its endpoints.
+// stale reports whether a flow belongs to one of the Services and points at none of its endpoints, or comes from a client
+// that the Service excludes.
 func (w wanted) stale(flow Flow) bool {
 	if flow.Protocol != dataplane.UDP {
 		return false
@@ -229,6 +241,8 @@ func (w wanted) stale(flow Flow) bool {
 	case len(s.serving) == 0:
 		// Without any endpoint, a flow that never had one is as good as a new one.
 		return flow.ReplySrc != flow.Dst
+	case s.excludes(flow):
+		return true
 	case s.local && known && !local:
 		return !s.external || !w.cleaner.fromHere(flow)
 	}

@@ -61,6 +61,9 @@ func TestStale(t *testing.T) {
 		e.ExternalLocal, e.Endpoints[0].Local = true, true
 		e.Serving, e.ServingLocal = []netip.AddrPort{netip.MustParseAddrPort(a), netip.MustParseAddrPort(b)}, []netip.AddrPort{netip.MustParseAddrPort(a)}
 	}, a, b)
+	shut := with(func(e *dataplane.ServicePort) {
+		e.SourceRanges = []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}
+	}, a)
 	internal := with(func(e *dataplane.ServicePort) { e.InternalLocal, e.Endpoints[0].Local = true, true }, a, b)
 	pods := config
 	pods.LocalDetector.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}
@@ -106,6 +109,11 @@ func TestStale(t *testing.T) {
 		{"internal policy Local", pods, internal, nil, from(pod, false, flow("10.96.0.10:53", b)), true},
 		{"internal policy Local, endpoint here", pods, internal, nil, from(pod, false, flow("10.96.0.10:53", a)), false},
 		{"internal policy Local, node port", pods, internal, nil, from(client, true, flow("192.0.2.1:30053", b)), false},
+		{"source excluded", config, shut, nil, from("198.51.100.77", true, flow("198.51.100.2:53", a)), true},
+		{"source allowed", config, shut, nil, from(client, true, flow("198.51.100.2:53", a)), false},
+		{"source excluded elsewhere only", config, shut, nil, from("198.51.100.77", true, flow("198.51.100.1:53", a)), false},
+		{"source excluded, ClusterIP", config, shut, nil, from("198.51.100.77", true, flow("10.96.0.10:53", a)), false},
+		{"the address is the node's", config, shut, nil, from("198.51.100.2", false, flow("198.51.100.2:53", a)), false},
 		{"TCP flow", config, dns(b), nil, Flow{Protocol: dataplane.TCP, Dst: netip.MustParseAddrPort("10.96.0.10:53"), ReplySrc: netip.MustParseAddrPort(a)}, false},
 		{"no endpoint is left", config, dns(), nil, flow("10.96.0.10:53", a), true},
 		{"no endpoint yet", config, dns(), nil, flow("10.96.0.10:53", "10.96.0.10:53"), false},

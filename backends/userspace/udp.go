@@ -36,8 +36,9 @@ type flow struct {
 	client  netip.AddrPort
 	to      atomic.Pointer[upstream]
 	lastUse atomic.Int64 // Unix nanoseconds
-	// waiting reports whether the client sent the last datagram, so that an answer may still arrive.
-	waiting atomic.Bool
+	// waiting is how many datagrams of the client have no answer yet, at most maxWaiting. One socket of a client may ask
+	// several questions, of which one is answered sooner.
+	waiting atomic.Int64
 	// first is the datagram that opened the flow. It is kept until the endpoint has answered, so that another endpoint
 	// can get it if this one refuses.
 	first []byte
@@ -48,10 +49,18 @@ type flow struct {
 // wait 5 seconds.
 const answerTimeout = 10 * time.Second
 
+// maxWaiting bounds the questions that a flow waits for, so that a client that is seldom answered does not keep it waiting
+// after the answers to its last questions.
+const maxWaiting = 64
+
+// asked counts datagrams of the client, and answered those of the endpoint.
+func (f *flow) asked(n int)    { f.waiting.Store(min(f.waiting.Load()+int64(n), maxWaiting)) }
+func (f *flow) answered(n int) { f.waiting.Store(max(f.waiting.Load()-int64(n), 0)) }
+
 // idleAt returns when the flow ends if no more datagrams are sent.
 func (f *flow) idleAt() time.Time {
 	idle := f.proxy.item.Load().idle
-	if f.waiting.Load() {
+	if f.waiting.Load() > 0 {
 		idle = max(idle, answerTimeout)
 	}
 	return time.Unix(0, f.lastUse.Load()).Add(idle)
@@ -137,7 +146,7 @@ func (u *udpProxy) receiveBatch() {
 			next++
 		}
 		if f := u.flow(client, all[0].bytes); f != nil {
-			f.waiting.Store(true)
+			f.asked(next)
 			f.lastUse.Store(time.Now().UnixNano())
 			b.write(f.to.Load().socket, nil, all[:next])
 		}
@@ -238,7 +247,7 @@ func (f *flow) answer() {
 		to.proven(f.proxy.dialed)
 		f.first, f.tried = nil, nil
 	}
-	f.waiting.Store(false)
+	f.answered(len(all))
 	f.lastUse.Store(time.Now().UnixNano())
 	b.write(f.proxy.socket, net.UDPAddrFromAddrPort(f.client), all)
 }
@@ -258,13 +267,14 @@ func (f *flow) retry() bool {
 	return err == nil
 }
 
-// endpointsChanged ends the flows whose endpoint was deleted. UDP has no end of its own to wait for, and the client's
-// next datagram opens a flow to another endpoint.
+// endpointsChanged ends the flows whose endpoint was deleted, or whose client may no longer connect. UDP has no end of its own
+// to wait for, and the client's next datagram opens a flow to another endpoint.
 func (u *udpProxy) endpointsChanged() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	item := u.item.Load()
 	for _, f := range u.flows {
-		if to := f.to.Load(); u.closed || !f.pool.has(to.endpoint) {
+		if to := f.to.Load(); u.closed || !f.pool.has(to.endpoint) || !item.allows(f.client.Addr()) {
 			to.close(u.dialed)
 			delete(u.flows, f.client)
 		}

@@ -555,6 +555,93 @@ func TestUDPWaitsForASlowAnswer(t *testing.T) {
 	})
 }
 
+// TestUDPWaitsForEveryAnswer asks two questions from one socket, as resolvers of libc do for A and AAAA. The endpoint answers
+// one at once, and the other after several idle times. A flow of which a question stays without an answer ends all the same.
+func TestUDPWaitsForEveryAnswer(t *testing.T) {
+	server, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	const idle = 50 * time.Millisecond
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			text := string(buf[:n])
+			if text == "slow" { // which is what is tested
+				time.AfterFunc(5*idle, func() { server.WriteTo([]byte(text), from) })
+				continue
+			}
+			server.WriteTo([]byte(text), from)
+		}
+	}()
+	item := dns(t, idle, netip.MustParseAddrPort(server.LocalAddr().String()))
+	ls := started(t, Limits{}, item)
+	c, err := net.Dial("udp", item.bind.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(8 * time.Second))
+	for _, questions := range [][]string{{"slow", "fast"}, {"fast", "slow"}} {
+		for _, q := range questions {
+			fmt.Fprint(c, q)
+		}
+		for _, want := range []string{"fast", "slow"} {
+			buf := make([]byte, 100)
+			if n, err := c.Read(buf); err != nil || string(buf[:n]) != want {
+				t.Fatalf("%v: %q, %v; want %s", questions, buf[:n], err, want)
+			}
+		}
+	}
+	l := ls.open[item.bind][dataplane.UDP]
+	poll(t, func() error {
+		if n := l.proxy.open(); n > 0 {
+			return fmt.Errorf("%d flows are open, though all questions were answered", n)
+		}
+		return nil
+	})
+}
+
+// TestUDPSourcesChange excludes a client that has a flow. Its next datagram gets no answer.
+func TestUDPSourcesChange(t *testing.T) {
+	item := dns(t, time.Minute, echoUDP(t, "a"))
+	ls := started(t, Limits{}, item)
+	c, err := net.Dial("udp", item.bind.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(8 * time.Second))
+	buf := make([]byte, 100)
+	fmt.Fprint(c, "x")
+	if _, err := c.Read(buf); err != nil {
+		t.Fatal(err)
+	}
+	l := ls.open[item.bind][dataplane.UDP]
+	shut := *item
+	shut.sources = []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}
+	l.change(&shut)
+	if n := l.proxy.open(); n != 0 {
+		t.Errorf("%d flows are open", n)
+	}
+	open := *item
+	open.sources = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	l.change(&open)
+	fmt.Fprint(c, "x")
+	if _, err := c.Read(buf); err != nil || l.proxy.open() != 1 {
+		t.Errorf("%v, %d flows", err, l.proxy.open())
+	}
+	l.change(item)
+	if n := l.proxy.open(); n != 1 {
+		t.Errorf("a client that is not excluded lost its flow: %d are open", n)
+	}
+}
+
 func TestUDPFloodIsBounded(t *testing.T) {
 	a := echoUDP(t, "a")
 	item := dns(t, time.Minute, a)
