@@ -332,8 +332,8 @@ func (k *Keeper) needed(name string) bool { return k.heldBesides(nil, name) }
 
 // warnLoopback logs once that neighbours may reach the loopback addresses: nothing needs the parameter, so that no rule of
 // weir guards it, and weir does not know that it set it.
-func (k *Keeper) warnLoopback() {
-	if _, set := k.records[routeLocalnet]; set || k.needed(routeLocalnet) {
+func (k *Keeper) warnLoopback(guarded bool) {
+	if _, set := k.records[routeLocalnet]; set || guarded || k.needed(routeLocalnet) {
 		k.exposed = false
 		return
 	}

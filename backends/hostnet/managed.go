@@ -15,6 +15,8 @@ type Managed struct {
 	below  backends.Backend // nil if there are only parameters
 	keeper *Keeper
 	needs  []Parameter
+	// guards reports whether the Backend below keeps neighbours from the loopback addresses, needed or not.
+	guards bool
 	// left reports whether the Backend was told to remove its parameters.
 	left map[string]struct{}
 }
@@ -23,6 +25,9 @@ type Managed struct {
 func (k *Keeper) Manage(below backends.Backend, needs []Parameter) *Managed {
 	return &Managed{below: below, keeper: k, needs: needs, left: map[string]struct{}{}}
 }
+
+// Guarding records that the Backend below keeps neighbours from the loopback addresses, so that nobody needs a warning.
+func (b *Managed) Guarding() { b.guards = true }
 
 // Base implements backends.Backend.
 func (b *Managed) Base() (items []backends.Item) {
@@ -65,7 +70,7 @@ func (b *Managed) lookAgain() []setting {
 	b.keeper.unset.Set(float64(len(b.keeper.failed)))
 	if b.keeper.lasts {
 		b.keeper.keepFile()
-		b.keeper.warnLoopback()
+		b.keeper.warnLoopback(b.guards)
 	}
 	return list
 }

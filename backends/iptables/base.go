@@ -115,7 +115,7 @@ func (b *Backend) baseMangle(f dataplane.Family) []backends.Item {
 	}
 	at := xtables.At(f, "mangle")
 	return []backends.Item{
-		xtables.Chain(at, b.names.prerouting, xtables.LoopbackGuard),
+		xtables.Chain(at, b.names.prerouting, xtables.LoopbackGuard...),
 		xtables.Item(at + "PREROUTING -j " + b.names.prerouting),
 	}
 }

@@ -101,8 +101,8 @@ func (b builder) base() []chain {
 	jumpServices := []rule{newRule("", jumpPart(chainServices))}
 	checkSources := []rule{newRule("", ctNew(), vmap(restricted, front...))}
 	arriving := checkSources
-	if b.localhost() {
-		arriving = append([]rule{loopbackGuard(b.fam)}, checkSources...)
+	if b.fam == dataplane.IPv4 {
+		arriving = append(loopbackGuard(), checkSources...)
 	}
 	unserved := newRule("", ctNew(), jumpPart(chainNewFilter))
 	forward, output := []rule{unserved}, []rule{unserved}
@@ -149,16 +149,26 @@ func (b builder) base() []chain {
 	}, more...)
 }
 
-// loopbackGuard returns the rule that keeps neighbours from the loopback addresses. Node ports on them need route_localnet,
-// which would let neighbours reach servers that listen there.
-func loopbackGuard(f dataplane.Family) rule {
-	return newRule("not for neighbours", fromInterface("lo", false, false), inPrefix(daddr(f), loopback(f), true), dropPart())
+// loopbackGuard returns the rules that keep neighbours from the loopback addresses of IPv4. Node ports on them need
+// route_localnet, which would let neighbours reach servers that listen there, and speak as if from there. The rules are
+// there without such node ports too, because an earlier weir or another program may have set the parameter.
+func loopbackGuard() []rule {
+	const f = dataplane.IPv4
+	outside := fromInterface("lo", false, false)
+	return []rule{
+		newRule("not for neighbours", outside, inPrefix(daddr(f), loopback(f), true), dropPart()),
+		newRule("not a neighbour's", outside, inPrefix(saddr(f), loopback(f), true), dropPart()),
+	}
 }
 
 // GuardsLoopback reports whether an Item keeps neighbours from the loopback addresses of IPv4.
 func GuardsLoopback(i backends.Item) bool {
 	c, ok := i.(*chainItem)
-	return ok && c.hooked && slices.Contains(strings.Split(c.text, "\n  "), loopbackGuard(dataplane.IPv4).line())
+	if !ok || !c.hooked {
+		return false
+	}
+	lines := strings.Split(c.text, "\n  ")
+	return !slices.ContainsFunc(loopbackGuard(), func(r rule) bool { return !slices.Contains(lines, r.line()) })
 }
 
 func (b builder) unservedRules() []rule {

@@ -3,6 +3,7 @@ package xtables
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -121,14 +122,16 @@ func CheckDetector(d dataplane.LocalDetector) error {
 	return nil
 }
 
-// LoopbackGuard drops what arrives from another host for the loopback addresses of IPv4. It stands in a chain of
-// PREROUTING, before any translation.
-const LoopbackGuard = "-d 127.0.0.0/8 ! -i lo -j DROP"
+// LoopbackGuard drops what arrives from another host for the loopback addresses of IPv4, or as if from them: servers take
+// such clients for local ones. The rules stand in a chain of PREROUTING, before any translation.
+var LoopbackGuard = []string{"-d 127.0.0.0/8 ! -i lo -j DROP", "-s 127.0.0.0/8 ! -i lo -j DROP"}
 
 // GuardsLoopback reports whether an Item is a chain that keeps neighbours from the loopback addresses of IPv4.
 func GuardsLoopback(i backends.Item) bool {
 	item, ok := i.(Item)
-	return ok && strings.HasPrefix(string(item), At(dataplane.IPv4, "mangle")) && strings.Contains(string(item)+"\n", " "+LoopbackGuard+"\n")
+	return ok && strings.HasPrefix(string(item), At(dataplane.IPv4, "mangle")) && !slices.ContainsFunc(LoopbackGuard, func(rule string) bool {
+		return !strings.Contains(string(item)+"\n", " "+rule+"\n")
+	})
 }
 
 // InvalidReset drops the resets with which the node answers segments that conntrack considers invalid. Such a segment

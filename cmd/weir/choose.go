@@ -106,7 +106,11 @@ func (m *modeManager) openMode(ctx context.Context, chosen *mode, snap *spec.Sna
 	}
 	if !chosen.leavesKernel {
 		m.keeper.Remember(snap.Weir.StateDir)
-		b = m.keeper.Manage(b, needs)
+		managed := m.keeper.Manage(b, needs)
+		if slices.ContainsFunc(b.Base(), guardsLoopback) {
+			managed.Guarding()
+		}
+		b = managed
 	}
 	m.discard()
 	m.candidate = &openMode{

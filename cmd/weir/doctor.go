@@ -158,6 +158,11 @@ func examine(ctx context.Context, p *platform, ranges []netip.Prefix, stateDir s
 	return doctor.NewReport(common, sections, p.flags.mode, defaultModes...)
 }
 
+// guardsLoopback reports whether an Item of any mode keeps neighbours from the loopback addresses.
+func guardsLoopback(i backends.Item) bool {
+	return xtables.GuardsLoopback(i) || nftables.GuardsLoopback(i)
+}
+
 // guardsLoopback reports whether the kernel holds a rule of weir, in any mode, that keeps neighbours from the loopback
 // addresses.
 func (p *platform) guardsLoopback(ctx context.Context) (bool, error) {
@@ -169,7 +174,7 @@ func (p *platform) guardsLoopback(ctx context.Context) (bool, error) {
 	for _, s := range p.dataPathsOf(ctx, "", cfg) {
 		plan, err := s.engine.PlanCleanup(ctx)
 		if slices.ContainsFunc(plan.Changes, func(c backends.Change) bool {
-			return c.Old != nil && (xtables.GuardsLoopback(c.Old) || nftables.GuardsLoopback(c.Old))
+			return c.Old != nil && guardsLoopback(c.Old)
 		}) {
 			return true, nil
 		}

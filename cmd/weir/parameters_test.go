@@ -1,9 +1,12 @@
 package main_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -105,8 +108,8 @@ func TestKernelParameters(t *testing.T) {
 }
 
 // TestLoopbackStaysGuarded loses the state directory between two runs, so that weir has no record of route_localnet. weir doctor
-// advises nothing while the rule of a mode guards the loopback addresses, and does so without it. A run that removes the rule
-// warns, and a state directory that is removed while weir runs comes back, so that cleanup puts the parameter back.
+// advises nothing while the rules of a mode guard the loopback addresses, and does so without them. nftables mode has them
+// always. A run or a cleanup that removes them warns, and a state directory that is removed while weir runs comes back, so that cleanup puts the parameter back.
 func TestLoopbackStaysGuarded(t *testing.T) {
 	const all, outward = "127.0.0.0/8", "192.168.77.0/24"
 	for _, m := range []struct{ mode, then string }{
@@ -163,8 +166,78 @@ func TestLoopbackStaysGuarded(t *testing.T) {
 				t.Errorf("it is guarded, but the log is\n%s", d.logs())
 			}
 			set(m.then, outward)
-			d.awaitLog(warning)
+			if m.then == "nftables" { // it always has the rules
+				d.await("that no loopback address serves node ports", func() error {
+					out, err := d.lab.Node().Exec(t.Context(), "nft", "list", "chain", "ip", "weir", "services")
+					if err == nil && !strings.Contains(out, "127.0.0.0/8") {
+						err = errors.New(out)
+					}
+					return err
+				})
+				awaitAdvice(doctor.OK)
+				if strings.Contains(d.logs(), warning) {
+					t.Errorf("it is guarded, but the log is\n%s", d.logs())
+				}
+				d.terminate()
+				line := append([]string{"-c", `exec "$@" 2>&1`, "sh"}, d.line("cleanup", "--state-dir", d.state)...)
+				if out, err := d.lab.Node().Exec(t.Context(), "sh", line...); err != nil || !strings.Contains(out, warning) {
+					t.Errorf("cleanup: %v\n%s", err, out)
+				}
+			} else {
+				d.awaitLog(warning)
+			}
 			awaitAdvice(doctor.Advice)
+		})
+	}
+}
+
+// TestNeighboursDoNotSpeakFromLoopback sends datagrams to a server of the node from a loopback address of a neighbour. The
+// server would take it for a client on the node. They arrive before weir runs, so that the test proves something.
+func TestNeighboursDoNotSpeakFromLoopback(t *testing.T) {
+	for _, m := range []string{"iptables", "nftables", "userspace"} {
+		t.Run(m, func(t *testing.T) {
+			d := painDaemon(t, mode{name: "from configuration"})
+			d.write(map[string]string{"config.yaml": painConfig + "mode: " + m + "\nnodePortAddresses: [127.0.0.0/8]\n"})
+			d.nodeExec("sh", "-c", "echo 1 >/proc/sys/"+routeLocalnet)
+			outside := d.lab.Host(netlab.Outside)
+			for _, c := range []string{"echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet", "ip address add 127.0.0.9/32 dev eth0"} {
+				if out, err := outside.Exec(t.Context(), "sh", "-c", c); err != nil {
+					t.Fatal(c, err, out)
+				}
+			}
+			var server net.PacketConn
+			if err := d.lab.Node().Do(func() (err error) { server, err = net.ListenPacket("udp4", "192.168.77.1:9191"); return err }); err != nil {
+				t.Fatal(err)
+			}
+			defer server.Close()
+			to := netip.MustParseAddrPort("192.168.77.1:9191")
+			say := func(from string) (heard string) {
+				t.Helper()
+				f, err := outside.OpenFrom(netlab.UDP, netip.AddrPortFrom(netip.MustParseAddr(from), 0), to, answerWait)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				_ = f.Ask(time.Millisecond)
+				buf := make([]byte, 100)
+				_ = server.SetReadDeadline(time.Now().Add(answerWait))
+				_, client, err := server.ReadFrom(buf)
+				if err != nil {
+					return ""
+				}
+				return client.(*net.UDPAddr).IP.String()
+			}
+			if got := say("127.0.0.9"); got != "127.0.0.9" {
+				t.Fatalf("without weir the server hears %q, so that this proves nothing", got)
+			}
+			d.start()
+			d.awaitSync()
+			if got := say("127.0.0.9"); got != "" {
+				t.Errorf("the server hears %q", got)
+			}
+			if got := say("192.168.77.100"); got != "192.168.77.100" {
+				t.Errorf("of another client the server hears %q", got)
+			}
 		})
 	}
 }
