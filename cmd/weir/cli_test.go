@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -107,6 +108,28 @@ func TestUsageErrors(t *testing.T) {
 			if strings.Contains(got.stderr, "\x1b") {
 				t.Error("colours are used though stderr is not a terminal")
 			}
+		})
+	}
+}
+
+// TestWaitsForStandardInput gives commands a pipe in which nothing comes, until they say that they wait for it.
+func TestWaitsForStandardInput(t *testing.T) {
+	t.Parallel()
+	for _, args := range []string{"validate -f -", "plan --against empty -f -", "allocate -f -"} {
+		t.Run(args, func(t *testing.T) {
+			t.Parallel()
+			cmd := exec.CommandContext(t.Context(), os.Getenv(binaryEnv), strings.Fields(args)...)
+			in, errIn := cmd.StdinPipe()
+			out, errOut := cmd.StderrPipe()
+			if err := errors.Join(errIn, errOut, cmd.Start()); err != nil {
+				t.Fatal(err)
+			}
+			line, err := bufio.NewReader(out).ReadString('\n')
+			if !strings.Contains(line, "waits for standard input") {
+				t.Errorf("got %q, %v", line, err)
+			}
+			in.Close()
+			_ = cmd.Wait() // there is no Service
 		})
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -42,6 +43,8 @@ type inputFlags struct {
 	serveDNS *bool
 
 	set *pflag.FlagSet
+	// stderr is where a command says that it waits.
+	stderr func() io.Writer
 
 	serviceCIDRs  []string
 	nodePortRange string
@@ -53,7 +56,7 @@ type inputFlags struct {
 func (f *inputFlags) add(cmd *cobra.Command) {
 	d := spec.DefaultWeirConfiguration()
 	fs := cmd.Flags()
-	f.set = fs
+	f.set, f.stderr = fs, cmd.ErrOrStderr
 	fs.StringArrayVarP(&f.files, "filename", "f", nil, "directory, file, glob in quotes, or - for standard input, to read manifests from; may be repeated")
 	fs.StringArrayVarP(&f.kustomize, "kustomize", "k", nil, "directory with a kustomization, to read the objects that kustomize build would print; may be repeated")
 	fs.StringVar(&f.config, "config", "", "file with the KubeProxyConfiguration (default: the one among the manifests, if any)")
@@ -83,7 +86,7 @@ func (f *inputFlags) source(log hclog.Logger) (spec.Source, error) {
 	if err != nil {
 		return nil, usageError{err}
 	}
-	files := filesource.New(filesource.Options{Paths: f.files, Kustomize: f.kustomize, Config: f.config, Lock: f.lock, Overrides: overrides, Log: log, AllowOutsideLinks: f.outsideLinks, StrictTree: f.strictTree, Reread: f.reread})
+	files := filesource.New(filesource.Options{Paths: f.files, Kustomize: f.kustomize, Config: f.config, Lock: f.lock, Overrides: overrides, Log: log, AllowOutsideLinks: f.outsideLinks, StrictTree: f.strictTree, Reread: f.reread, Waiting: f.waiting})
 	return f.keeping(files, overrides, log), nil
 }
 
@@ -102,6 +105,11 @@ func (f *inputFlags) checkPaths() error {
 		return fmt.Errorf("--lock %s is a directory; name a file, such as %s", f.lock, filepath.Join(f.lock, spec.LockFile))
 	}
 	return nil
+}
+
+// waiting says that a command waits for standard input.
+func (f *inputFlags) waiting() {
+	fmt.Fprintln(f.stderr(), "weir waits for standard input, because of -f -, and nothing has come; to read a directory or a file, give -f with its name")
 }
 
 // keeping returns a Source of the files that begins with their last good state if they cannot be used.

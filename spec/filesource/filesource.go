@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -31,7 +32,10 @@ const stdinName = "-"
 type Source struct {
 	opts  Options
 	stdin func() ([]byte, error)
-	// stdinLimit is how long a Watch waits for standard input before it goes on without it.
+	// stdinCame reports whether standard input has given anything.
+	stdinCame atomic.Bool
+	// stdinLimit is how long a Watch waits for standard input before it goes on without it, and a Load before it says that
+	// it waits.
 	stdinLimit time.Duration
 
 	skim       func(name string, data []byte) []spec.Skipped
@@ -61,7 +65,7 @@ func New(o Options) *Source {
 		}
 		return manifest.NewSet(mo)
 	}
-	s.stdin = sync.OnceValues(func() ([]byte, error) { return readBounded(os.Stdin, 0, o.MaxFileSize) })
+	s.stdin = sync.OnceValues(func() ([]byte, error) { return readBounded(readerFunc(s.readStdinPart), 0, o.MaxFileSize) })
 	return s
 }
 
@@ -173,6 +177,13 @@ func (s *Source) readStdin(ctx context.Context, t *tree, limit time.Duration) (l
 	var over <-chan time.Time
 	if limit > 0 {
 		over = time.After(limit)
+	} else if s.opts.Waiting != nil {
+		waits := time.AfterFunc(s.stdinLimit, func() {
+			if !s.stdinCame.Load() {
+				s.opts.Waiting()
+			}
+		})
+		defer waits.Stop()
 	}
 	select {
 	case <-done:
@@ -185,6 +196,17 @@ func (s *Source) readStdin(ctx context.Context, t *tree, limit time.Duration) (l
 	}
 	return nil, nil
 }
+
+// readStdinPart is a Read of standard input.
+func (s *Source) readStdinPart(p []byte) (int, error) {
+	n, err := os.Stdin.Read(p)
+	s.stdinCame.Store(n > 0 || s.stdinCame.Load())
+	return n, err
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // takeStdin takes standard input, which was read to its end.
 func (s *Source) takeStdin(t *tree) {

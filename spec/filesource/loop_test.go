@@ -373,6 +373,36 @@ func TestStdinThatDoesNotEnd(t *testing.T) {
 	h.awaitFiles("-", "2", d+"/a.yaml", "1", d+"/b.yaml", "1")
 }
 
+// TestLoadSaysThatItWaits loads standard input that does not end: it is said if nothing comes, and not if something came.
+func TestLoadSaysThatItWaits(t *testing.T) {
+	for _, came := range []bool{false, true} {
+		waits, ended := make(chan struct{}), make(chan struct{})
+		s, _ := newSource(Options{Paths: []string{"-"}, Waiting: func() { close(waits) }})
+		s.stdinLimit = 10 * time.Millisecond
+		s.stdinCame.Store(came)
+		s.stdin = sync.OnceValues(func() ([]byte, error) {
+			if came {
+				time.Sleep(5 * s.stdinLimit)
+			} else {
+				<-waits
+			}
+			close(ended)
+			return []byte("1"), nil
+		})
+		if _, err := s.Load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		<-ended
+		select {
+		case <-waits:
+			if came {
+				t.Error("it says that it waits, though something came")
+			}
+		default:
+		}
+	}
+}
+
 func TestLoad(t *testing.T) {
 	d := t.TempDir()
 	write(t, d+"/a.yaml", "1")

@@ -21,6 +21,8 @@ type Options struct {
 	Config string
 	// Lock is a further file, which may hold an AllocationLock and need not exist; "" means none.
 	Lock string
+	// Waiting, if set, is called if Load waits for standard input for seconds and nothing has come.
+	Waiting func()
 	// Overrides win over the WeirConfiguration of the files.
 	Overrides spec.Overrides
 	// Log receives messages for the operator that do not fit into an Update; nil means none.
