@@ -3,6 +3,7 @@ package manifest
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"weir/spec"
 )
@@ -58,6 +59,9 @@ func (u *update) settleTwice() {
 			ways := "keep one of the two, or leave one of the files out with --exclude or a .weirignore"
 			if p.at.path == first.at.path {
 				ways = "keep one of the two"
+				if u.built(p.at.path) {
+					ways = "a kustomization given with -k reads it too: leave its file out of -f, or leave out -k"
+				}
 			}
 			u.problem(p, field, fmt.Sprintf("is declared already at %s; %s", first.origin(), ways))
 		}
@@ -66,6 +70,16 @@ func (u *update) settleTwice() {
 		}
 		u.setSpares(id, spares)
 	}
+}
+
+// built reports whether a kustomization renders objects of a file.
+func (u *update) built(path string) bool {
+	for key := range u.files { // seldom, for a problem
+		if f, _, rendered := strings.Cut(key, "\x00"); rendered && f == path {
+			return true
+		}
+	}
+	return false
 }
 
 // sameDocument returns the notice about a document that is the same as that at first.

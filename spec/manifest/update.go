@@ -472,9 +472,18 @@ func (u *update) sortedProblems() spec.Problems {
 // hintAtKustomize adds advice to problems in files that are parts of a kustomization. Patches are incomplete objects,
 // and overlays declare an object several times.
 func (u *update) hintAtKustomize() {
+	built := map[string]bool{} // directories given with -k
+	for key := range u.files {
+		if _, dir, rendered := strings.Cut(key, "\x00"); rendered {
+			built[filepath.Clean(dir)] = true
+		}
+	}
 	for i := range u.problems {
 		p := &u.problems[i]
 		dir := filepath.Dir(p.Origin.File)
+		if built[dir] {
+			continue
+		}
 		for _, name := range kustomizationNames {
 			beside := filepath.Join(dir, name)
 			if _, ok := u.files[beside]; ok && p.Origin.File != "" && p.Origin.File != beside {
