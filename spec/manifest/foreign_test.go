@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/tools/txtar"
 
+	"weir/spec"
 	"weir/spec/document"
 )
 
@@ -71,4 +72,12 @@ func FuzzForeign(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestIgnoreMarkBelowDirective leaves out a file whose head has a directive of YAML above the comment.
+func TestIgnoreMarkBelowDirective(t *testing.T) {
+	all := Skim("a.yaml", []byte("%YAML 1.1\n# weir:ignore\n---\napiVersion: v1\nkind: Service\n"))
+	if len(all) != 1 || all[0].Kind != spec.SkippedFile || all[0].Origin.Line != 2 {
+		t.Errorf("got %v", all)
+	}
 }

@@ -470,7 +470,7 @@ func ignored(name string, data []byte) []spec.Skipped {
 		if string(line) == ignoreMark {
 			return []spec.Skipped{{Origin: spec.Origin{File: name, Line: n}, Kind: spec.SkippedFile, Reason: "has " + ignoreMark}}
 		}
-		if len(line) > 0 && line[0] != '#' && string(line) != "---" {
+		if len(line) > 0 && line[0] != '#' && line[0] != '%' && string(line) != "---" {
 			return nil
 		}
 	}
