@@ -83,15 +83,14 @@ type view struct {
 	died    map[string]int  // the exit codes of those that ended meanwhile
 	relist  bool
 	wake    chan struct{}
-	// tellsHealth reports whether the runtime has told of the result of a health check. Podman before 4.4 never does, and
-	// docker always.
-	tellsHealth bool
+	// healthTold is when the runtime last told of a result of a container's health check.
+	healthTold map[string]time.Time
 }
 
 func (r *Containers) view() *view {
 	return &view{
 		Containers: r, engine: newEngine(r.Socket), containers: map[string]*container{}, pods: map[string]*pod{},
-		names: map[string]dataplane.ServiceName{}, pending: map[string]bool{}, died: map[string]int{}, wake: make(chan struct{}, 1),
+		names: map[string]dataplane.ServiceName{}, pending: map[string]bool{}, died: map[string]int{}, healthTold: map[string]time.Time{}, wake: make(chan struct{}, 1),
 	}
 }
 
@@ -112,7 +111,9 @@ func (v *view) note(e event) {
 			}
 			v.died[e.Actor.ID] = code
 		}
-		v.tellsHealth = v.tellsHealth || strings.HasPrefix(e.Action, "health_status")
+		if strings.HasPrefix(e.Action, "health_status") {
+			v.healthTold[e.Actor.ID] = time.Now()
+		}
 	case e.Type == "container" || e.Type == "network":
 		v.relist = true
 	default:
@@ -179,18 +180,31 @@ func (v *view) follow(ctx context.Context, sink func(Change)) error {
 	}
 }
 
+// healthDue returns when to look at the health of a container again. Podman tells some results only, and those before it
+// has written them down. The first success is awaited, so that comes soon.
+func (v *view) healthDue(c *container) time.Time {
+	const settled, often, seldom = 300 * time.Millisecond, time.Second, 5 * time.Second
+	if t := v.healthTold[c.ID].Add(settled); c.looked.Before(t) {
+		return t
+	}
+	if !healthy(c) {
+		return c.looked.Add(often)
+	}
+	return c.looked.Add(min(max(c.Config.Healthcheck.Interval/2, often), seldom))
+}
+
 // untilHealth returns a channel that receives a value when the health of a container is to be looked at again. It is nil if
-// there is no such container, or if the runtime tells by itself.
+// there is no such container. Docker tells every result by itself.
 func (v *view) untilHealth() <-chan time.Time {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if !v.engine.libpod || v.tellsHealth {
+	if !v.engine.libpod {
 		return nil
 	}
 	var first time.Time
 	for _, c := range v.containers {
-		if c.checked() && (first.IsZero() || c.due().Before(first)) {
-			first = c.due()
+		if c.checked() && (first.IsZero() || v.healthDue(c).Before(first)) {
+			first = v.healthDue(c)
 		}
 	}
 	if first.IsZero() {
@@ -205,7 +219,7 @@ func (v *view) noteHealth() {
 	defer v.mu.Unlock()
 	soon := time.Now().Add(50 * time.Millisecond) // those that are due together are looked at together
 	for id, c := range v.containers {
-		if c.checked() && c.due().Before(soon) {
+		if c.checked() && v.healthDue(c).Before(soon) {
 			v.pending[id] = true
 		}
 	}
@@ -247,7 +261,9 @@ func (v *view) all(ctx context.Context) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
-	clear(v.containers)
+	for id := range v.containers {
+		v.forget(id)
+	}
 	clear(v.pods)
 	clear(v.names)
 	c, err := v.some(ctx, ids)
@@ -334,7 +350,7 @@ func (v *view) inspect(ctx context.Context, ids []string, touched map[string]boo
 			touched[podID(before)] = true
 		}
 		if found[i] == nil {
-			delete(v.containers, id)
+			v.forget(id)
 			continue
 		}
 		found[i].ID, found[i].looked = id, time.Now()
@@ -342,6 +358,14 @@ func (v *view) inspect(ctx context.Context, ids []string, touched map[string]boo
 		touched[podID(found[i])] = true
 	}
 	return nil
+}
+
+// forget drops what is known of a container that is gone.
+func (v *view) forget(id string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.containers, id)
+	delete(v.healthTold, id)
 }
 
 // podOf returns podman's pod of that ID, or one that stands for a container outside of any.

@@ -147,15 +147,6 @@ func (c *container) checked() bool {
 	return c.State.Status == "running" && c.Config.Healthcheck != nil
 }
 
-// due returns when to look at the health of the container again. Its first success is awaited, so that comes soon.
-func (c *container) due() time.Time {
-	wait := time.Second
-	if healthy(c) {
-		wait = min(max(c.Config.Healthcheck.Interval/2, wait), 5*time.Second)
-	}
-	return c.looked.Add(wait)
-}
-
 // inspect describes a container. The error is errGone if there is none of that ID.
 func (e *engine) inspect(ctx context.Context, id string) (*container, error) {
 	path := "/containers/" + url.PathEscape(id) + "/json"
