@@ -22,6 +22,11 @@ type Config struct {
 	// NodeAddresses are the addresses that the node has, sorted.
 	NodeAddresses []netip.Addr
 
+	// Bridged are the networks of bridges whose frames do not pass through the packet filter. Between two hosts in one of
+	// them, connections to Services are masqueraded, because answers would not come back through the node. Userspace mode
+	// does not use them.
+	Bridged []netip.Prefix
+
 	// ServiceCIDRs are the ranges that hold nothing but ClusterIPs, if they are known. Only nftables mode uses them:
 	// like kube-proxy, it drops traffic to a ClusterIP that belongs to no Service.
 	ServiceCIDRs []netip.Prefix

@@ -23,11 +23,9 @@ func (f Forwarding) Doctor(s Sysctl, guarded func() (bool, error)) []doctor.Chec
 			}
 			checks = append(checks, c)
 		}
-		checks = append(checks, s.examine("net.bridge.bridge-nf-call-iptables", "Services do not work between pods on one Linux bridge"))
 	}
 	if f.IPv6 {
-		checks = append(checks, s.examine("net.ipv6.conf.all.forwarding", "IPv6 packets are not forwarded to endpoints outside of the node's own processes"),
-			s.examine("net.bridge.bridge-nf-call-ip6tables", "IPv6 Services do not work between pods on one Linux bridge"))
+		checks = append(checks, s.examine("net.ipv6.conf.all.forwarding", "IPv6 packets are not forwarded to endpoints outside of the node's own processes"))
 	}
 	return checks
 }

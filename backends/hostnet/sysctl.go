@@ -111,17 +111,11 @@ type Forwarding struct {
 
 // Check returns an error with one line for each parameter that has a value with which some traffic is not forwarded, and
 // that weir does not set, because that has further effects. Forwarding of IPv6 makes the kernel ignore router
-// advertisements. bridge-nf-call-iptables sends all bridged traffic through the packet filter. The error is a warning,
-// since the traffic of the node itself works without.
+// advertisements. The error is a warning, since the traffic of the node itself works without.
 func (f Forwarding) Check(s Sysctl) error {
 	var errs []error
-	if f.IPv4 {
-		errs = append(errs, s.check("net.bridge.bridge-nf-call-iptables", "Services do not work between pods on one Linux bridge", ""))
-	}
 	if f.IPv6 {
-		errs = append(errs,
-			s.check("net.ipv6.conf.all.forwarding", "IPv6 packets are not forwarded to endpoints outside of the node's own processes", keepRouterAdvertisements),
-			s.check("net.bridge.bridge-nf-call-ip6tables", "Services do not work between pods on one Linux bridge", ""))
+		errs = append(errs, s.check("net.ipv6.conf.all.forwarding", "IPv6 packets are not forwarded to endpoints outside of the node's own processes", keepRouterAdvertisements))
 	}
 	return errors.Join(errs...)
 }

@@ -65,6 +65,12 @@ func (b *Backend) baseNAT(f dataplane.Family) []backends.Item {
 	masquerade := []string{xtables.ClearMark(b.cfg.MasqueradeMark)}
 	if !b.toListeners { // no packet to a listener leaves the node, and weir must recognise its own connections by their source
 		post, masquerade = append(post, hairpin), append(masquerade, b.masquerade)
+		for _, p := range b.cfg.Bridged { // an answer between neighbours on a bridge would not pass through the node
+			if dataplane.FamilyOf(p.Addr()) == f {
+				net := xtables.PrefixText(p)
+				post = append(post, "-s "+net+" -d "+net+" -m conntrack --ctstate DNAT "+b.masquerade)
+			}
+		}
 	}
 	return append(items, xtables.Chain(at, n.postrouting, post...), xtables.Chain(at, n.masquerade, masquerade...))
 }

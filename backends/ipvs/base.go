@@ -117,12 +117,20 @@ func (b *Backend) baseNAT(f dataplane.Family) []backends.Item {
 		services[0] = cluster + " src,dst" + setMark
 	}
 	services = append(services, "-m set --match-set "+named(externalSet, f)+" dst,dst"+setMark)
+	post := []string{
+		mark(b.cfg.MasqueradeMark) + "-j " + masqChain,
+		mark(b.inside) + "-m addrtype --src-type LOCAL " + masquerade,
+		"-m set --match-set " + named(loopSet, f) + " dst,dst,src " + masquerade,
+	}
+	for _, p := range b.cfg.Bridged { // an answer between neighbours on a bridge would not pass through the node
+		if dataplane.FamilyOf(p.Addr()) == f && b.set.MatchTranslated {
+			net := xtables.PrefixText(p)
+			post = append(post, "-s "+net+" -d "+net+" "+b.translated()+masquerade)
+		}
+	}
 	return []backends.Item{
 		xtables.Chain(at, servicesChain, services...),
-		xtables.Chain(at, postChain,
-			mark(b.cfg.MasqueradeMark)+"-j "+masqChain,
-			mark(b.inside)+"-m addrtype --src-type LOCAL "+masquerade,
-			"-m set --match-set "+named(loopSet, f)+" dst,dst,src "+masquerade),
+		xtables.Chain(at, postChain, post...),
 		xtables.Chain(at, masqChain, xtables.ClearMark(b.cfg.MasqueradeMark), masquerade),
 		xtables.Item(at + "PREROUTING -j " + servicesChain),
 		xtables.Item(at + "OUTPUT -j " + servicesChain),

@@ -114,6 +114,11 @@ func (b builder) base() []chain {
 		newRule("", marked(b.cfg.MasqueradeMark), b.translated(), gotoPart(chainMasquerade)),
 		newRule("hairpin: the endpoint is its own client", ctDNAT(), inSet(hairpin, saddr(b.fam), daddr(b.fam)), gotoPart(chainMasquerade)),
 	}
+	for _, p := range b.cfg.Bridged {
+		if dataplane.FamilyOf(p.Addr()) == b.fam {
+			post = append(post, newRule("neighbours on a bridge: the answer would not pass through the node", ctDNAT(), inPrefix(saddr(b.fam), p, true), inPrefix(daddr(b.fam), p, true), gotoPart(chainMasquerade)))
+		}
+	}
 	masqueraded := []rule{newRule("", setMark(b.cfg.MasqueradeMark, false)), newRule("", masquerade())}
 	var more []chain
 	if b.redirects {

@@ -174,3 +174,45 @@ default/web     app=web     ADDR, ADDR
 		d.t.Errorf("weir discover -o yaml printed\n%s", slices)
 	}
 }
+
+// TestPodsOnOneBridge connects to a Service from its own pods, on the bridge that podman makes, whose frames do not pass
+// through the packet filter. Every pod is reached, from each of them.
+func TestPodsOnOneBridge(t *testing.T) {
+	for _, m := range append(slices.Clone(ruleModes), modes[4]) {
+		t.Run(m.name, func(t *testing.T) {
+			lab := netlab.New(t, netlab.Topology{Pods: 1})
+			node := lab.Node()
+			if _, err := node.Exec(t.Context(), "sysctl", "-w", "net.bridge.bridge-nf-call-iptables=0"); err != nil {
+				t.Logf("without br_netfilter: %v", err)
+			}
+			p := podmantest.New(t, node.Start)
+			p.Serve(t)
+			d := newDaemon(t, lab, m, "--pod-source", "podman=unix://"+p.Socket)
+			d.write(map[string]string{"web.yaml": selectingWeb})
+			d.start()
+			pods := []string{"pod-a", "pod-b"}
+			for _, name := range pods {
+				p.Play(t, played(name))
+			}
+			d.await("both pods", func() error { return answeredBy(node, t, "http://10.96.0.10/", pods...) })
+			for _, from := range pods {
+				d.await("both pods from "+from, func() error {
+					out, err := p.Try(t.Context(), "exec", from+"-server", "/bin/sh", "-c",
+						`for i in $(/bin/busybox seq 24); do printf "GET / HTTP/1.0\r\n\r\n" | /bin/busybox nc -w 3 10.96.0.10 80 | /bin/busybox tail -n 1; done`)
+					if err != nil {
+						return fmt.Errorf("%w: %s", err, out)
+					}
+					met := map[string]bool{}
+					for _, pod := range strings.Fields(out) {
+						met[pod] = true
+					}
+					if got := slices.Sorted(maps.Keys(met)); !slices.Equal(got, pods) {
+						return fmt.Errorf("answered by %v", got)
+					}
+					return nil
+				})
+			}
+			d.awaitSync()
+		})
+	}
+}

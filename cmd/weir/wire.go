@@ -194,7 +194,11 @@ func lookAtNode(object *corev1.Node) (nodeconfig.Node, error) {
 	if err != nil {
 		return nodeconfig.Node{}, err
 	}
-	return nodeconfig.Node{Families: families(), Addresses: addrs, Routed: hostnet.Primary(addrs), Object: object}, nil
+	bridged, err := hostnet.Bridged(hostnet.Sysctl{})
+	if err != nil {
+		return nodeconfig.Node{}, err
+	}
+	return nodeconfig.Node{Families: families(), Addresses: addrs, Routed: hostnet.Primary(addrs), Bridged: bridged, Object: object}, nil
 }
 
 var bothFamilies = []dataplane.Family{dataplane.IPv4, dataplane.IPv6}

@@ -130,6 +130,11 @@ func (p *Podman) Run(t testing.TB, args ...string) string {
 	return out
 }
 
+// Try is Run for a command that may fail.
+func (p *Podman) Try(ctx context.Context, args ...string) (string, error) {
+	return p.output(ctx, nil, args...)
+}
+
 // Play runs a manifest.
 func (p *Podman) Play(t testing.TB, manifest string) {
 	t.Helper()
