@@ -167,7 +167,11 @@ func TestAllocateReadsOnlyAFile(t *testing.T) {
 			done := time.AfterFunc(time.Minute, func() { panic(name + ": weir allocate does not come back") })
 			_, errOut, code := run(args...)
 			done.Stop()
-			if code != exitFailure || !strings.Contains(errOut, lock+": ") {
+			want, what := exitFailure, lock+": "
+			if name == "directory" && given == "--lock" {
+				want, what = exitUsage, "--lock "+lock+" is a directory"
+			}
+			if code != want || !strings.Contains(errOut, what) {
 				t.Errorf("%s, %s: exit code %d: %s", name, given, code, errOut)
 			}
 			if after, err := os.Lstat(lock); err != nil || !os.SameFile(before, after) {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -312,11 +313,17 @@ func TestIdleReadsNothing(t *testing.T) {
 				return n
 			}
 			time.Sleep(time.Second) // what follows the last change
-			before := reads()
-			time.Sleep(4 * time.Second)        // eight questions whether another process wrote
-			if n := reads() - before; n > 50 { // Go's runtime reads a few itself
-				t.Errorf("%d reads", n)
+			// Others make files beside the directory that is watched, each of which is read of, but not all the time.
+			var seen []int
+			for range 5 {
+				before := reads()
+				time.Sleep(4 * time.Second) // eight questions whether another process wrote
+				seen = append(seen, reads()-before)
+				if slices.Min(seen) <= 50 { // Go's runtime reads a few itself
+					return
+				}
 			}
+			t.Errorf("%v reads", seen)
 		})
 	}
 }

@@ -194,7 +194,7 @@ func TestDamagedFileIsNotADeletion(t *testing.T) {
 	}{
 		{"nothing", empty, func() error { return os.WriteFile(file, nil, 0o644) }},
 		{"zeros", empty, func() error { return os.WriteFile(file, make([]byte, 512), 0o644) }},
-		{"another file's text", "web.yaml:1: " + changed, func() error { return os.WriteFile(file, []byte("some: text\n"), 0o644) }},
+		{"another file's text", "web.yaml:1: is no complete object of Kubernetes, and held Service default/web", func() error { return os.WriteFile(file, []byte("some: text\n"), 0o644) }},
 		{"a FIFO", "web.yaml: " + changed, func() error { return errors.Join(os.Remove(file), syscall.Mkfifo(file, 0o644)) }},
 		{"a link to nothing", "web.yaml: " + changed, func() error { return errors.Join(os.Remove(file), os.Symlink("nowhere.yaml", file)) }},
 	} {
