@@ -77,6 +77,7 @@ func answeredBy(h *netlab.Host, t *testing.T, url string, want ...string) error 
 func TestPodsOfPodman(t *testing.T) {
 	for _, m := range append(slices.Clone(ruleModes), modes[4]) {
 		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
 			lab := netlab.New(t, netlab.Topology{Pods: 1})
 			node, outside := lab.Node(), lab.Host(netlab.Outside)
 			p := podmantest.New(t, node.Start)
@@ -180,6 +181,7 @@ default/web     app=web     ADDR, ADDR
 func TestPodsOnOneBridge(t *testing.T) {
 	for _, m := range append(slices.Clone(ruleModes), modes[4]) {
 		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
 			lab := netlab.New(t, netlab.Topology{Pods: 1})
 			node := lab.Node()
 			if _, err := node.Exec(t.Context(), "sysctl", "-w", "net.bridge.bridge-nf-call-iptables=0"); err != nil {
