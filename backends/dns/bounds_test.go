@@ -13,6 +13,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/net/ipv4"
 
+	"weir/backends/netlab"
 	"weir/spec/seed"
 )
 
@@ -28,9 +29,7 @@ func heap() int64 {
 // TestMalformed sends a million malformed messages, some of them as datagrams. Memory and goroutines are afterwards what they
 // were before, and a question is answered.
 func TestMalformed(t *testing.T) {
-	if testing.Short() {
-		t.Skip("make test runs it; -short is set")
-	}
+	netlab.RequireFull(t)
 	r := seed.Rand(t)
 	var valid [][]byte
 	for _, name := range []string{"web.default.svc.cluster.local.", "_http._tcp.db.default.svc.cluster.local.", "www.example.com.", "2.0.1.10.in-addr.arpa."} {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -112,6 +113,17 @@ func RequireProgram(t testing.TB, name string) {
 		t.Fatalf("%s is set: %v", RequireEnv, err)
 	default:
 		t.Skip(err)
+	}
+}
+
+// RequireRoot skips the test unless root here is root of the system, and not of a user namespace only. why is what only that
+// root can do. make test has no way to become it.
+func RequireRoot(t testing.TB, why string) {
+	t.Helper()
+	ids, err := os.ReadFile("/proc/self/uid_map")
+	first := err != nil || strings.Join(strings.Fields(string(ids)), " ") == "0 0 4294967295"
+	if os.Geteuid() != 0 || !first {
+		t.Skip("only root of the system can " + why)
 	}
 }
 

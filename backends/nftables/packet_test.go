@@ -3,6 +3,7 @@ package nftables
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -345,10 +346,24 @@ func TestAffinity(t *testing.T) {
 		seen := map[string]bool{}
 		for deadline := time.Now().Add(60 * time.Second); len(seen) < 2 && time.Now().Before(deadline); {
 			seen[ask(w, "pod1", to)] = true
-			time.Sleep(1100 * time.Millisecond) // the test is about the timeout
+			r.awaitForgotten(w.fam, w.pod(1))
 		}
 		if len(seen) < 2 {
 			t.Errorf("%s: the client was never forgotten: %v", w.fam, seen)
+		}
+	}
+}
+
+// awaitForgotten waits until the kernel remembers no endpoint of a client any more.
+func (r *rig) awaitForgotten(f dataplane.Family, client netip.Addr) {
+	r.t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		list := r.nft("list", "map", familyName(f), backendTable, sets[stickyClients].name)
+		if !strings.Contains(list, client.String()+" . ") {
+			return
+		}
+		if time.Now().After(deadline) {
+			r.t.Fatalf("%s is still remembered:\n%s", client, list)
 		}
 	}
 }

@@ -511,15 +511,14 @@ func TestAClientWithAnEndpointsPort(t *testing.T) {
 	}
 }
 
-// TestUDPWaitsForASlowAnswer asks an endpoint that answers each question after several idle times, as a resolver does
-// that has to ask others. It asks the first question of a flow and a later one.
-func TestUDPWaitsForASlowAnswer(t *testing.T) {
+// slowUDP is an endpoint that sends each question back after a while.
+func slowUDP(t *testing.T, after func(question string) time.Duration) netip.AddrPort {
+	t.Helper()
 	server, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer server.Close()
-	const idle = 50 * time.Millisecond
+	t.Cleanup(func() { server.Close() })
 	go func() {
 		buf := make([]byte, 100)
 		for {
@@ -527,11 +526,30 @@ func TestUDPWaitsForASlowAnswer(t *testing.T) {
 			if err != nil {
 				return
 			}
-			time.Sleep(5 * idle) // the endpoint is slow, which is what is tested
-			server.WriteTo(buf[:n], from)
+			text := string(buf[:n])
+			time.AfterFunc(after(text), func() { server.WriteTo([]byte(text), from) })
 		}
 	}()
-	item := dns(t, idle, netip.MustParseAddrPort(server.LocalAddr().String()))
+	return netip.MustParseAddrPort(server.LocalAddr().String())
+}
+
+// allAnswered waits until a listener whose questions were all answered has no flow.
+func allAnswered(t *testing.T, l *listener) {
+	t.Helper()
+	poll(t, func() error {
+		if n := l.proxy.open(); n > 0 {
+			return fmt.Errorf("%d flows are open, though all questions were answered", n)
+		}
+		return nil
+	})
+}
+
+// TestUDPWaitsForASlowAnswer asks an endpoint that answers each question after several idle times, as a resolver does
+// that has to ask others. It asks the first question of a flow and a later one.
+func TestUDPWaitsForASlowAnswer(t *testing.T) {
+	const idle = 50 * time.Millisecond
+	server := slowUDP(t, func(string) time.Duration { return 5 * idle })
+	item := dns(t, idle, server)
 	ls := started(t, Limits{}, item)
 	c, err := net.Dial("udp", item.bind.String())
 	if err != nil {
@@ -546,40 +564,20 @@ func TestUDPWaitsForASlowAnswer(t *testing.T) {
 			t.Fatalf("question %d: %q, %v", question, buf[:n], err)
 		}
 	}
-	l := ls.open[item.bind][dataplane.UDP]
-	poll(t, func() error {
-		if n := l.proxy.open(); n > 0 {
-			return fmt.Errorf("%d flows are open, though all questions were answered", n)
-		}
-		return nil
-	})
+	allAnswered(t, ls.open[item.bind][dataplane.UDP])
 }
 
 // TestUDPWaitsForEveryAnswer asks two questions from one socket, as resolvers of libc do for A and AAAA. The endpoint answers
 // one at once, and the other after several idle times. A flow of which a question stays without an answer ends all the same.
 func TestUDPWaitsForEveryAnswer(t *testing.T) {
-	server, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
 	const idle = 50 * time.Millisecond
-	go func() {
-		buf := make([]byte, 100)
-		for {
-			n, from, err := server.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			text := string(buf[:n])
-			if text == "slow" { // which is what is tested
-				time.AfterFunc(5*idle, func() { server.WriteTo([]byte(text), from) })
-				continue
-			}
-			server.WriteTo([]byte(text), from)
+	server := slowUDP(t, func(question string) time.Duration {
+		if question == "slow" {
+			return 5 * idle
 		}
-	}()
-	item := dns(t, idle, netip.MustParseAddrPort(server.LocalAddr().String()))
+		return 0
+	})
+	item := dns(t, idle, server)
 	ls := started(t, Limits{}, item)
 	c, err := net.Dial("udp", item.bind.String())
 	if err != nil {
@@ -598,13 +596,7 @@ func TestUDPWaitsForEveryAnswer(t *testing.T) {
 			}
 		}
 	}
-	l := ls.open[item.bind][dataplane.UDP]
-	poll(t, func() error {
-		if n := l.proxy.open(); n > 0 {
-			return fmt.Errorf("%d flows are open, though all questions were answered", n)
-		}
-		return nil
-	})
+	allAnswered(t, ls.open[item.bind][dataplane.UDP])
 }
 
 // TestUDPSourcesChange excludes a client that has a flow. Its next datagram gets no answer.

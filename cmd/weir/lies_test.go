@@ -59,8 +59,8 @@ func TestPlansNeverLie(t *testing.T) {
 			if m.mode == modeIPVS {
 				netlab.RequireIPVS(t, ipvs.Probe(t.Context()))
 			}
-			if _, err := os.ReadFile("/proc/net/ip_tables_names"); m.variant == "legacy" && errors.Is(err, os.ErrPermission) {
-				t.Skipf("only root of the system can have iptables-legacy-save print what the kernel holds: %v", err)
+			if m.variant == "legacy" {
+				netlab.RequireRoot(t, "have iptables-legacy-save print what the kernel holds")
 			}
 			l := &liar{t: t, mode: m.mode, variant: m.variant, programs: m.programs, state: t.TempDir()}
 			for i, sequence := range append(scenarioSteps(t), randomSteps()...) {

@@ -64,9 +64,7 @@ func TestSystemdUnits(t *testing.T) {
 // TestSystemdFiles makes what sysusers.d and tmpfiles.d say under a root of its own.
 func TestSystemdFiles(t *testing.T) {
 	t.Parallel()
-	if !doctor.InFirstUserNamespace() {
-		t.Skip("only root of the system can give files to the users that sysusers.d makes")
-	}
+	netlab.RequireRoot(t, "give files to the users that sysusers.d makes")
 	root := t.TempDir()
 	if err := os.Mkdir(filepath.Join(root, "etc"), 0o755); err != nil {
 		t.Fatal(err)

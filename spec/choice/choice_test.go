@@ -9,15 +9,14 @@ import (
 	"strings"
 	"testing"
 
+	"weir/backends/netlab"
 	"weir/spec/seed"
 )
 
 // TestLikeGit compares random patterns with what the git program makes of the same ones in .gitignore files, one at the
 // top and one further down.
 func TestLikeGit(t *testing.T) {
-	if _, err := exec.LookPath("git"); err != nil {
-		t.Skip("git is not installed")
-	}
+	netlab.RequireProgram(t, "git")
 	r := seed.Rand(t)
 	dir := t.TempDir()
 	git(t, dir, "", "init", "-q")

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"weir/backends/dataplane"
+	"weir/backends/netlab"
 	"weir/spec"
 	"weir/spec/manifest"
 )
@@ -281,11 +282,8 @@ func relink(t *testing.T, target, link string) {
 
 func git(t *testing.T, dir string, args ...string) string {
 	t.Helper()
-	path, err := exec.LookPath("git")
-	if err != nil {
-		t.Skip("SKIPPED: there is no git program")
-	}
-	cmd := exec.Command(path, args...)
+	netlab.RequireProgram(t, "git")
+	cmd := exec.Command("git", args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null",
 		"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@example.com", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.com")

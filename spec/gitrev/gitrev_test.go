@@ -9,16 +9,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"weir/backends/netlab"
 )
 
-// git runs git in dir and returns its output; the test is skipped where there is none.
+// git runs git in dir and returns its output.
 func git(t testing.TB, dir string, args ...string) string {
 	t.Helper()
-	path, err := exec.LookPath("git")
-	if err != nil {
-		t.Skip("SKIPPED: there is no git program to compare with")
-	}
-	cmd := exec.Command(path, args...)
+	netlab.RequireProgram(t, "git")
+	cmd := exec.Command("git", args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null", "HOME="+dir,
 		"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@example.com", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.com")

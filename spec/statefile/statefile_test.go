@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"weir/backends/netlab"
 )
 
 func put(path, text string) error {
@@ -85,9 +87,7 @@ func TestOpenRefuses(t *testing.T) {
 	const other = 4242
 	asRoot := func(do func(path string) error) func(string) error {
 		return func(path string) error {
-			if os.Geteuid() != 0 {
-				t.Skip("only root can give files away")
-			}
+			netlab.RequireRoot(t, "give files away")
 			return do(path)
 		}
 	}

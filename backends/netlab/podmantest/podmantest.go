@@ -32,14 +32,12 @@ type Podman struct {
 }
 
 // New prepares podman with Image. start starts a process in the network namespace that podman is to work in; (*exec.Cmd).Start
-// does for that of the test. New skips the test where podman cannot run containers at all, as in a user namespace.
+// does for that of the test. New skips the test without root of the system.
 func New(t testing.TB, start func(*exec.Cmd) error) *Podman {
 	t.Helper()
 	netlab.RequireFull(t)
 	netlab.Require(t)
-	if os.Geteuid() != 0 || !ownsMachine() {
-		t.Skip("podman as it is configured here needs root")
-	}
+	netlab.RequireRoot(t, "run containers as podman is configured here")
 	netlab.RequireProgram(t, "podman")
 	netlab.RequireProgram(t, "busybox")
 	dir, err := os.MkdirTemp("", "podman") // a short path: podman allows 50 characters
@@ -57,7 +55,7 @@ func New(t testing.TB, start func(*exec.Cmd) error) *Podman {
 	t.Cleanup(func() { p.remove(t); _ = os.RemoveAll(dir) })
 	p.load(t)
 	if out, err := p.output(t.Context(), nil, "run", "--rm", "--network", "host", Image, "/bin/busybox", "true"); err != nil {
-		t.Skipf("podman cannot run a container here: %v\n%s", err, out)
+		t.Fatalf("podman cannot run a container here: %v\n%s", err, out)
 	}
 	return p
 }
@@ -72,13 +70,6 @@ func (p *Podman) output(ctx context.Context, stdin io.Reader, args ...string) (s
 		err = cmd.Wait()
 	}
 	return strings.TrimSpace(out.String()), err
-}
-
-// ownsMachine reports whether root here is root of the machine, and not of a user namespace only.
-func ownsMachine() bool {
-	b, err := os.ReadFile("/proc/self/uid_map")
-	f := strings.Fields(string(b))
-	return err == nil && len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] != "1"
 }
 
 func (p *Podman) load(t testing.TB) {
