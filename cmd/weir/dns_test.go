@@ -309,12 +309,8 @@ func serviceIP(t *testing.T) string {
 	return strings.TrimSpace(ip)
 }
 
-// TestNamesInPlan compares two inputs of a node that answers for names: the plan lists the names that come and go, and one that
-// goes is a warning.
-func TestNamesInPlan(t *testing.T) {
-	t.Parallel()
-	const config = "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\ndns: {listen: [\"127.0.0.1:53\", \"192.0.2.1:53\"]}\n---\n"
-	const headless = `---
+// headlessDB is a headless Service with two endpoints that have host names, behind a separator.
+const headlessDB = `---
 apiVersion: v1
 kind: Service
 metadata: {name: db}
@@ -327,15 +323,21 @@ addressType: IPv4
 ports: [{name: sql, port: 5432}]
 endpoints: [{addresses: [10.244.1.2], hostname: db-0}, {addresses: [10.244.1.3], hostname: db-1}]
 `
+
+// TestNamesInPlan compares two inputs of a node that answers for names: the plan lists the names that come and go, and one that
+// goes is a warning.
+func TestNamesInPlan(t *testing.T) {
+	t.Parallel()
+	const config = "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\ndns: {listen: [\"127.0.0.1:53\", \"192.0.2.1:53\"]}\n---\n"
 	web := strings.Replace(webService, serviceIP(t), "10.96.0.80", 1)
 	before := filepath.Join(t.TempDir(), "before.yaml")
-	if err := os.WriteFile(before, []byte(config+web+headless), 0o644); err != nil {
+	if err := os.WriteFile(before, []byte(config+web+headlessDB), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	run := func(after string, more ...string) result {
 		return weir(t, after, append([]string{"reconcile", "--dry-run", "--against", before, "-f", "-"}, more...)...)
 	}
-	after := config + strings.Replace(web, "name: web", "name: site", 1) + strings.Replace(headless, ", {addresses: [10.244.1.3], hostname: db-1}", "", 1)
+	after := config + strings.Replace(web, "name: web", "name: site", 1) + strings.Replace(headlessDB, ", {addresses: [10.244.1.3], hostname: db-1}", "", 1)
 	const want = `names
 + site.default.svc.cluster.local.
 - db-1.db.default.svc.cluster.local.
@@ -354,7 +356,7 @@ endpoints: [{addresses: [10.244.1.2], hostname: db-0}, {addresses: [10.244.1.3],
 	if got := run(after, "-o", "markdown"); !strings.Contains(got.stdout, "\n- web.default.svc.cluster.local.\n") {
 		t.Errorf("as Markdown:\n%s", got.stdout)
 	}
-	if got := run(config+web+headless, "--exit-code"); got.code != 0 || strings.Contains(got.stdout, "names") {
+	if got := run(config+web+headlessDB, "--exit-code"); got.code != 0 || strings.Contains(got.stdout, "names") {
 		t.Errorf("nothing changes: exit %d:\n%s", got.code, got.stdout)
 	}
 	unserved := strings.TrimPrefix(after, config)
@@ -366,19 +368,7 @@ endpoints: [{addresses: [10.244.1.2], hostname: db-0}, {addresses: [10.244.1.3],
 // TestDNSCommands prints the zone of an input, and answers to single questions.
 func TestDNSCommands(t *testing.T) {
 	t.Parallel()
-	const headless = `---
-apiVersion: v1
-kind: Service
-metadata: {name: db}
-spec: {clusterIP: None, ports: [{name: sql, port: 5432}]}
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {name: db-1, labels: {kubernetes.io/service-name: db}}
-addressType: IPv4
-ports: [{name: sql, port: 5432}]
-endpoints: [{addresses: [10.244.1.2], hostname: db-0}, {addresses: [10.244.1.3], hostname: db-1, conditions: {ready: false}}]
----
+	headless := strings.Replace(headlessDB, "hostname: db-1}", "hostname: db-1, conditions: {ready: false}}", 1) + `---
 apiVersion: v1
 kind: Service
 metadata: {name: elsewhere}
