@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -93,13 +94,13 @@ func testApplyObserve(t *testing.T, h Harness) {
 func testIdempotent(t *testing.T, h Harness) {
 	b := h.Backend()
 	want := all(t, b, Sample())
-	plan := Diff(observe(t, b), want)
+	plan := Diff(Observe(t, b), want)
 	apply(t, b, plan)
 	apply(t, b, plan)
 	mustHold(t, b, want)
 
 	fewer := all(t, b, Sample()[1:])
-	plan = Diff(observe(t, b), fewer)
+	plan = Diff(Observe(t, b), fewer)
 	apply(t, b, plan)
 	apply(t, b, plan) // deletes what is absent
 	mustHold(t, b, fewer)
@@ -173,7 +174,7 @@ func testMoved(t *testing.T, h Harness) {
 		if !moved() {
 			t.Errorf("drift (%s) was not noticed", d.Name)
 		}
-		observe(t, b)
+		Observe(t, b)
 		if moved() {
 			t.Error("what was read counts as written since")
 		}
@@ -183,11 +184,11 @@ func testMoved(t *testing.T, h Harness) {
 func testCleanup(t *testing.T, h Harness) {
 	b := h.Backend()
 	converge(t, b, all(t, b, Sample()))
-	apply(t, b, Diff(observe(t, b), nil))
-	if left := observe(t, b); len(left) > 0 {
+	apply(t, b, Diff(Observe(t, b), nil))
+	if left := Observe(t, b); len(left) > 0 {
 		t.Errorf("left after everything was deleted: %v", slices.Sorted(maps.Keys(left)))
 	}
-	apply(t, b, Diff(observe(t, b), nil))
+	apply(t, b, Diff(Observe(t, b), nil))
 }
 
 func testRefused(t *testing.T, h Harness) {
@@ -200,7 +201,7 @@ func testRefused(t *testing.T, h Harness) {
 	converge(t, b, all(t, b, nil))
 	r.Refuse(t, bad.Key)
 
-	before := observe(t, b)
+	before := Observe(t, b)
 	plan := Diff(before, all(t, b, Sample()))
 	result := b.Apply(t.Context(), plan)
 	if len(result.Refused) == 0 {
@@ -216,7 +217,7 @@ func testRefused(t *testing.T, h Harness) {
 		}
 	}
 	if result.Err != nil {
-		if diff := textDiff(slices.Collect(maps.Values(before)), slices.Collect(maps.Values(observe(t, b)))); diff != "" {
+		if diff := textDiff(slices.Collect(maps.Values(before)), slices.Collect(maps.Values(Observe(t, b)))); diff != "" {
 			t.Errorf("a plan that was rejected as a whole changed the kernel:\n%s", diff)
 		}
 	}
@@ -227,10 +228,10 @@ func testDrift(t *testing.T, h Harness, i int) {
 	b := h.Backend()
 	want := all(t, b, Sample())
 	converge(t, b, want)
-	seen := observe(t, b)
+	seen := Observe(t, b)
 	h.Drifts()[i].Inject(t)
 	checkReread(t, b, want)
-	if Diff(observe(t, b), want).Empty() {
+	if Diff(Observe(t, b), want).Empty() {
 		t.Fatal("the drift was not found")
 	}
 	// If an observed Item equals a desired one, the reconciler may keep either.
@@ -253,7 +254,7 @@ func checkReread(t *testing.T, b backends.Backend, before LastObserved) {
 	if err := errors.Join(unknown, err); err != nil {
 		t.Fatalf("reread: %v", err)
 	}
-	if plan := Diff(observe(t, b), before.After(items)); !plan.Empty() {
+	if plan := Diff(Observe(t, b), before.After(items)); !plan.Empty() {
 		t.Errorf("reading what was touched does not tell all:\n%s", plan)
 	}
 }
@@ -290,7 +291,7 @@ func testRandom(t *testing.T, h Harness) {
 	const seed, steps = 7, 40
 	rng := rand.New(rand.NewPCG(seed, seed))
 	b := h.Backend()
-	believed := observe(t, b)
+	believed := Observe(t, b)
 	pool := append(append(Sample(), Changed()...), Twins()...)
 	wanted := map[dataplane.ServicePortName]*dataplane.ServicePort{}
 	for step := range steps {
@@ -315,13 +316,13 @@ func testRandom(t *testing.T, h Harness) {
 // converge applies the difference to want, and expects the kernel to hold exactly want afterwards.
 func converge(t *testing.T, b backends.Backend, want map[backends.ID]backends.Item) {
 	t.Helper()
-	apply(t, b, Diff(observe(t, b), want))
+	apply(t, b, Diff(Observe(t, b), want))
 	mustHold(t, b, want)
 }
 
 func mustHold(t *testing.T, b backends.Backend, want map[backends.ID]backends.Item) {
 	t.Helper()
-	if plan := Diff(observe(t, b), want); !plan.Empty() {
+	if plan := Diff(Observe(t, b), want); !plan.Empty() {
 		t.Fatalf("the kernel does not hold what was applied:\n%s", plan)
 	}
 }
@@ -333,10 +334,13 @@ func apply(t *testing.T, b backends.Backend, p backends.Plan) {
 	}
 }
 
-func observe(t *testing.T, b backends.Backend) map[backends.ID]backends.Item {
+// Observe returns the Items of a Backend, or of a part of one. The test fails on an error, and on an Item that comes twice.
+func Observe(t testing.TB, b interface {
+	Observe(ctx context.Context) iter.Seq2[backends.Item, error]
+}) map[backends.ID]backends.Item {
 	t.Helper()
 	items := map[backends.ID]backends.Item{}
-	for i, err := range b.Observe(t.Context()) {
+	for i, err := range b.Observe(context.WithoutCancel(t.Context())) {
 		if err != nil {
 			t.Fatalf("observe: %v", err)
 		}

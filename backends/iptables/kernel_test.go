@@ -182,17 +182,7 @@ func desired(t testing.TB, b *Backend, entries []*dataplane.ServicePort) map[bac
 
 func observed(t testing.TB, b *Backend) map[backends.ID]backends.Item {
 	t.Helper()
-	items := make(map[backends.ID]backends.Item)
-	for i, err := range b.Observe(t.Context()) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		if items[i.ID()] != nil {
-			t.Fatalf("%q was observed twice", i.ID())
-		}
-		items[i.ID()] = i
-	}
-	return items
+	return backendtest.Observe(t, b)
 }
 
 // converge applies the difference, and demands that no difference remains.

@@ -96,17 +96,7 @@ func (r *rig) desired(entries ...*dataplane.ServicePort) map[backends.ID]backend
 
 func (r *rig) observed() map[backends.ID]backends.Item {
 	r.t.Helper()
-	have := map[backends.ID]backends.Item{}
-	for i, err := range r.b.Observe(context.Background()) {
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		if _, ok := have[i.ID()]; ok {
-			r.t.Fatalf("%s was observed twice", i.ID())
-		}
-		have[i.ID()] = i
-	}
-	return have
+	return backendtest.Observe(r.t, r.b)
 }
 
 // reread returns what the kernel holds, given that it held h. It reads only what was touched since.

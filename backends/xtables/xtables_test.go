@@ -75,17 +75,7 @@ func restore(t testing.TB, k Kernel, table, lines string) {
 
 func observed(t testing.TB, tables *Tables) map[backends.ID]backends.Item {
 	t.Helper()
-	items := map[backends.ID]backends.Item{}
-	for i, err := range tables.Observe(t.Context()) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		if items[i.ID()] != nil {
-			t.Fatalf("%q was observed twice", i.ID())
-		}
-		items[i.ID()] = i
-	}
-	return items
+	return backendtest.Observe(t, tables)
 }
 
 // converge applies the difference, and demands that no difference remains.
