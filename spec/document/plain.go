@@ -16,7 +16,8 @@ import (
 // Limits of plain documents.
 const (
 	maxPlainDepth = 40
-	maxPlainKeys  = 64 // of one mapping, because they are compared one by one
+	maxPlainKeys  = 64   // of one mapping, because they are compared one by one
+	maxPlainKey   = 1000 // bytes; YAML 1.2, section 7.4.2: a key has at most 1,024 characters, its colon included
 )
 
 // plainToJSON converts a document to JSON, or returns false if it is not plain.
@@ -161,7 +162,7 @@ func cutPlainKey(line []byte) (key, value []byte, ok bool) {
 	for n < len(line) && isWord[line[n]] && line[n] != ':' {
 		n++
 	}
-	if n == 0 || n == len(line) || line[n] != ':' || n+1 < len(line) && line[n+1] != ' ' {
+	if n == 0 || n > maxPlainKey || n == len(line) || line[n] != ':' || n+1 < len(line) && line[n+1] != ' ' {
 		return nil, nil, false
 	}
 	key = line[:n]

@@ -87,8 +87,8 @@ func TestNotPlain(t *testing.T) {
 			t.Errorf("%q is taken for plain: %s", doc, out)
 		}
 	}
-	deep := strings.Repeat("a: ", 100)
-	for _, doc := range []string{"a: " + strings.Repeat("[", 100) + strings.Repeat("]", 100), deep} {
+	deep, long := strings.Repeat("a: ", 100), strings.Repeat("k", 1024)
+	for _, doc := range []string{"a: " + strings.Repeat("[", 100) + strings.Repeat("]", 100), deep, long + ": 1", "- " + long + ": 1", "a: {" + long + ": 1}", "a:\n  " + long + ":\n  - b"} {
 		if _, ok := plainToJSON([]byte(doc)); ok {
 			t.Errorf("%.20q is taken for plain", doc)
 		}
@@ -129,7 +129,7 @@ func FuzzPlain(f *testing.F) {
 	f.Add([]byte(service))
 	for _, doc := range []string{
 		"---\n# c\na: b # c\nb:\n- c: 1\n  d: [e, 10.96.0.1, 'f g']\n-  x:\n   - y\nc:\n  d: \"e f\"\ne: # c\nf: {}\n", "a: fd00::1\nb: {c: true, d: [], e: {f: g/h}}",
-		"a: on\nb: 1:2:3\nc: 0.0.0", "a:\n\n  b:\n  c: 2001:db8::\n", "a: \"\"\nb: 'x: y'", "a: '#'\nb: x/y:80",
+		"a: on\nb: 1:2:3\nc: 0.0.0", strings.Repeat("k", 1023) + ": " + strings.Repeat("v", 2000), "a: {" + strings.Repeat("k", 1024) + ": 1}", "a:\n\n  b:\n  c: 2001:db8::\n", "a: \"\"\nb: 'x: y'", "a: '#'\nb: x/y:80",
 	} {
 		f.Add([]byte(doc))
 	}
