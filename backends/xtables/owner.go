@@ -61,13 +61,17 @@ func dormant(ctx context.Context, families []dataplane.Family, tables []string) 
 	return strings.Join(found, "; ")
 }
 
-// Ineffective implements backends.Refuser.
+// Ineffective implements backends.Refuser. It asks the kernel only after a commit, of this process or another, because
+// making a table dormant is one.
 func (t *Tables) Ineffective(ctx context.Context) error {
-	if k, ok := t.kernel.(*programs); ok && k.mode == NFT {
-		if problem := dormant(ctx, t.families, t.layout.Names); problem != "" {
-			return errors.New(problem)
-		}
+	k, ok := t.kernel.(*programs)
+	if !ok || k.mode != NFT || t.known && t.awake == t.last && t.awakeOwn == t.own {
+		return nil
 	}
+	if problem := dormant(ctx, t.families, t.layout.Names); problem != "" {
+		return errors.New(problem)
+	}
+	t.awake, t.awakeOwn = t.last, t.own
 	return nil
 }
 

@@ -51,6 +51,8 @@ type Tables struct {
 	// read is the generation at which the last Observe began, without own transactions, if it is known.
 	read  uint64
 	known bool
+	// last is the generation that was asked for last. awake and awakeOwn are last and own when no table was dormant.
+	last, awake, awakeOwn uint64
 }
 
 // NewTables returns the Tables of a Layout in each of the families.
@@ -75,7 +77,8 @@ func (t *Tables) Reread(context.Context, backends.LastObserved) (map[backends.ID
 // generation returns a number that changes when another process commits.
 func (t *Tables) generation(ctx context.Context) (uint64, error) {
 	g, err := t.kernel.Generation(ctx)
-	return g - t.own, err
+	t.last = g - t.own
+	return t.last, err
 }
 
 // Observe implements backends.Backend.
