@@ -6,8 +6,9 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 10s
 
 # Without this tag the library of kustomize can load plugins of Go, and the linker keeps all that a plugin might call: the
-# program has 63 MB instead of 39, and 40 MB resident instead of 29.
-TAGS := kustomize_disable_go_plugin_support
+# program has 63 MB instead of 39, and 40 MB resident instead of 29. The second tag leaves out the traces of gRPC, whose
+# templates have the linker keep all methods: 53 MB instead of 43.
+TAGS := kustomize_disable_go_plugin_support,grpcnotrace
 
 # Debian keeps iptables and nft where an ordinary user's PATH does not look.
 export PATH := $(PATH):/usr/sbin:/sbin

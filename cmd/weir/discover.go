@@ -41,12 +41,13 @@ func newDiscover() *cobra.Command {
 		Use:        "discover",
 		SuggestFor: []string{"pods", "endpoints"},
 		Short:      "Show the pods that run on this node, and the Services that select them",
-		Long: `Ask the container runtimes of this node, podman and docker, for the pods that run. With -f or -k, say which Services of the
-input select them, and for the other Services which pod is nearest to being selected and what its labels lack. With -o yaml
-or json, print the EndpointSlices that weir run makes of the pods, as any cluster takes them. Nothing is changed.
+		Long: `Ask the container runtimes of this node for the pods that run: podman, docker, and those with Kubernetes' Container Runtime
+Interface, such as containerd. With -f or -k, say which Services of the input select them, and for the other Services which
+pod is nearest to being selected and what its labels lack. With -o yaml or json, print the EndpointSlices that weir run makes
+of the pods, as any cluster takes them. Nothing is changed.
 
-A container outside of a pod is a pod of one container. Its namespace is that of its label io.kubernetes.pod.namespace, or
-default.
+A container of podman or docker outside of a pod is a pod of one container. Its namespace is that of its label
+io.kubernetes.pod.namespace, or default.
 
 Exit codes: 0 printed; 1 the input is not valid, or a runtime does not answer; 2 the command line is wrong.`,
 		Example: `  weir discover
@@ -80,13 +81,17 @@ func (f *discoverFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	runtimes, err := f.pods.runtimes()
+	runtimes, err := f.pods.runtimes(ctx)
 	if err != nil {
 		return err
 	}
 	if len(runtimes) == 0 {
-		return fmt.Errorf("no container runtime is at %s or %s: start one's socket (systemctl enable --now podman.socket), or name it with --pod-source",
-			usualRuntimes[0].socket, usualRuntimes[1].socket)
+		var usual []string
+		for _, r := range usualRuntimes {
+			usual = append(usual, r.socket)
+		}
+		return fmt.Errorf("no container runtime is at %s: start one's socket (systemctl enable --now podman.socket), or name it with --pod-source",
+			strings.Join(usual, ", "))
 	}
 	if f.watch {
 		return watchPods(ctx, cmd.OutOrStdout(), runtimes, node)

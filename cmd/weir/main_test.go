@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 }
 
 // buildTags are those of the Makefile, without which the program is half as large again.
-const buildTags = "kustomize_disable_go_plugin_support"
+const buildTags = "kustomize_disable_go_plugin_support,grpcnotrace"
 
 // build compiles weir, with the race detector if this test was.
 func build(dir string) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,7 +23,7 @@ import (
 type podFlags struct{ sources []string }
 
 func (f *podFlags) add(fs *pflag.FlagSet) {
-	fs.StringArrayVar(&f.sources, "pod-source", nil, "container runtime to ask for the pods that Services select, such as podman=unix:///run/podman/podman.sock, docker=..., or none; may be repeated (default: podman and docker at their usual sockets, if they are there)")
+	fs.StringArrayVar(&f.sources, "pod-source", nil, "container runtime to ask for the pods that Services select, such as podman=unix:///run/podman/podman.sock, docker=..., cri=unix:///run/containerd/containerd.sock, or none; may be repeated (default: podman, docker, containerd and CRI-O at their usual sockets, if they are there)")
 }
 
 // podRuntime is a container runtime of this node.
@@ -30,13 +31,26 @@ type podRuntime struct{ kind, socket string }
 
 func (r podRuntime) String() string { return r.kind + " at " + r.socket }
 
-// usualRuntimes are where podman and docker listen for root.
-var usualRuntimes = []podRuntime{{"podman", "/run/podman/podman.sock"}, {"docker", "/run/docker.sock"}}
+// usualRuntimes are where runtimes listen for root.
+var usualRuntimes = []podRuntime{
+	{"podman", "/run/podman/podman.sock"}, {"docker", "/run/docker.sock"},
+	{"cri", "/run/containerd/containerd.sock"}, {"cri", "/run/crio/crio.sock"},
+}
+
+// usualSocket returns where a runtime of that kind listens for root, or "" if there is no such kind.
+func usualSocket(kind string) string {
+	for _, r := range usualRuntimes {
+		if r.kind == kind {
+			return r.socket
+		}
+	}
+	return ""
+}
 
 // runtimes returns the runtimes that the flags name, or those that are there. Invalid flags are usage errors.
-func (f *podFlags) runtimes() ([]podRuntime, error) {
+func (f *podFlags) runtimes(ctx context.Context) ([]podRuntime, error) {
 	if len(f.sources) == 0 {
-		return foundRuntimes(usualRuntimes), nil
+		return foundRuntimes(ctx, usualRuntimes), nil
 	}
 	var all []podRuntime
 	for _, s := range f.sources {
@@ -46,30 +60,38 @@ func (f *podFlags) runtimes() ([]podRuntime, error) {
 			return nil, nil
 		case s == "none":
 			return nil, usageError{fmt.Errorf("--pod-source none: leave out the others, or none")}
-		case kind != "podman" && kind != "docker":
-			return nil, usageError{fmt.Errorf("--pod-source %s: %q is not podman or docker", spec.Clean(s), kind)}
+		case usualSocket(kind) == "":
+			return nil, usageError{fmt.Errorf("--pod-source %s: %q is not podman, docker or cri", spec.Clean(s), kind)}
 		case !given:
-			return nil, usageError{fmt.Errorf("--pod-source %s: give the socket too, such as %s=unix:///run/%s.sock", kind, kind, kind)}
+			return nil, usageError{fmt.Errorf("--pod-source %s: give the socket too, such as %s=unix://%s", kind, kind, usualSocket(kind))}
 		}
 		socket := strings.TrimPrefix(address, "unix://")
 		if !filepath.IsAbs(socket) {
-			return nil, usageError{fmt.Errorf("--pod-source %s: %q is not the path of a socket, such as unix:///run/podman/podman.sock", spec.Clean(s), address)}
+			return nil, usageError{fmt.Errorf("--pod-source %s: %q is not the path of a socket, such as unix://%s", spec.Clean(s), address, usualSocket(kind))}
 		}
 		all = append(all, podRuntime{kind, socket})
 	}
 	return all, nil
 }
 
-// foundRuntimes returns those whose socket is there and may be used. Several links to one socket count once.
-func foundRuntimes(usual []podRuntime) (found []podRuntime) {
+// askLimit is how long a runtime may take to say whether it can be asked for pods.
+const askLimit = time.Second
+
+// foundRuntimes returns those whose socket is there and may be used. Several links to one socket count once. A containerd that
+// serves docker alone is none.
+func foundRuntimes(ctx context.Context, usual []podRuntime) (found []podRuntime) {
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
 	known := map[string]bool{}
 	for _, r := range usual {
 		real, err := filepath.EvalSymlinks(r.socket)
 		if err != nil || known[real] {
 			continue
 		}
-		if info, err := os.Stat(real); err == nil && info.Mode()&os.ModeSocket != 0 && unix.Access(real, unix.W_OK) == nil {
-			known[real] = true
+		if info, err := os.Stat(real); err != nil || info.Mode()&os.ModeSocket == 0 || unix.Access(real, unix.W_OK) != nil {
+			continue
+		}
+		if known[real] = true; r.kind != "cri" || (&podsource.CRI{Socket: real}).Speaks(ctx) {
 			found = append(found, r)
 		}
 	}
@@ -77,8 +99,8 @@ func foundRuntimes(usual []podRuntime) (found []podRuntime) {
 }
 
 // layers returns a layer for each runtime.
-func (f *podFlags) layers(node *nodeFlags, log hclog.Logger) ([]join.Layer, error) {
-	found, err := f.runtimes()
+func (f *podFlags) layers(ctx context.Context, node *nodeFlags, log hclog.Logger) ([]join.Layer, error) {
+	found, err := f.runtimes(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -117,6 +139,9 @@ func (r podRuntime) follow(node *nodeFlags, log hclog.Logger) func(*spec.Snapsho
 }
 
 func (r podRuntime) reader(node string) podsource.Reader {
+	if r.kind == "cri" {
+		return &podsource.CRI{Socket: r.socket, Node: node, HostAddresses: hostAddresses}
+	}
 	return &podsource.Containers{Socket: r.socket, Node: node, HostAddresses: hostAddresses}
 }
 

@@ -103,7 +103,7 @@ func (f *reconcileFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	var pods []join.Layer
 	var err error
 	if !f.dryRun || f.plan.kernel() { // a plan of inputs needs no runtime, as in CI
-		if pods, err = f.pods.layers(&f.node, log); err != nil {
+		if pods, err = f.pods.layers(ctx, &f.node, log); err != nil {
 			return err
 		}
 	}

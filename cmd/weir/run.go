@@ -102,7 +102,7 @@ func (f *runFlags) run(cmd *cobra.Command) error {
 	f.input.usable = func(ctx context.Context, kept *spec.Snapshot) error {
 		return fitsKernel(ctx, log.Named("kept"), f.node, kept)
 	}
-	pods, err := f.pods.layers(&f.node, log)
+	pods, err := f.pods.layers(cmd.Context(), &f.node, log)
 	if err != nil {
 		return err
 	}

@@ -37,13 +37,18 @@ func (v *view) object(p *pod, members []*container) *corev1.Pod {
 	if o.Spec.HostNetwork {
 		addrs = v.HostAddresses()
 	}
+	setStatus(o, addrs, stateOf(members))
+	return o
+}
+
+// setStatus gives a Pod its addresses and its state.
+func setStatus(o *corev1.Pod, addrs []string, s state) {
 	for _, a := range addrs {
 		o.Status.PodIPs = append(o.Status.PodIPs, corev1.PodIP{IP: a})
 	}
 	if len(addrs) > 0 {
 		o.Status.PodIP = addrs[0]
 	}
-	s := stateOf(members)
 	o.Status.Phase = s.phase
 	if s.terminating {
 		o.DeletionTimestamp = &metav1.Time{Time: time.Unix(0, 0)} // when is not told; that it is set is what counts
@@ -53,10 +58,9 @@ func (v *view) object(p *pod, members []*container) *corev1.Pod {
 		ready = corev1.ConditionTrue
 	}
 	o.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}}
-	return o
 }
 
-// labelsOf returns the labels of a pod and of its containers that Kubernetes allows. No selector can match any other.
+// labelsOf returns the labels of a pod and of its containers that Kubernetes allows.
 func labelsOf(p *pod, members []*container) map[string]string {
 	all := map[string]string{}
 	slices.SortFunc(members, func(a, b *container) int { return strings.Compare(a.ID, b.ID) })
@@ -66,6 +70,11 @@ func labelsOf(p *pod, members []*container) map[string]string {
 		}
 	}
 	maps.Copy(all, p.Labels)
+	return allowed(all)
+}
+
+// allowed removes the labels that Kubernetes does not allow, which no selector can match, and those beyond a bound.
+func allowed(all map[string]string) map[string]string {
 	for _, k := range slices.Sorted(maps.Keys(all)) {
 		if len(validation.IsQualifiedName(k)) > 0 || len(validation.IsValidLabelValue(all[k])) > 0 {
 			delete(all, k)
@@ -109,18 +118,25 @@ func network(members []*container) *container {
 
 // addressesOf returns the addresses of a container, in the order of its networks' names, those of IPv4 first.
 func addressesOf(c *container) []string {
-	var four, six []string
+	var texts []string
 	for _, name := range slices.Sorted(maps.Keys(c.NetworkSettings.Networks)) {
 		n := c.NetworkSettings.Networks[name]
-		for _, text := range []string{n.IPAddress, n.GlobalIPv6Address} {
-			a, err := netip.ParseAddr(text)
-			switch {
-			case err != nil || !a.IsGlobalUnicast():
-			case a.Unmap().Is4():
-				four = append(four, a.Unmap().String())
-			default:
-				six = append(six, a.WithZone("").String())
-			}
+		texts = append(texts, n.IPAddress, n.GlobalIPv6Address)
+	}
+	return reachable(texts)
+}
+
+// reachable returns the addresses that a pod may have, those of IPv4 first.
+func reachable(texts []string) []string {
+	var four, six []string
+	for _, text := range texts {
+		a, err := netip.ParseAddr(text)
+		switch {
+		case err != nil || !a.IsGlobalUnicast():
+		case a.Unmap().Is4():
+			four = append(four, a.Unmap().String())
+		default:
+			six = append(six, a.WithZone("").String())
 		}
 	}
 	return append(four, six...)
@@ -136,42 +152,53 @@ type state struct {
 // stateOf returns the state of a pod with these containers. A container that ended well, as one that prepares the others
 // does, counts neither way.
 func stateOf(members []*container) state {
-	s := state{phase: corev1.PodPending}
-	running, waiting, failed, ended := 0, 0, 0, 0
-	s.ready = true
+	var n tally
+	terminating := false
 	for _, c := range members {
 		status := c.State.Status
-		s.terminating = s.terminating || status == "stopping" || status == "removing"
+		terminating = terminating || status == "stopping" || status == "removing"
 		switch status {
 		case "running", "stopping":
 			if !c.IsInfra {
-				running++
-				s.ready = s.ready && healthy(c)
+				n.running++
+				n.unready = n.unready || !healthy(c)
 			}
 		case "exited", "stopped", "dead", "removing":
 			switch {
 			case c.IsInfra: // the network is gone
-				s.ready = false
+				n.unready = true
 			case c.State.ExitCode == 0:
-				ended++
+				n.ended++
 			default:
-				failed++
+				n.failed++
 			}
 		default: // created, configured, initialized, paused, restarting, unknown
-			s.ready = false
+			n.unready = true
 			if !c.IsInfra {
-				waiting++
+				n.waiting++
 			}
 		}
 	}
-	s.ready = s.ready && running > 0 && failed == 0
+	s := n.state()
+	s.terminating = terminating
+	return s
+}
+
+// tally counts the containers of a pod.
+type tally struct {
+	running, waiting, failed, ended int
+	unready                         bool // something else keeps the pod from being ready
+}
+
+func (n tally) state() state {
+	s := state{phase: corev1.PodPending, ready: !n.unready && n.running > 0 && n.waiting == 0 && n.failed == 0}
 	switch {
-	case running > 0:
+	case n.running > 0:
 		s.phase = corev1.PodRunning
-	case waiting > 0:
-	case failed > 0:
+	case n.waiting > 0:
+	case n.failed > 0:
 		s.phase = corev1.PodFailed
-	case ended > 0:
+	case n.ended > 0:
 		s.phase = corev1.PodSucceeded
 	}
 	return s

@@ -58,7 +58,7 @@ func (j *job) close() { os.RemoveAll(j.tmp) }
 // build makes a static weir, because the guest has no Go.
 func (j *job) build() error {
 	j.weir = filepath.Join(j.tmp, "weir")
-	cmd := exec.Command("go", "build", "-tags", "kustomize_disable_go_plugin_support", "-ldflags", "-s -w", "-o", j.weir, "./cmd/weir")
+	cmd := exec.Command("go", "build", "-tags", "kustomize_disable_go_plugin_support,grpcnotrace", "-ldflags", "-s -w", "-o", j.weir, "./cmd/weir")
 	cmd.Dir, cmd.Env, cmd.Stderr = j.root, append(os.Environ(), "CGO_ENABLED=0"), os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("building weir for the guest: %w", err)

@@ -48,7 +48,7 @@ func run() error {
 
 // build compiles weir outside the namespaces, where the build cache is.
 func build(binary string) error {
-	cmd := exec.Command("go", "build", "-tags", "kustomize_disable_go_plugin_support", "-o", binary, "weir/cmd/weir")
+	cmd := exec.Command("go", "build", "-tags", "kustomize_disable_go_plugin_support,grpcnotrace", "-o", binary, "weir/cmd/weir")
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("build weir: %w", err)
