@@ -46,6 +46,7 @@ require (
 	google.golang.org/grpc v1.82.1
 	k8s.io/cri-api v0.37.2
 	k8s.io/endpointslice v0.37.2
+	k8s.io/kubelet v0.37.2
 )
 
 require google.golang.org/genproto/googleapis/rpc v0.0.0-20260526163538-3dc84a4a5aaa // indirect

@@ -41,8 +41,8 @@ func newDiscover() *cobra.Command {
 		Use:        "discover",
 		SuggestFor: []string{"pods", "endpoints"},
 		Short:      "Show the pods that run on this node, and the Services that select them",
-		Long: `Ask the container runtimes of this node for the pods that run: podman, docker, and those with Kubernetes' Container Runtime
-Interface, such as containerd. With -f or -k, say which Services of the input select them, and for the other Services which
+		Long: `Ask the container runtimes of this node for the pods that run: podman, docker, the kubelet, and those with Kubernetes'
+Container Runtime Interface, such as containerd. With -f or -k, say which Services of the input select them, and for the other Services which
 pod is nearest to being selected and what its labels lack. With -o yaml or json, print the EndpointSlices that weir run makes
 of the pods, as any cluster takes them. Nothing is changed.
 

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,7 +25,7 @@ import (
 type podFlags struct{ sources []string }
 
 func (f *podFlags) add(fs *pflag.FlagSet) {
-	fs.StringArrayVar(&f.sources, "pod-source", nil, "container runtime to ask for the pods that Services select, such as podman=unix:///run/podman/podman.sock, docker=..., cri=unix:///run/containerd/containerd.sock, or none; may be repeated (default: podman, docker, containerd and CRI-O at their usual sockets, if they are there)")
+	fs.StringArrayVar(&f.sources, "pod-source", nil, "container runtime to ask for the pods that Services select, such as podman=unix:///run/podman/podman.sock, docker=..., kubelet=..., cri=unix:///run/containerd/containerd.sock, or none; may be repeated (default: podman, docker, the kubelet, containerd and CRI-O at their usual sockets, if they are there)")
 }
 
 // podRuntime is a container runtime of this node.
@@ -31,9 +33,18 @@ type podRuntime struct{ kind, socket string }
 
 func (r podRuntime) String() string { return r.kind + " at " + r.socket }
 
+// rank is lower for a kubelet, because of a pod that several tell of the first one counts.
+func (r podRuntime) rank() int {
+	if r.kind == "kubelet" {
+		return 0
+	}
+	return 1
+}
+
 // usualRuntimes are where runtimes listen for root.
 var usualRuntimes = []podRuntime{
 	{"podman", "/run/podman/podman.sock"}, {"docker", "/run/docker.sock"},
+	{"kubelet", "/var/lib/kubelet/pods-api/pods-api.sock"},
 	{"cri", "/run/containerd/containerd.sock"}, {"cri", "/run/crio/crio.sock"},
 }
 
@@ -61,7 +72,7 @@ func (f *podFlags) runtimes(ctx context.Context) ([]podRuntime, error) {
 		case s == "none":
 			return nil, usageError{fmt.Errorf("--pod-source none: leave out the others, or none")}
 		case usualSocket(kind) == "":
-			return nil, usageError{fmt.Errorf("--pod-source %s: %q is not podman, docker or cri", spec.Clean(s), kind)}
+			return nil, usageError{fmt.Errorf("--pod-source %s: %q is not podman, docker, kubelet or cri", spec.Clean(s), kind)}
 		case !given:
 			return nil, usageError{fmt.Errorf("--pod-source %s: give the socket too, such as %s=unix://%s", kind, kind, usualSocket(kind))}
 		}
@@ -71,6 +82,7 @@ func (f *podFlags) runtimes(ctx context.Context) ([]podRuntime, error) {
 		}
 		all = append(all, podRuntime{kind, socket})
 	}
+	slices.SortStableFunc(all, func(a, b podRuntime) int { return cmp.Compare(a.rank(), b.rank()) })
 	return all, nil
 }
 
@@ -78,11 +90,11 @@ func (f *podFlags) runtimes(ctx context.Context) ([]podRuntime, error) {
 const askLimit = time.Second
 
 // foundRuntimes returns those whose socket is there and may be used. Several links to one socket count once. A containerd that
-// serves docker alone is none.
+// serves docker alone is none, and beside a kubelet, which tells more of the same pods, no runtime with CRI is.
 func foundRuntimes(ctx context.Context, usual []podRuntime) (found []podRuntime) {
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	known := map[string]bool{}
+	known, kubelet := map[string]bool{}, false
 	for _, r := range usual {
 		real, err := filepath.EvalSymlinks(r.socket)
 		if err != nil || known[real] {
@@ -91,9 +103,12 @@ func foundRuntimes(ctx context.Context, usual []podRuntime) (found []podRuntime)
 		if info, err := os.Stat(real); err != nil || info.Mode()&os.ModeSocket == 0 || unix.Access(real, unix.W_OK) != nil {
 			continue
 		}
-		if known[real] = true; r.kind != "cri" || (&podsource.CRI{Socket: real}).Speaks(ctx) {
-			found = append(found, r)
+		known[real] = true
+		kubelet = kubelet || r.kind == "kubelet"
+		if r.kind == "cri" && (kubelet || !(&podsource.CRI{Socket: real}).Speaks(ctx)) {
+			continue
 		}
+		found = append(found, r)
 	}
 	return found
 }
@@ -139,7 +154,10 @@ func (r podRuntime) follow(node *nodeFlags, log hclog.Logger) func(*spec.Snapsho
 }
 
 func (r podRuntime) reader(node string) podsource.Reader {
-	if r.kind == "cri" {
+	switch r.kind {
+	case "kubelet":
+		return &podsource.Kubelet{Socket: r.socket, Node: node, HostAddresses: hostAddresses}
+	case "cri":
 		return &podsource.CRI{Socket: r.socket, Node: node, HostAddresses: hostAddresses}
 	}
 	return &podsource.Containers{Socket: r.socket, Node: node, HostAddresses: hostAddresses}

@@ -12,6 +12,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes/fake"
 	corelisters "k8s.io/client-go/listers/core/v1"
@@ -194,6 +195,21 @@ func TestSlicesAreBounded(t *testing.T) {
 }
 
 // TestIndex compares the Index with a search through everything, over random changes.
+// TestOnePodOfTwoSources has a pod that a kubelet and its runtime tell of, and another of that name.
+func TestOnePodOfTwoSources(t *testing.T) {
+	var x Index
+	for source, uid := range []types.UID{"a", "a", "b", ""} {
+		x.SetPod(PodKey{source, "n", "p"}, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "p", UID: uid, Labels: map[string]string{"app": "web"}}, Spec: corev1.PodSpec{NodeName: fmt.Sprint(source)}})
+	}
+	var got []string
+	for _, p := range x.Selected("n", map[string]string{"app": "web"}) {
+		got = append(got, p.Spec.NodeName)
+	}
+	if !slices.Equal(got, []string{"0", "2", "3"}) {
+		t.Errorf("the pods of the sources %v are selected", got)
+	}
+}
+
 func TestIndex(t *testing.T) {
 	r := seed.Rand(t)
 	var x Index

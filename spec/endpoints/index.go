@@ -99,7 +99,8 @@ func (x *Index) Selecting() []dataplane.ServiceName {
 	return all
 }
 
-// Selected returns the pods that a Service selects, sorted by name.
+// Selected returns the pods that a Service selects, sorted by name. Of a pod that several sources have, as a kubelet and its
+// runtime do, the first source's counts.
 func (x *Index) Selected(namespace string, selector map[string]string) []*corev1.Pod {
 	var fewest map[PodKey]*corev1.Pod
 	for k, v := range selector {
@@ -118,9 +119,12 @@ func (x *Index) Selected(namespace string, selector map[string]string) []*corev1
 		}
 	}
 	slices.SortFunc(keys, func(a, b PodKey) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Source, b.Source)) })
-	pods := make([]*corev1.Pod, len(keys))
-	for i, key := range keys {
-		pods[i] = fewest[key]
+	pods := make([]*corev1.Pod, 0, len(keys))
+	for _, key := range keys {
+		pod := fewest[key]
+		if n := len(pods); n == 0 || pod.UID == "" || pods[n-1].UID != pod.UID || pods[n-1].Name != pod.Name {
+			pods = append(pods, pod)
+		}
 	}
 	return pods
 }

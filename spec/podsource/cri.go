@@ -462,7 +462,15 @@ func newMember(c *cri.Container) *member {
 // portsIn returns the ports that the kubelet wrote into an annotation, as far as Kubernetes allows them.
 func portsIn(text string) []corev1.ContainerPort {
 	var all []corev1.ContainerPort
-	if text == "" || len(text) > maxPortsText || json.Unmarshal([]byte(text), &all) != nil || len(all) > maxPorts {
+	if text == "" || len(text) > maxPortsText || json.Unmarshal([]byte(text), &all) != nil {
+		return nil
+	}
+	return allowedPorts(all)
+}
+
+// allowedPorts returns the ports that Kubernetes allows, or none if there are too many.
+func allowedPorts(all []corev1.ContainerPort) []corev1.ContainerPort {
+	if len(all) > maxPorts {
 		return nil
 	}
 	return slices.DeleteFunc(all, func(p corev1.ContainerPort) bool {

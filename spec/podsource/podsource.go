@@ -1,5 +1,6 @@
 // Package podsource has a spec.Source of the pods that a container runtime runs on this node. A Reader knows one kind of
-// runtime and turns what it tells into Pods with a status: Containers reads podman and docker, CRI reads containerd and CRI-O.
+// runtime and turns what it tells into Pods with a status: Containers reads podman and docker, CRI reads containerd and CRI-O,
+// Kubelet the kubelet.
 // Source keeps their last word while the runtime cannot be reached, because only a complete list may remove a pod.
 //
 // The package makes no endpoints of the pods. The join does that, because it knows the Services of all sources.

@@ -1,0 +1,133 @@
+package main_test
+
+import (
+	"context"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	kubelet "k8s.io/kubelet/pkg/apis/pods/v1alpha1"
+
+	"weir/backends/netlab"
+)
+
+// onePodCRI is a runtime that runs one pod, as a kubelet has it run one.
+type onePodCRI struct {
+	cri.UnimplementedRuntimeServiceServer
+}
+
+func (onePodCRI) Version(context.Context, *cri.VersionRequest) (*cri.VersionResponse, error) {
+	return &cri.VersionResponse{RuntimeName: "fake"}, nil
+}
+
+func (onePodCRI) ListPodSandbox(context.Context, *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
+	return &cri.ListPodSandboxResponse{Items: []*cri.PodSandbox{{
+		Id: "s", Metadata: &cri.PodSandboxMetadata{Namespace: "default", Name: "web-node", Uid: "u"}, Labels: map[string]string{"app": "web"},
+	}}}, nil
+}
+
+func (onePodCRI) ListContainers(context.Context, *cri.ListContainersRequest) (*cri.ListContainersResponse, error) {
+	return &cri.ListContainersResponse{Containers: []*cri.Container{{
+		Id: "c", PodSandboxId: "s", Metadata: &cri.ContainerMetadata{Name: "server"}, State: cri.ContainerState_CONTAINER_RUNNING,
+	}}}, nil
+}
+
+func (onePodCRI) PodSandboxStatus(context.Context, *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
+	return &cri.PodSandboxStatusResponse{Status: &cri.PodSandboxStatus{Id: "s", Network: &cri.PodSandboxNetworkStatus{Ip: "10.0.0.7"}}}, nil
+}
+
+// onePodKubelet is a kubelet with the same pod, which is not ready by its word.
+type onePodKubelet struct {
+	kubelet.UnimplementedPodsServer
+}
+
+func (onePodKubelet) ListPods(context.Context, *kubelet.ListPodsRequest) (*kubelet.ListPodsResponse, error) {
+	pod := corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web-node", UID: "u", Labels: map[string]string{"app": "web"}},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "10.0.0.7"}},
+			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionFalse}}},
+	}
+	raw, err := pod.Marshal()
+	return &kubelet.ListPodsResponse{Pods: [][]byte{raw}}, err
+}
+
+// TestRuntimesAreFound has sockets at the usual places, in a /run and a /var/lib of the test.
+func TestRuntimesAreFound(t *testing.T) {
+	t.Parallel()
+	netlab.Require(t)
+	netlab.RequireProgram(t, "unshare")
+	dir, err := os.MkdirTemp("", "found") // a short path
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	serve := func(name string, register func(*grpc.Server)) string {
+		path := filepath.Join(dir, name)
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := grpc.NewServer()
+		register(s)
+		go func() { _ = s.Serve(l) }()
+		t.Cleanup(s.Stop)
+		return path
+	}
+	docker := serve("docker", func(*grpc.Server) {}) // docker's containerd has no CRI
+	runtime := serve("cri", func(s *grpc.Server) { cri.RegisterRuntimeServiceServer(s, onePodCRI{}) })
+	node := serve("kubelet", func(s *grpc.Server) { kubelet.RegisterPodsServer(s, onePodKubelet{}) })
+	const containerdAt, crioAt, kubeletAt = "/run/containerd/containerd.sock", "/run/crio/crio.sock", "/var/lib/kubelet/pods-api/pods-api.sock"
+	weirWith := func(sockets map[string]string, args ...string) string {
+		script := "mount -t tmpfs run /run && mount -t tmpfs lib /var/lib"
+		for at, socket := range sockets {
+			script += " && mkdir -p " + filepath.Dir(at) + " && ln -s " + socket + " " + at
+		}
+		cmd := exec.CommandContext(t.Context(), "unshare", append([]string{"-m", "--propagation", "private", "sh", "-c", script + ` && exec "$@"`, "sh", os.Getenv(binaryEnv)}, args...)...)
+		out, _ := cmd.CombinedOutput()
+		return string(out)
+	}
+	const head = "POD                STATE       ADDRESSES   RUNTIME   SERVICES\n"
+	for _, test := range []struct {
+		sockets map[string]string
+		want    string
+	}{
+		{map[string]string{containerdAt: docker}, "error: no container runtime is at /run/podman/podman.sock, /run/docker.sock, " + kubeletAt + ", " + containerdAt + ", " + crioAt},
+		{map[string]string{crioAt: runtime, containerdAt: docker}, "POD                STATE   ADDRESSES   RUNTIME   SERVICES\ndefault/web-node   ready   10.0.0.7    cri       -\n"},
+		{map[string]string{containerdAt: runtime, kubeletAt: node}, head + "default/web-node   not ready   10.0.0.7    kubelet   -\n"},
+	} {
+		if got := weirWith(test.sockets, "discover"); !strings.HasPrefix(got, test.want) {
+			t.Errorf("with %v weir discover printed\n%s", test.sockets, got)
+		}
+	}
+	doctor := weirWith(map[string]string{containerdAt: runtime, kubeletAt: node}, "doctor")
+	if !strings.Contains(doctor, "pods of kubelet at "+kubeletAt) || strings.Contains(doctor, "pods of cri") {
+		t.Errorf("weir doctor printed\n%s", doctor)
+	}
+
+	// Asked for both, weir takes the kubelet's word.
+	file := filepath.Join(dir, "web.yaml")
+	if err := os.WriteFile(file, []byte(selectingWeb), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	both := weir(t, "", "discover", "-f", file, "--pod-source", "cri="+runtime, "--pod-source", "kubelet="+node).stdout
+	if !strings.Contains(both, "default/web   app=web   10.0.0.7 (not ready)\n") {
+		t.Errorf("of both, weir discover printed\n%s", both)
+	}
+
+	for what, want := range map[string]string{
+		"cri":         "give the socket too, such as cri=unix:///run/containerd/containerd.sock",
+		"kubelet=x":   `"x" is not the path of a socket, such as unix:///var/lib/kubelet/pods-api/pods-api.sock`,
+		"crio=unix:/": `"crio" is not podman, docker, kubelet or cri`,
+	} {
+		if r := weir(t, "", "discover", "--pod-source", what); r.code != 2 || !strings.Contains(r.stderr, want) {
+			t.Errorf("--pod-source %s: exit %d, %s", what, r.code, r.stderr)
+		}
+	}
+}
