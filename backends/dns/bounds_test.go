@@ -131,7 +131,7 @@ func TestBoundedReply(t *testing.T) {
 	}
 	full, _ := s.answer(nil, msg, &client{})
 	q, _, _ := parse(msg)
-	for what, reply := range map[string][]byte{"clipped": clip(full, 0), "not looked at": s.bounded(&q)} {
+	for what, reply := range map[string][]byte{"clipped": clip(full, 0), "not looked at": s.bounded(q)} {
 		var got dnsmessage.Message
 		if err := got.Unpack(reply); err != nil {
 			t.Fatal(err)

@@ -113,11 +113,11 @@ func (c *client) proto() int {
 	return 0
 }
 
-func (c *counters) asked(from *client, q *query) {
+func (c *counters) asked(from *client, zone uint8, t dnsmessage.Type) {
 	if c == nil {
 		return
 	}
-	kind, ok := typeIndex[q.question.Type]
+	kind, ok := typeIndex[t]
 	if !ok {
 		kind = uint8(len(countedTypes) - 1)
 	}
@@ -125,7 +125,7 @@ func (c *counters) asked(from *client, q *query) {
 	if from.addr.Is6() && !from.addr.Is4In6() {
 		family = 1
 	}
-	c.requests[q.zone][from.proto()][family][kind].Add(1)
+	c.requests[zone][from.proto()][family][kind].Add(1)
 }
 
 func (c *counters) replied(from *client, zone uint8, reply []byte) {

@@ -47,6 +47,7 @@ type Server struct {
 	Metrics *Metrics
 
 	counters  *counters
+	turns     atomic.Uint32 // of the addresses of answers
 	forwarded atomic.Int64
 	conns     atomic.Int64
 }
@@ -85,6 +86,7 @@ func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn) {
 		answers[i] = make([]byte, 0, maxUDPSize)
 	}
 	limit := newLimiter()
+	var kept packedAnswers
 	for {
 		n, err := socket.ReadBatch(in, 0)
 		now := time.Now()
@@ -101,7 +103,7 @@ func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn) {
 				continue
 			}
 			who := client{addr: from.AddrPort().Addr().Unmap(), at: now}
-			reply, later := s.answer(answers[i], m.Buffers[0][:m.N], &who)
+			reply, later := s.answerKept(&kept, answers[i], m.Buffers[0][:m.N], &who)
 			switch bounded := !limit.allow(who.addr, now); {
 			case later != nil && !bounded:
 				s.later(ctx, append([]byte(nil), m.Buffers[0][:m.N]...), later, &who, func(reply []byte) { conn.WriteToUDP(reply, from) })
@@ -131,9 +133,29 @@ func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn) {
 
 func (s *Server) allowed(a netip.Addr) bool { return s.Allowed == nil || s.Allowed(a.Unmap()) }
 
-// answer returns the reply to a message, in buf if it has room. It returns no reply if there must be none, or if it has to be
-// asked for elsewhere: then it returns the query.
-func (s *Server) answer(buf, msg []byte, from *client) (reply []byte, elsewhere *query) {
+// answerKept is answer for a message over UDP. It gives the reply to an equal message again until the zone changes.
+func (s *Server) answerKept(kept *packedAnswers, buf, msg []byte, from *client) (reply []byte, elsewhere *query) {
+	serial := s.Resolver.Zone.Serial()
+	if a, ok := kept.get(serial, msg); ok {
+		s.counters.asked(from, a.zone, a.typ)
+		reply = a.appendReply(buf[:0], msg)
+		rotate(reply, s.turns.Add(1))
+		s.counters.replied(from, a.zone, reply)
+		return reply, nil
+	}
+	reply, q := s.answer(buf, msg, from)
+	switch {
+	case reply == nil:
+		return nil, q
+	case q.mine:
+		kept.put(serial, msg, packed{reply, q.zone, q.question.Type})
+	}
+	return reply, nil
+}
+
+// answer returns the reply to a message, in buf if it has room, and the query. There is no query if there must be no reply, and
+// no reply if it has to be asked for elsewhere.
+func (s *Server) answer(buf, msg []byte, from *client) (reply []byte, q *query) {
 	q, rcode, ok := parse(msg)
 	if !ok {
 		return nil, nil
@@ -144,7 +166,7 @@ func (s *Server) answer(buf, msg []byte, from *client) (reply []byte, elsewhere 
 	name := q.question.Name.String()
 	if s.counters != nil {
 		q.zone = s.Resolver.zoneIndex(name)
-		s.counters.asked(from, &q)
+		s.counters.asked(from, q.zone, q.question.Type)
 	}
 	a, mine := Answer{RCode: rcode}, true
 	if rcode == dnsmessage.RCodeSuccess {
@@ -155,18 +177,20 @@ func (s *Server) answer(buf, msg []byte, from *client) (reply []byte, elsewhere 
 		}
 	}
 	if s.Forwarder != nil && (!mine || a.Chase != "" || a.Unknown) {
-		return nil, &q
+		return nil, q
 	}
 	if !mine {
 		a.RCode = dnsmessage.RCodeRefused
 	}
-	reply, err := pack(buf, &q, &a, s.header(&q, &a, mine), q.size)
+	q.mine = mine && rcode == dnsmessage.RCodeSuccess
+	reply, err := pack(buf, q, &a, s.header(q, &a, mine), q.size)
 	if err != nil {
 		s.Log.Debug("an answer cannot be packed", "name", name, "error", err)
 		return nil, nil
 	}
+	rotate(reply, s.turns.Add(1))
 	s.counters.replied(from, q.zone, reply)
-	return reply, nil
+	return reply, q
 }
 
 // Reply returns the reply to a message, as it is sent over TCP. It is nil if there must be none.
@@ -175,10 +199,10 @@ func (s *Server) Reply(ctx context.Context, msg []byte) []byte {
 }
 
 func (s *Server) reply(ctx context.Context, msg []byte, from *client) []byte {
-	reply, elsewhere := s.answer(nil, msg, from)
-	if elsewhere != nil {
-		reply = s.elsewhere(ctx, msg, elsewhere)
-		s.counters.replied(from, elsewhere.zone, reply)
+	reply, q := s.answer(nil, msg, from)
+	if reply == nil && q != nil {
+		reply = s.elsewhere(ctx, msg, q)
+		s.counters.replied(from, q.zone, reply)
 	}
 	return reply
 }

@@ -20,10 +20,12 @@ type query struct {
 	size     int
 	dnssecOK bool
 	zone     uint8 // that it is counted with
+	mine     bool  // reports whether the answer comes from the zone alone
 }
 
 // parse reads a query. If reply is false, nothing may be answered. If rcode is not a success, it is the answer.
-func parse(msg []byte) (q query, rcode dnsmessage.RCode, reply bool) {
+func parse(msg []byte) (q *query, rcode dnsmessage.RCode, reply bool) {
+	q = &query{}
 	var p dnsmessage.Parser
 	h, err := p.Start(msg)
 	if err != nil || h.Response {
