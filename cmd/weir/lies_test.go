@@ -62,6 +62,9 @@ func TestPlansNeverLie(t *testing.T) {
 			if m.variant == "legacy" {
 				netlab.RequireRoot(t, "have iptables-legacy-save print what the kernel holds")
 			}
+			if testing.Short() {
+				m.every *= 8
+			}
 			l := &liar{t: t, mode: m.mode, variant: m.variant, programs: m.programs, state: t.TempDir()}
 			for i, sequence := range append(scenarioSteps(t), randomSteps()...) {
 				if i%m.every != 0 {
