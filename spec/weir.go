@@ -28,6 +28,8 @@ type WeirConfiguration struct {
 	ExternalAddresses []netip.Prefix
 	// Silence lists the IDs of notices that are accepted for all of the input.
 	Silence []string
+	// PodSources are asked for pods. Default, nil: those that are found.
+	PodSources []PodSource
 	// DNS is about the names of Services.
 	DNS DNS
 	Choice
@@ -77,8 +79,10 @@ type Overrides struct {
 	// ExternalAddresses may be empty without being nil: then no external IP is served.
 	ExternalAddresses []netip.Prefix
 	Silence           []string
-	ServeDNS          *bool
-	DNS               DNS // without Serve
+	// PodSources may be empty without being nil: then none is asked.
+	PodSources []PodSource
+	ServeDNS   *bool
+	DNS        DNS // without Serve
 	Choice
 }
 
@@ -107,6 +111,9 @@ func (o Overrides) Apply(c WeirConfiguration) WeirConfiguration {
 	}
 	if len(o.Silence) > 0 {
 		c.Silence = o.Silence
+	}
+	if o.PodSources != nil {
+		c.PodSources = o.PodSources
 	}
 	if o.ServeDNS != nil {
 		c.DNS.Serve = *o.ServeDNS

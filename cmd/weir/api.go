@@ -40,7 +40,7 @@ func (f *apiFlags) asked() bool { return f.on || f.kubeconfig != "" || f.master 
 // flags are usage errors.
 func (f *apiFlags) source(input *inputFlags, node *nodeFlags, pods []join.Layer, log hclog.Logger, metrics prometheus.Registerer) (spec.Source, error) {
 	only := input.none()
-	if f.asked() || only || len(pods) > 0 {
+	if f.asked() || only {
 		input.usable = nil // the kernel holds what the others said too, so it cannot be compared
 	}
 	if !f.asked() && (!only || input.config == "") {

@@ -81,22 +81,12 @@ func (f *discoverFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	runtimes, err := f.pods.runtimes(ctx)
+	f.input.more = f.pods.fields
+	overrides, err := f.input.overrides()
 	if err != nil {
-		return err
+		return usageError{err}
 	}
-	if len(runtimes) == 0 {
-		var usual []string
-		for _, r := range usualRuntimes {
-			usual = append(usual, r.socket)
-		}
-		return fmt.Errorf("no container runtime is at %s: start one's socket (systemctl enable --now podman.socket), or name it with --pod-source",
-			strings.Join(usual, ", "))
-	}
-	if f.watch {
-		return watchPods(ctx, cmd.OutOrStdout(), runtimes, node)
-	}
-	d := discovery{}
+	d, weir := discovery{}, overrides.Apply(spec.DefaultWeirConfiguration())
 	if !f.input.none() {
 		source, err := f.input.source(hclog.NewNullLogger())
 		if err != nil {
@@ -107,15 +97,27 @@ func (f *discoverFlags) run(ctx context.Context, cmd *cobra.Command) error {
 			printProblems(cmd.ErrOrStderr(), err)
 			return errReported
 		}
-		d.services, d.nodes = snap.Services, snap.Nodes
+		d.services, d.nodes, weir = snap.Services, snap.Nodes, snap.Weir
+	}
+	runtimes := f.pods.inForce(ctx, weir)
+	if len(runtimes) == 0 {
+		var usual []string
+		for _, r := range spec.UsualPodSources {
+			usual = append(usual, r.Socket)
+		}
+		return fmt.Errorf("no container runtime is at %s: start one's socket (systemctl enable --now podman.socket), or name it with --pod-source",
+			strings.Join(usual, ", "))
+	}
+	if f.watch {
+		return watchPods(ctx, cmd.OutOrStdout(), runtimes, node)
 	}
 	for i, r := range runtimes {
-		pods, err := r.reader(node).List(ctx)
+		pods, err := podReader(r, node).List(ctx)
 		if err != nil {
 			return fmt.Errorf("pods of %s: %w", r, err)
 		}
 		for name, pod := range pods {
-			d.add(i, r.kind, name.Namespace, pod)
+			d.add(i, r.Kind, name.Namespace, pod)
 		}
 	}
 	if f.format == "table" {
@@ -291,11 +293,11 @@ func (d *discovery) slices(w io.Writer, format string) error {
 }
 
 // watchPods prints a line for each change of a pod, until ctx is done.
-func watchPods(ctx context.Context, w io.Writer, runtimes []podRuntime, node string) error {
+func watchPods(ctx context.Context, w io.Writer, runtimes []spec.PodSource, node string) error {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, r := range runtimes {
-		source := podsource.New(podsource.Options{Name: r.String(), Reader: r.reader(node)})
+		source := podsource.New(podsource.Options{Name: r.String(), Reader: podReader(r, node)})
 		wg.Go(func() {
 			_ = source.Watch(ctx, func(u spec.Update) { // it ends with ctx
 				mu.Lock()
@@ -311,9 +313,9 @@ func watchPods(ctx context.Context, w io.Writer, runtimes []podRuntime, node str
 				t := tabwriter.NewWriter(w, 24, 0, 3, ' ', 0)
 				for _, name := range names {
 					if pod := u.Snapshot.Pods.Get(name); pod != nil {
-						fmt.Fprintln(t, podLine(foundPod{pod, r.kind}))
+						fmt.Fprintln(t, podLine(foundPod{pod, r.Kind}))
 					} else {
-						fmt.Fprintf(t, "%s\tgone\t-\t%s\n", name, r.kind)
+						fmt.Fprintf(t, "%s\tgone\t-\t%s\n", name, r.Kind)
 					}
 				}
 				_ = t.Flush()

@@ -186,9 +186,9 @@ func (p *platform) guardsLoopback(ctx context.Context) (bool, error) {
 // podChecks examines the container runtimes at their usual sockets.
 func podChecks(ctx context.Context) []doctor.Check {
 	var checks []doctor.Check
-	for _, r := range foundRuntimes(ctx, usualRuntimes) {
+	for _, r := range foundRuntimes(ctx, spec.UsualPodSources) {
 		c := doctor.Check{Name: "pods of " + r.String(), State: doctor.OK}
-		if pods, err := r.reader("").List(ctx); err != nil {
+		if pods, err := podReader(r, "").List(ctx); err != nil {
 			c.State, c.Detail = doctor.Advice, "does not answer, so Services do not follow its pods: "+err.Error()
 		} else {
 			c.Detail = fmt.Sprintf("%s; weir run makes endpoints of those that Services select", plural(len(pods), "pod"))

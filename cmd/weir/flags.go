@@ -181,6 +181,8 @@ func flagOf(field string) string {
 		return "--settle-time"
 	case "stateDir":
 		return "--state-dir"
+	case "podSources":
+		return "--pod-source"
 	case "dns.listen":
 		return "--dns-listen"
 	case "dns.clusterDomain":

@@ -3,11 +3,11 @@ package main
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -16,74 +16,47 @@ import (
 
 	"weir/backends/hostnet"
 	"weir/spec"
+	"weir/spec/config"
 	"weir/spec/join"
 	"weir/spec/lastgood"
 	"weir/spec/podsource"
 )
 
 // podFlags name the container runtimes that are asked for pods.
-type podFlags struct{ sources []string }
+type podFlags struct {
+	sources []string
+
+	look  sync.Once
+	found []spec.PodSource // those that are there
+}
 
 func (f *podFlags) add(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.sources, "pod-source", nil, "container runtime to ask for the pods that Services select, such as podman=unix:///run/podman/podman.sock, docker=..., kubelet=..., cri=unix:///run/containerd/containerd.sock, or none; may be repeated (default: podman, docker, the kubelet, containerd and CRI-O at their usual sockets, if they are there)")
 }
 
-// podRuntime is a container runtime of this node.
-type podRuntime struct{ kind, socket string }
+// fields adds the sources that the flags name.
+func (f *podFlags) fields(in *config.WeirFields) {
+	if len(f.sources) > 0 {
+		in.PodSources = f.sources
+	}
+}
 
-func (r podRuntime) String() string { return r.kind + " at " + r.socket }
+// inForce returns the sources of a configuration, which are those of the flags if they name any, or those that are there. The
+// kubelet comes first, because of a pod that several tell of the first one counts.
+func (f *podFlags) inForce(ctx context.Context, weir spec.WeirConfiguration) []spec.PodSource {
+	all := weir.PodSources
+	if all == nil {
+		f.look.Do(func() { f.found = foundRuntimes(ctx, spec.UsualPodSources) })
+		all = f.found
+	}
+	return slices.SortedStableFunc(slices.Values(all), func(a, b spec.PodSource) int { return cmp.Compare(rank(a), rank(b)) })
+}
 
-// rank is lower for a kubelet, because of a pod that several tell of the first one counts.
-func (r podRuntime) rank() int {
-	if r.kind == "kubelet" {
+func rank(s spec.PodSource) int {
+	if s.Kind == "kubelet" {
 		return 0
 	}
 	return 1
-}
-
-// usualRuntimes are where runtimes listen for root.
-var usualRuntimes = []podRuntime{
-	{"podman", "/run/podman/podman.sock"}, {"docker", "/run/docker.sock"},
-	{"kubelet", "/var/lib/kubelet/pods-api/pods-api.sock"},
-	{"cri", "/run/containerd/containerd.sock"}, {"cri", "/run/crio/crio.sock"},
-}
-
-// usualSocket returns where a runtime of that kind listens for root, or "" if there is no such kind.
-func usualSocket(kind string) string {
-	for _, r := range usualRuntimes {
-		if r.kind == kind {
-			return r.socket
-		}
-	}
-	return ""
-}
-
-// runtimes returns the runtimes that the flags name, or those that are there. Invalid flags are usage errors.
-func (f *podFlags) runtimes(ctx context.Context) ([]podRuntime, error) {
-	if len(f.sources) == 0 {
-		return foundRuntimes(ctx, usualRuntimes), nil
-	}
-	var all []podRuntime
-	for _, s := range f.sources {
-		kind, address, given := strings.Cut(s, "=")
-		switch {
-		case s == "none" && len(f.sources) == 1:
-			return nil, nil
-		case s == "none":
-			return nil, usageError{fmt.Errorf("--pod-source none: leave out the others, or none")}
-		case usualSocket(kind) == "":
-			return nil, usageError{fmt.Errorf("--pod-source %s: %q is not podman, docker, kubelet or cri", spec.Clean(s), kind)}
-		case !given:
-			return nil, usageError{fmt.Errorf("--pod-source %s: give the socket too, such as %s=unix://%s", kind, kind, usualSocket(kind))}
-		}
-		socket := strings.TrimPrefix(address, "unix://")
-		if !filepath.IsAbs(socket) {
-			return nil, usageError{fmt.Errorf("--pod-source %s: %q is not the path of a socket, such as unix://%s", spec.Clean(s), address, usualSocket(kind))}
-		}
-		all = append(all, podRuntime{kind, socket})
-	}
-	slices.SortStableFunc(all, func(a, b podRuntime) int { return cmp.Compare(a.rank(), b.rank()) })
-	return all, nil
 }
 
 // askLimit is how long a runtime may take to say whether it can be asked for pods.
@@ -91,12 +64,12 @@ const askLimit = time.Second
 
 // foundRuntimes returns those whose socket is there and may be used. Several links to one socket count once. A containerd that
 // serves docker alone is none, and beside a kubelet, which tells more of the same pods, no runtime with CRI is.
-func foundRuntimes(ctx context.Context, usual []podRuntime) (found []podRuntime) {
+func foundRuntimes(ctx context.Context, usual []spec.PodSource) (found []spec.PodSource) {
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	known, kubelet := map[string]bool{}, false
 	for _, r := range usual {
-		real, err := filepath.EvalSymlinks(r.socket)
+		real, err := filepath.EvalSymlinks(r.Socket)
 		if err != nil || known[real] {
 			continue
 		}
@@ -104,8 +77,8 @@ func foundRuntimes(ctx context.Context, usual []podRuntime) (found []podRuntime)
 			continue
 		}
 		known[real] = true
-		kubelet = kubelet || r.kind == "kubelet"
-		if r.kind == "cri" && (kubelet || !(&podsource.CRI{Socket: real}).Speaks(ctx)) {
+		kubelet = kubelet || r.Kind == "kubelet"
+		if r.Kind == "cri" && (kubelet || !(&podsource.CRI{Socket: real}).Speaks(ctx)) {
 			continue
 		}
 		found = append(found, r)
@@ -113,25 +86,75 @@ func foundRuntimes(ctx context.Context, usual []podRuntime) (found []podRuntime)
 	return found
 }
 
-// layers returns a layer for each runtime.
-func (f *podFlags) layers(ctx context.Context, node *nodeFlags, log hclog.Logger) ([]join.Layer, error) {
-	found, err := f.runtimes(ctx)
-	if err != nil {
-		return nil, err
+// layers returns layers for as many sources as there may be, or none if the flags say that none is asked. What the
+// configuration names is followed while weir runs.
+func (f *podFlags) layers(ctx context.Context, node *nodeFlags, log hclog.Logger) []join.Layer {
+	if slices.Equal(f.sources, []string{"none"}) {
+		return nil
 	}
+	p := &podLayers{sources: map[spec.PodSource]func(*spec.Snapshot) (spec.Source, error){}, follow: func(s spec.PodSource) func(*spec.Snapshot) (spec.Source, error) {
+		return followPods(s, node, log.Named("pods"))
+	}}
 	var layers []join.Layer
-	for _, r := range found {
-		layers = append(layers, join.Layer{Name: r.String(), GivesPods: true, Source: r.follow(node, log.Named("pods"))})
+	for i := range p.slots {
+		layers = append(layers, join.Layer{GivesPods: true, Source: func(files *spec.Snapshot) (spec.Source, error) {
+			p.assign(f.inForce(ctx, files.Weir))
+			return p.source(i, files)
+		}})
 	}
-	return layers, nil
+	return layers
 }
 
-// follow returns a function that makes the runtime's source for a configuration. It returns the same source while the name
+// podLayers gives each source a layer, and leaves it there as long as the source is asked, so that a change of the others does
+// not touch its pods.
+type podLayers struct {
+	// slots are the sources by layer. The first one is for a kubelet, because of a pod that several tell of it counts.
+	slots   [1 + spec.MaxPodSources]spec.PodSource
+	sources map[spec.PodSource]func(*spec.Snapshot) (spec.Source, error)
+	follow  func(spec.PodSource) func(*spec.Snapshot) (spec.Source, error)
+}
+
+func (p *podLayers) assign(all []spec.PodSource) {
+	for i, s := range p.slots {
+		if !slices.Contains(all, s) {
+			p.slots[i] = spec.PodSource{}
+			delete(p.sources, s)
+		}
+	}
+	for _, s := range all {
+		if slices.Contains(p.slots[:], s) {
+			continue
+		}
+		first := 1
+		if s.Kind == "kubelet" {
+			first = 0
+		}
+		i := first + slices.Index(p.slots[first:], spec.PodSource{})
+		p.slots[i], p.sources[s] = s, p.follow(s)
+	}
+}
+
+func (p *podLayers) source(i int, files *spec.Snapshot) (spec.Source, error) {
+	if follow := p.sources[p.slots[i]]; follow != nil {
+		return follow(files)
+	}
+	return nil, nil
+}
+
+// namedPods is a source of pods with the name of its runtime.
+type namedPods struct {
+	spec.Source
+	name string
+}
+
+func (n *namedPods) Name() string { return n.name }
+
+// followPods returns a function that makes the runtime's source for a configuration. It returns the same source while the name
 // of the node and the state directory are the same.
-func (r podRuntime) follow(node *nodeFlags, log hclog.Logger) func(*spec.Snapshot) (spec.Source, error) {
+func followPods(s spec.PodSource, node *nodeFlags, log hclog.Logger) func(*spec.Snapshot) (spec.Source, error) {
 	type target struct{ node, stateDir string }
 	var current target
-	var source spec.Source
+	var source *namedPods
 	return func(files *spec.Snapshot) (spec.Source, error) {
 		name, err := nodeName(node.hostname, files.Config.HostnameOverride)
 		if err != nil {
@@ -142,25 +165,25 @@ func (r podRuntime) follow(node *nodeFlags, log hclog.Logger) func(*spec.Snapsho
 			return source, nil
 		}
 		current = t
-		pods := podsource.New(podsource.Options{Name: r.String(), Log: log, Reader: r.reader(name)})
-		file := filepath.Join(t.stateDir, "pods-"+strings.Trim(strings.ReplaceAll(r.socket, "/", "-"), "-"))
-		source = lastgood.New(lastgood.Options{
-			Source: pods, Input: "the pods of " + r.String(), Node: name, Log: log,
+		pods := podsource.New(podsource.Options{Name: s.String(), Log: log, Reader: podReader(s, name)})
+		file := filepath.Join(t.stateDir, "pods-"+strings.Trim(strings.ReplaceAll(s.Socket, "/", "-"), "-"))
+		source = &namedPods{name: s.String(), Source: lastgood.New(lastgood.Options{
+			Source: pods, Input: "the pods of " + s.String(), Node: name, Log: log,
 			Interval: 100 * time.Millisecond, // what a crash forgets would be taken from the kernel if the runtime were away then
-			File:     func(*spec.Snapshot) string { return file }, Cluster: func() string { return r.String() },
-		})
+			File:     func(*spec.Snapshot) string { return file }, Cluster: func() string { return s.String() },
+		})}
 		return source, nil
 	}
 }
 
-func (r podRuntime) reader(node string) podsource.Reader {
-	switch r.kind {
+func podReader(s spec.PodSource, node string) podsource.Reader {
+	switch s.Kind {
 	case "kubelet":
-		return &podsource.Kubelet{Socket: r.socket, Node: node, HostAddresses: hostAddresses}
+		return &podsource.Kubelet{Socket: s.Socket, Node: node, HostAddresses: hostAddresses}
 	case "cri":
-		return &podsource.CRI{Socket: r.socket, Node: node, HostAddresses: hostAddresses}
+		return &podsource.CRI{Socket: s.Socket, Node: node, HostAddresses: hostAddresses}
 	}
-	return &podsource.Containers{Socket: r.socket, Node: node, HostAddresses: hostAddresses}
+	return &podsource.Containers{Socket: s.Socket, Node: node, HostAddresses: hostAddresses}
 }
 
 // hostAddresses returns the addresses that a pod in the node's own network has: the node's primary ones.

@@ -100,12 +100,10 @@ func (f *reconcileFlags) add(cmd *cobra.Command, when, output string) {
 
 func (f *reconcileFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	log := f.logs.logger(cmd.ErrOrStderr())
+	f.input.more = f.pods.fields
 	var pods []join.Layer
-	var err error
 	if !f.dryRun || f.plan.kernel() { // a plan of inputs needs no runtime, as in CI
-		if pods, err = f.pods.layers(ctx, &f.node, log); err != nil {
-			return err
-		}
+		pods = f.pods.layers(ctx, &f.node, log)
 	}
 	source, err := f.api.source(&f.input, &f.node, pods, log, nil)
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"weir/reconcile/tell/health"
 	"weir/reconcile/tell/status"
 	"weir/spec"
+	"weir/spec/config"
 	"weir/spec/stall"
 )
 
@@ -88,7 +89,7 @@ func (f *runFlags) run(cmd *cobra.Command) error {
 	log := f.logs.liveLogger(out)
 	out.told = log.lossLine
 	f.input.reread = outliveTerminal()
-	f.input.more, f.input.serveDNS = f.names.fields, f.names.given()
+	f.input.more, f.input.serveDNS = func(in *config.WeirFields) { f.names.fields(in); f.pods.fields(in) }, f.names.given()
 	refuse := ""
 	if f.api.asked() || f.input.none() {
 		refuse = "names are of Services from files only: of an API, weir does not read the endpoints of headless Services"
@@ -100,12 +101,12 @@ func (f *runFlags) run(cmd *cobra.Command) error {
 	d.names = newNameServer(log, refuse, d.health.Registry())
 	d.socket.Lookup = d.names.lookUp
 	f.input.usable = func(ctx context.Context, kept *spec.Snapshot) error {
+		if len(f.pods.inForce(ctx, kept.Weir)) > 0 {
+			return nil // the kernel holds what the runtimes said too, so it cannot be compared
+		}
 		return fitsKernel(ctx, log.Named("kept"), f.node, kept)
 	}
-	pods, err := f.pods.layers(cmd.Context(), &f.node, log)
-	if err != nil {
-		return err
-	}
+	pods := f.pods.layers(cmd.Context(), &f.node, log)
 	source, err := f.api.source(&f.input, &f.node, pods, log, d.health.Registry())
 	if err != nil {
 		return err

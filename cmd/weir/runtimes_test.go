@@ -2,10 +2,12 @@ package main_test
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,15 +23,16 @@ import (
 // onePodCRI is a runtime that runs one pod, as a kubelet has it run one.
 type onePodCRI struct {
 	cri.UnimplementedRuntimeServiceServer
+	address string
 }
 
 func (onePodCRI) Version(context.Context, *cri.VersionRequest) (*cri.VersionResponse, error) {
 	return &cri.VersionResponse{RuntimeName: "fake"}, nil
 }
 
-func (onePodCRI) ListPodSandbox(context.Context, *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
+func (r onePodCRI) ListPodSandbox(context.Context, *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
 	return &cri.ListPodSandboxResponse{Items: []*cri.PodSandbox{{
-		Id: "s", Metadata: &cri.PodSandboxMetadata{Namespace: "default", Name: "web-node", Uid: "u"}, Labels: map[string]string{"app": "web"},
+		Id: "s", Metadata: &cri.PodSandboxMetadata{Namespace: "default", Name: "web-node", Uid: "u" + r.address}, Labels: map[string]string{"app": "web"},
 	}}}, nil
 }
 
@@ -39,8 +42,8 @@ func (onePodCRI) ListContainers(context.Context, *cri.ListContainersRequest) (*c
 	}}}, nil
 }
 
-func (onePodCRI) PodSandboxStatus(context.Context, *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
-	return &cri.PodSandboxStatusResponse{Status: &cri.PodSandboxStatus{Id: "s", Network: &cri.PodSandboxNetworkStatus{Ip: "10.0.0.7"}}}, nil
+func (r onePodCRI) PodSandboxStatus(context.Context, *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
+	return &cri.PodSandboxStatusResponse{Status: &cri.PodSandboxStatus{Id: "s", Network: &cri.PodSandboxNetworkStatus{Ip: r.address}}}, nil
 }
 
 // onePodKubelet is a kubelet with the same pod, which is not ready by its word.
@@ -50,7 +53,7 @@ type onePodKubelet struct {
 
 func (onePodKubelet) ListPods(context.Context, *kubelet.ListPodsRequest) (*kubelet.ListPodsResponse, error) {
 	pod := corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web-node", UID: "u", Labels: map[string]string{"app": "web"}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web-node", UID: "u10.0.0.7", Labels: map[string]string{"app": "web"}},
 		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "10.0.0.7"}},
 			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionFalse}}},
 	}
@@ -81,7 +84,7 @@ func TestRuntimesAreFound(t *testing.T) {
 		return path
 	}
 	docker := serve("docker", func(*grpc.Server) {}) // docker's containerd has no CRI
-	runtime := serve("cri", func(s *grpc.Server) { cri.RegisterRuntimeServiceServer(s, onePodCRI{}) })
+	runtime := serve("cri", func(s *grpc.Server) { cri.RegisterRuntimeServiceServer(s, onePodCRI{address: "10.0.0.7"}) })
 	node := serve("kubelet", func(s *grpc.Server) { kubelet.RegisterPodsServer(s, onePodKubelet{}) })
 	const containerdAt, crioAt, kubeletAt = "/run/containerd/containerd.sock", "/run/crio/crio.sock", "/var/lib/kubelet/pods-api/pods-api.sock"
 	weirWith := func(sockets map[string]string, args ...string) string {
@@ -130,4 +133,61 @@ func TestRuntimesAreFound(t *testing.T) {
 			t.Errorf("--pod-source %s: exit %d, %s", what, r.code, r.stderr)
 		}
 	}
+}
+
+// TestPodSourcesInConfiguration changes the sources of pods in the configuration while weir runs.
+func TestPodSourcesInConfiguration(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "sources") // a short path
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	for name, address := range map[string]string{"a": "10.11.0.1", "b": "10.11.0.2"} {
+		l, err := net.Listen("unix", filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := grpc.NewServer()
+		cri.RegisterRuntimeServiceServer(s, onePodCRI{address: address})
+		go func() { _ = s.Serve(l) }()
+		t.Cleanup(s.Stop)
+	}
+	d := newDaemon(t, netlab.New(t, netlab.Topology{Pods: 1}), modeNamed(t, "nftables"))
+	write := func(sources string) {
+		d.write(map[string]string{"weir.yaml": "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\npodSources: [" + strings.ReplaceAll(sources, "/", dir+"/") + "]\n"})
+	}
+	serves := func(what string, want ...string) {
+		t.Helper()
+		d.await(what, func() error {
+			rules := d.nodeExec("nft", "list", "ruleset")
+			for _, address := range []string{"10.11.0.1", "10.11.0.2"} {
+				if strings.Contains(rules, address) != slices.Contains(want, address) {
+					return fmt.Errorf("not %v:\n%s", want, rules)
+				}
+			}
+			return nil
+		})
+	}
+	write("none")
+	d.write(map[string]string{"web.yaml": selectingWeb})
+	d.start()
+	d.awaitRunning()
+	serves("no source")
+	write("cri=/a")
+	serves("the first source", "10.11.0.1")
+	write("cri=/a, cri=/b")
+	serves("both", "10.11.0.1", "10.11.0.2")
+	write("cri=/b")
+	serves("the second one", "10.11.0.2")
+	write("cri=/b, nothing=/a")
+	d.await("word of what is wrong", func() error {
+		if out := d.status(); !strings.Contains(out, `weir.yaml:3: WeirConfiguration: podSources[1]: "nothing" is not podman`) {
+			return fmt.Errorf("weir status says\n%s", out)
+		}
+		return nil
+	})
+	serves("what was right before", "10.11.0.2")
+	write("none")
+	serves("no source any more")
 }

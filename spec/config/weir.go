@@ -29,6 +29,8 @@ type WeirFields struct {
 	// ExternalAddresses are CIDRs; given and empty, they allow none.
 	ExternalAddresses []string `json:"externalAddresses"`
 	Silence           []string `json:"silence"` // IDs of notices
+	// PodSources are the words of --pod-source, such as cri=unix:///run/containerd/containerd.sock, or none.
+	PodSources []string `json:"podSources"`
 	// Include and Exclude are patterns as in .gitignore, Namespace and Selector what kubectl's -n and -l take.
 	Include   []string `json:"include"`
 	Exclude   []string `json:"exclude"`
@@ -106,6 +108,11 @@ func (in *WeirFields) Overrides(report func(field, format string, args ...any)) 
 			report(field, "%s is an IPv4 address in IPv6 form; write it as IPv4", p)
 		}
 		o.ExternalAddresses = append(o.ExternalAddresses, p)
+	}
+	if in.PodSources != nil {
+		o.PodSources = spec.ParsePodSources(in.PodSources, func(i int, format string, args ...any) {
+			report(fmt.Sprintf("podSources[%d]", i), format, args...)
+		})
 	}
 	if in.DNS != nil {
 		o.DNS = in.DNS.dns(report)

@@ -25,8 +25,14 @@ type Layer struct {
 	GivesPods bool
 	// Source returns the Source of the layer for a Snapshot of the base. If it returns the same Source as before,
 	// nothing changes. A different Source replaces it; the last Snapshot of the former stands until the new one sends
-	// its first.
+	// its first. Without a Source, the layer has nothing. A Source that is Named gives its name to the layer.
 	Source func(base *spec.Snapshot) (spec.Source, error)
+}
+
+// Named is a Source with a name of its own in notices.
+type Named interface {
+	spec.Source
+	Name() string
 }
 
 // Fixed returns a Layer that always has the same Source.
@@ -71,6 +77,14 @@ func (s *Source) newUnion() *union {
 	return u
 }
 
+// use notes which Source a layer has now.
+func (u *union) use(layer int, l Layer, source spec.Source) {
+	u.givesPods[1+layer] = l.GivesPods && source != nil
+	if named, ok := source.(Named); ok {
+		u.names[1+layer] = named.Name()
+	}
+}
+
 // sources returns the Sources of the layers for a Snapshot of the base.
 func (s *Source) sources(base *spec.Snapshot) ([]spec.Source, error) {
 	all := make([]spec.Source, len(s.layers))
@@ -97,6 +111,11 @@ func (s *Source) Load(ctx context.Context) (*spec.Snapshot, error) {
 	u := s.newUnion()
 	u.said[0] = base
 	for i, source := range sources {
+		u.use(i, s.layers[i], source)
+		if source == nil {
+			u.said[1+i] = &spec.Snapshot{}
+			continue
+		}
 		if u.said[1+i], err = source.Load(ctx); err != nil {
 			return nil, err
 		}

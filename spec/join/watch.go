@@ -55,23 +55,37 @@ func (w *watch) locked(do func()) {
 
 func (w *watch) onBase(u spec.Update) {
 	if u.Err == nil {
-		u.Err = w.follow(u.Snapshot)
+		var changed bool
+		changed, u.Err = w.follow(u.Snapshot)
+		u.Delta.All = u.Delta.All || changed
 	}
 	w.take(0, u)
 }
 
-// follow starts the Sources that a Snapshot of the base asks for, and stops the Sources that they replace.
-func (w *watch) follow(base *spec.Snapshot) error {
+// follow starts the Sources that a Snapshot of the base asks for, and stops those that it does not ask for any more. It reports
+// whether there was any of either.
+func (w *watch) follow(base *spec.Snapshot) (changed bool, err error) {
 	sources, err := w.sources(base)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for i, source := range sources {
-		if source != w.running[i].source {
-			w.start(i, source)
+		if source == w.running[i].source && (source != nil || w.union.said[1+i] != nil) {
+			continue
 		}
+		changed = true
+		if w.union.use(i, w.layers[i], source); source != nil {
+			w.start(i, source)
+			continue
+		}
+		if stop := w.running[i].stop; stop != nil {
+			stop()
+		}
+		nothing := &spec.Snapshot{}
+		w.running[i], w.faults[1+i], w.union.said[1+i] = running{}, nil, nothing
+		w.union.takePods(1+i, nothing, spec.Delta{All: true})
 	}
-	return nil
+	return changed, nil
 }
 
 func (w *watch) start(i int, source spec.Source) {
@@ -80,6 +94,7 @@ func (w *watch) start(i int, source spec.Source) {
 	}
 	ctx, stop := context.WithCancel(w.ctx)
 	w.running[i] = running{source: source, stop: stop}
+	name := w.union.names[1+i]
 	take := func(u spec.Update) {
 		w.locked(func() {
 			if ctx.Err() != nil {
@@ -93,7 +108,7 @@ func (w *watch) start(i int, source spec.Source) {
 	}
 	w.wg.Go(func() {
 		err := source.Watch(ctx, take)
-		take(spec.Update{Err: fmt.Errorf("%s is not watched any more: %w", w.layers[i].Name, err)}) // unless ctx is done
+		take(spec.Update{Err: fmt.Errorf("%s is not watched any more: %w", name, err)}) // unless ctx is done
 	})
 }
 
