@@ -27,6 +27,11 @@ type Config struct {
 	// does not use them.
 	Bridged []netip.Prefix
 
+	// BridgedThrough are the networks of bridges whose frames pass through the packet filter. A pod in one of them reaches
+	// itself through a Service only if its bridge port has hairpin mode, in the modes that translate packets before they are
+	// routed.
+	BridgedThrough []netip.Prefix
+
 	// ServiceCIDRs are the ranges that hold nothing but ClusterIPs, if they are known. Only nftables mode uses them:
 	// like kube-proxy, it drops traffic to a ClusterIP that belongs to no Service.
 	ServiceCIDRs []netip.Prefix

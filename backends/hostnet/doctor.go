@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"path/filepath"
 	"slices"
+
+	"github.com/vishvananda/netlink"
 
 	"weir/backends/doctor"
 )
@@ -84,6 +87,38 @@ func (s Sysctl) examine(name, effect string) doctor.Check {
 	return c
 }
 
+// BridgeChecks says of each network of a bridge what weir run does for the pods in it.
+func BridgeChecks(s Sysctl) []doctor.Check {
+	ports, err := bridgePorts()
+	if err != nil {
+		return []doctor.Check{{Name: "bridges", State: doctor.Advice, Detail: err.Error()}}
+	}
+	var checks []doctor.Check
+	err = eachBridge(func(l netlink.Link, network netip.Prefix) {
+		c := doctor.Check{Name: "bridge " + l.Attrs().Name + ", " + network.String(), State: doctor.OK}
+		all, with := 0, 0
+		for _, p := range ports {
+			if p.bridge == l.Attrs().Index {
+				all++
+				if p.hairpin {
+					with++
+				}
+			}
+		}
+		name := filtersParameter(network.Addr().Is4())
+		if s.filtersBridges(network.Addr().Is4()) {
+			c.Detail = fmt.Sprintf("its frames pass through the packet filter (%s is 1), so that a pod reaches itself through a Service only if its port has hairpin mode: %d of %d ports have it, and weir run sets it on those of endpoints, in every mode but userspace", name, with, all)
+		} else {
+			c.Detail = fmt.Sprintf("its frames do not pass through the packet filter (%s is not 1), so weir run masquerades connections to Services from one pod to another", name)
+		}
+		checks = append(checks, c)
+	})
+	if err != nil {
+		checks = append(checks, doctor.Check{Name: "bridges", State: doctor.Advice, Detail: err.Error()})
+	}
+	return checks
+}
+
 // Recorded returns a check for each kernel parameter that the state directory says weir set since the last boot in this network
 // namespace, with the value that it had.
 func Recorded(s Sysctl, stateDir string) []doctor.Check {
@@ -104,6 +139,12 @@ func Recorded(s Sysctl, stateDir string) []doctor.Check {
 			c.State, c.Detail = doctor.Advice, fmt.Sprintf("%s, although weir set it to %s (it was %s before): something set it since", now, r.Set, r.Was)
 		}
 		checks = append(checks, c)
+	}
+	for _, index := range slices.Sorted(maps.Keys(l.Ports)) {
+		if r := l.Ports[index]; !r.Had {
+			checks = append(checks, doctor.Check{Name: "hairpin of " + r.Name + ", kept", State: doctor.OK,
+				Detail: fmt.Sprintf("weir set it, because %s (%v), and puts it back where nothing needs it any more", hairpinReason, r.For)})
+		}
 	}
 	return checks
 }

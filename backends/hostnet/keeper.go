@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,6 +30,7 @@ type Keeper struct {
 	stateDir, file string // "" means that nothing is written
 	loaded         bool
 	records        map[string]record
+	hairpins       *hairpins
 	// lasts reports whether full syncs look after the file and after what rules guard.
 	lasts bool
 	// unsaved reports whether the file does not hold the records: it was refused, or the last write failed, for the reason
@@ -60,6 +62,10 @@ type ledger struct {
 	Boot       string            `json:"boot"`
 	Namespace  uint64            `json:"networkNamespace"`
 	Parameters map[string]record `json:"parameters"`
+	// Ports are the ports of bridges by the index of their interface.
+	Ports map[int]portRecord `json:"bridgePorts,omitempty"`
+	// Behind are the addresses of pods that are behind no port that is known yet.
+	Behind []netip.Addr `json:"behindUnknownPorts,omitempty"`
 }
 
 // ledgerFile is the name of the file in the state directory, and maxLedger bounds its size.
@@ -71,7 +77,7 @@ const (
 // NewKeeper returns a Keeper that remembers nothing until Remember.
 func NewKeeper(log hclog.Logger, s Sysctl) *Keeper {
 	return &Keeper{
-		log: log, sysctl: s, records: map[string]record{}, held: map[*Managed]map[string]struct{}{},
+		log: log, sysctl: s, records: map[string]record{}, hairpins: newHairpins(), held: map[*Managed]map[string]struct{}{},
 		good: map[string]struct{}{}, failed: map[string]string{}, told: map[string]struct{}{},
 		repaired: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_kernel_parameters_repaired_total", Help: "Kernel parameters that another process had changed and that were set again."}),
 		unset:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_kernel_parameters_unset", Help: "Kernel parameters that weir needs and cannot set."}),
@@ -103,6 +109,10 @@ func (k *Keeper) Remember(stateDir string) {
 		k.unsaved = true
 	case l.Boot == boot && l.Namespace == ns:
 		maps.Copy(k.records, l.Parameters)
+		maps.Copy(k.hairpins.ports, l.Ports)
+		for _, a := range l.Behind {
+			k.hairpins.unknown[a] = struct{}{}
+		}
 	}
 }
 
@@ -143,7 +153,7 @@ func (k *Keeper) keepFile() {
 	if k.file == "" {
 		return
 	}
-	if !k.unsaved && len(k.records) > 0 {
+	if !k.unsaved && len(k.records)+len(k.hairpins.ports)+len(k.hairpins.unknown) > 0 {
 		var st unix.Stat_t
 		err := unix.Lstat(k.file, &st)
 		k.unsaved = errors.Is(err, fs.ErrNotExist) || err == nil && !trusted(st)
@@ -172,7 +182,7 @@ func (k *Keeper) save() {
 		return
 	}
 	boot, ns := identity()
-	data, err := json.Marshal(ledger{boot, ns, k.records})
+	data, err := json.Marshal(ledger{boot, ns, k.records, k.hairpins.ports, slices.SortedFunc(maps.Keys(k.hairpins.unknown), netip.Addr.Compare)})
 	if err == nil {
 		err = replaceFile(k.file, data)
 	}

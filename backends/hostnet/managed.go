@@ -4,7 +4,9 @@ import (
 	"context"
 	"iter"
 	"maps"
+	"net/netip"
 	"slices"
+	"sync"
 
 	"weir/backends"
 	"weir/backends/dataplane"
@@ -19,6 +21,13 @@ type Managed struct {
 	guards bool
 	// left reports whether the Backend was told to remove its parameters.
 	left map[string]struct{}
+	// through are the networks of bridges in which pods need the hairpin mode of their port, and own the node's addresses.
+	through []netip.Prefix
+	own     []netip.Addr
+
+	watch sync.Once
+	wake  <-chan struct{}
+	end   context.CancelFunc // nil unless it watches
 }
 
 // Manage returns a Backend that keeps the parameters as well. below may be nil.
@@ -28,6 +37,10 @@ func (k *Keeper) Manage(below backends.Backend, needs []Parameter) *Managed {
 
 // Guarding records that the Backend below keeps neighbours from the loopback addresses, so that nobody needs a warning.
 func (b *Managed) Guarding() { b.guards = true }
+
+// Hairpins makes the Backend keep the hairpin mode of bridge ports as well: of those that lead to endpoints in networks whose
+// frames pass through the packet filter. own are the addresses of the node.
+func (b *Managed) Hairpins(through []netip.Prefix, own []netip.Addr) { b.through, b.own = through, own }
 
 // Base implements backends.Backend.
 func (b *Managed) Base() (items []backends.Item) {
@@ -41,7 +54,22 @@ func (b *Managed) Base() (items []backends.Item) {
 }
 
 // Render implements backends.Backend.
-func (b *Managed) Render(p *dataplane.ServicePort) ([]backends.Item, error) { return b.below.Render(p) }
+func (b *Managed) Render(p *dataplane.ServicePort) ([]backends.Item, error) {
+	items, err := b.below.Render(p)
+	if err != nil || len(b.through) == 0 {
+		return items, err
+	}
+	for i, ep := range p.Endpoints {
+		a := ep.Addr.Addr()
+		if ep.Remote || i > 0 && a == p.Endpoints[i-1].Addr.Addr() || slices.Contains(b.own, a) {
+			continue
+		}
+		if slices.ContainsFunc(b.through, func(n netip.Prefix) bool { return n.Contains(a) }) {
+			items = append(items, hairpin{addr: a})
+		}
+	}
+	return items, nil
+}
 
 // Observe implements backends.Backend.
 func (b *Managed) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
@@ -58,6 +86,11 @@ func (b *Managed) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 				return
 			}
 		}
+		for _, h := range b.keeper.lookHairpins(b.below == nil) {
+			if !yield(h, nil) {
+				return
+			}
+		}
 	}
 }
 
@@ -66,6 +99,7 @@ func (b *Managed) lookAgain() []setting {
 	for _, p := range b.needs {
 		delete(b.keeper.failed, p.Name)
 	}
+	clear(b.keeper.hairpins.failed)
 	list := b.look()
 	b.keeper.unset.Set(float64(len(b.keeper.failed)))
 	if b.keeper.lasts {
@@ -99,15 +133,24 @@ func (b *Managed) hold() {
 	}
 }
 
-// Apply implements backends.Backend. Parameters are set before the rules, and those that rules guard after them. What
-// is no longer needed is put back before the rules that guard it go.
+// Apply implements backends.Backend. Parameters are set before the rules, and those that rules guard after them, as are bridge
+// ports. What is no longer needed is put back before the rules that guard it go.
 func (b *Managed) Apply(ctx context.Context, p backends.Plan) backends.Result {
 	b.hold()
 	b.keeper.keepFile()
 	below := backends.Plan{Backend: p.Backend, Reason: p.Reason}
 	var after []Parameter
+	var on, off []netip.Addr
 	refused := map[backends.ID]error{}
 	for _, c := range p.Changes {
+		if h, ok := c.New.(hairpin); ok {
+			on = append(on, h.addr)
+			continue
+		}
+		if h, ok := c.Old.(hairpin); ok {
+			off = append(off, h.addr)
+			continue
+		}
 		old, _ := c.Old.(setting)
 		now, isParameter := c.New.(setting)
 		switch {
@@ -141,6 +184,12 @@ func (b *Managed) Apply(ctx context.Context, p backends.Plan) backends.Result {
 	for _, p := range after {
 		b.keeper.set(p)
 	}
+	if len(on) > 0 {
+		b.keeper.setHairpins(b, on)
+	}
+	if len(off) > 0 {
+		maps.Copy(refused, b.keeper.dropHairpins(b, off))
+	}
 	if len(refused) > 0 {
 		r.Refused = maps.Clone(r.Refused)
 		if r.Refused == nil {
@@ -154,6 +203,12 @@ func (b *Managed) Apply(ctx context.Context, p backends.Plan) backends.Result {
 // Close implements backends.Backend.
 func (b *Managed) Close() error {
 	delete(b.keeper.held, b)
+	for _, by := range b.keeper.hairpins.wanted {
+		delete(by, b)
+	}
+	if b.end != nil {
+		b.end()
+	}
 	if b.below == nil {
 		return nil
 	}
@@ -189,35 +244,77 @@ func (b *Managed) ReadUnwatched(context.Context) (map[backends.ID]backends.Item,
 	for _, s := range b.lookAgain() {
 		items[s.ID()] = s
 	}
+	b.keeper.hairpinItems(items)
 	return items, nil
 }
 
-// managedWatcher reads the parameters again with what another process wrote.
+// managedWatcher reads the parameters again with what another process wrote. It notices changes of bridge ports by itself.
 type managedWatcher struct {
 	backends.Watcher
 	b *Managed
 }
 
+// Wake implements backends.Watcher.
+func (w managedWatcher) Wake() <-chan struct{} {
+	below := w.Watcher.Wake()
+	if len(w.b.through) == 0 || !w.b.keeper.lasts {
+		return below
+	}
+	w.b.watch.Do(func() {
+		ctx, end := context.WithCancel(context.Background())
+		wake := make(chan struct{}, 1)
+		tell := func() {
+			select {
+			case wake <- struct{}{}:
+			default:
+			}
+		}
+		w.b.wake, w.b.end = wake, end
+		go w.b.keeper.watchHairpins(ctx, func() { w.b.keeper.hairpins.moved.Store(true); tell() })
+		go func() {
+			for {
+				select {
+				case <-below: // never, if it is nil
+					tell()
+				case <-ctx.Done():
+					return
+				}
+			}
+		}()
+	})
+	return w.b.wake
+}
+
+// Moved implements backends.Watcher.
+func (w managedWatcher) Moved(ctx context.Context) (bool, error) {
+	if w.b.keeper.hairpinsDrifted() {
+		return true, nil
+	}
+	return w.Watcher.Moved(ctx)
+}
+
 // Reread implements backends.Watcher.
 func (w managedWatcher) Reread(ctx context.Context, last backends.LastObserved) (map[backends.ID]backends.Item, bool, error) {
-	items, ok, err := w.Watcher.Reread(ctx, withoutSettings{last})
-	if err != nil || !ok {
-		return nil, false, err
+	items, ok := map[backends.ID]backends.Item{}, true
+	if moved, err := w.Watcher.Moved(ctx); err != nil || moved {
+		if items, ok, err = w.Watcher.Reread(ctx, withoutSettings{last}); err != nil || !ok {
+			return nil, false, err
+		}
 	}
 	for _, s := range w.b.look() {
 		items[s.ID()] = s
 	}
+	w.b.keeper.hairpinItems(items)
 	return items, true, nil
 }
 
-// withoutSettings is what was last observed without the parameters.
+// withoutSettings is what was last observed without the parameters and the ports.
 type withoutSettings struct{ backends.LastObserved }
 
 // Items implements backends.LastObserved.
 func (l withoutSettings) Items(yield func(backends.Item) bool) {
 	l.LastObserved.Items(func(i backends.Item) bool {
-		_, parameter := i.(setting)
-		return parameter || yield(i)
+		return IsParameter(i) || yield(i)
 	})
 }
 
@@ -225,17 +322,24 @@ type managedDescriber struct{ backends.Describer }
 
 // Describe implements backends.Describer.
 func (d managedDescriber) Describe(items []backends.Item) []backends.ProgrammedFrontend {
-	return d.Describer.Describe(slices.DeleteFunc(slices.Clone(items), func(i backends.Item) bool {
-		_, parameter := i.(setting)
-		return parameter
-	}))
+	return d.Describer.Describe(slices.DeleteFunc(slices.Clone(items), IsParameter))
 }
 
 type managedCommands struct{ backends.CommandLister }
 
 // Commands implements backends.CommandLister.
 func (l managedCommands) Commands(p backends.Plan) (commands []backends.Command, err error) {
+	var to map[netip.Addr]bridgePort
+	if slices.ContainsFunc(p.Changes, isHairpin) {
+		if _, to, err = find(nil, 0); err != nil {
+			return nil, err
+		}
+	}
 	p.Changes = slices.DeleteFunc(slices.Clone(p.Changes), func(c backends.Change) bool {
+		if isHairpin(c) {
+			commands = append(commands, hairpinCommands(c, to)...)
+			return true
+		}
 		now, isParameter := c.New.(setting)
 		old, wasParameter := c.Old.(setting)
 		switch {

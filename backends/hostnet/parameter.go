@@ -51,10 +51,13 @@ func (s setting) String() string {
 	return text
 }
 
-// IsParameter reports whether an Item is a kernel parameter.
+// IsParameter reports whether an Item is a kernel parameter, or a mode of a bridge port.
 func IsParameter(i backends.Item) bool {
-	_, ok := i.(setting)
-	return ok
+	switch i.(type) {
+	case setting, hairpin:
+		return true
+	}
+	return false
 }
 
 // Parameters returns the kernel parameters that forwarding depends on.

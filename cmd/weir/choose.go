@@ -110,6 +110,9 @@ func (m *modeManager) openMode(ctx context.Context, chosen *mode, snap *spec.Sna
 		if slices.ContainsFunc(b.Base(), guardsLoopback) {
 			managed.Guarding()
 		}
+		if chosen.hairpins {
+			managed.Hairpins(cfg.BridgedThrough, cfg.NodeAddresses)
+		}
 		b = managed
 	}
 	m.discard()

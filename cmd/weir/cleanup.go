@@ -31,8 +31,8 @@ func newCleanup() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove everything that weir programmed, in every mode",
-		Long: `Remove everything that weir owns from this node's kernel, in every mode, and nothing else. Kernel parameters that weir
-set get the values back that they had. With --dry-run, print what would be removed.
+		Long: `Remove everything that weir owns from this node's kernel, in every mode, and nothing else. Kernel parameters and
+bridge ports that weir set get the values back that they had. With --dry-run, print what would be removed.
 
 Exit codes: 0 nothing that weir owns is left (or the plan was printed); 1 something could not be removed; 2 the command line
 is wrong.`,

@@ -144,7 +144,7 @@ func examine(ctx context.Context, p *platform, ranges []netip.Prefix, stateDir s
 	fams := families()
 	forwarding := hostnet.Forwarding{IPv4: slices.Contains(fams, dataplane.IPv4), IPv6: slices.Contains(fams, dataplane.IPv6)}
 	common := append([]doctor.Check{doctor.Kernel(), conntrack.Doctor(hostnet.Sysctl{})}, forwarding.Doctor(hostnet.Sysctl{}, func() (bool, error) { return p.guardsLoopback(ctx) })...)
-	common = slices.Concat(common, hostnet.Recorded(hostnet.Sysctl{}, stateDir), networkChecks(ranges), podChecks(ctx))
+	common = slices.Concat(common, hostnet.Recorded(hostnet.Sysctl{}, stateDir), hostnet.BridgeChecks(hostnet.Sysctl{}), networkChecks(ranges), podChecks(ctx))
 	dropping, err := firewall.Dropping(ctx)
 	_, _ = p.probeIPTables(ctx) // for the variant; the checks of the mode say what is wrong
 	var sections []doctor.Section

@@ -50,6 +50,9 @@ type mode struct {
 	redirection *redirection
 	// needsOneOf names other modes, one of which this node must be able to run too.
 	needsOneOf []string
+	// hairpins reports whether a pod on a bridge whose frames pass through the packet filter reaches itself through a Service only
+	// if its port has hairpin mode.
+	hairpins bool
 	// leavesKernel reports whether the mode programs nothing in the kernel.
 	leavesKernel bool
 

@@ -29,6 +29,7 @@ func iptablesMode(p *platform) mode {
 	return mode{
 		name:     modeIPTables,
 		traits:   backends.Traits{HandsOver: true, FailureMetric: "iptables"},
+		hairpins: true,
 		section:  nodeconfig.IPTables,
 		settings: p.iptablesFamilies,
 		open: func(ctx context.Context, cfg dataplane.Config, _ any) (backends.Backend, reconcile.Flows, error) {

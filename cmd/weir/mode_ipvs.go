@@ -27,6 +27,7 @@ func ipvsMode(p *platform) mode {
 	return mode{
 		name:     modeIPVS,
 		section:  nodeconfig.IPVS,
+		hairpins: true,
 		settings: m.settings,
 		open:     m.open,
 		parameters: func(cfg dataplane.Config, settings any) []hostnet.Parameter {

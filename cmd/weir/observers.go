@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"weir/backends/hostnet"
 	"weir/reconcile"
 	"weir/reconcile/tell/health"
 	"weir/reconcile/tell/status"
@@ -52,6 +53,23 @@ type nodeObserver struct {
 	log     *liveLogger
 	host    *host
 	current *nodeConfig // nil before the first
+	changes chan<- struct{}
+}
+
+// RoundStarts implements reconcile.Observer. Nothing tells that frames on bridges begin to pass through the packet filter, for
+// instance because docker or the kubelet has started.
+func (o *nodeObserver) RoundStarts(r reconcile.Request) {
+	if o.current == nil || !r.Full || o.current.mode.leavesKernel {
+		return
+	}
+	known := hostnet.Bridges{Past: o.current.DataPlane.Bridged, Through: o.current.DataPlane.BridgedThrough}
+	if now, err := hostnet.LookAtBridges(hostnet.Sysctl{}); err != nil || now.Equal(known) {
+		return
+	}
+	select {
+	case o.changes <- struct{}{}:
+	default: // a signal is pending
+	}
 }
 
 // Configured implements reconcile.Observer. It does nothing if the start has failed.

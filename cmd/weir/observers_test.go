@@ -62,7 +62,7 @@ func TestFailedStartChangesNothing(t *testing.T) {
 	d.ctx = ended
 	d.names = newNameServer(log, "", d.health.Registry())
 	var order []string
-	for _, observer := range d.observers(spec.Overrides{}) {
+	for _, observer := range d.observers(spec.Overrides{}, make(chan struct{}, 1)) {
 		order = append(order, fmt.Sprintf("%T", observer))
 		switch observer := observer.(type) {
 		case *modeObserver, *statusObserver:

@@ -176,45 +176,79 @@ default/web     app=web     ADDR, ADDR
 	}
 }
 
-// TestPodsOnOneBridge connects to a Service from its own pods, on the bridge that podman makes, whose frames do not pass
-// through the packet filter. Every pod is reached, from each of them.
+// TestPodsOnOneBridge connects to a Service from its own pods, on the bridge that podman makes, whether its frames pass through
+// the packet filter or not. Every pod is reached, from each of them, after podman and a firewall loaded their rules again too.
 func TestPodsOnOneBridge(t *testing.T) {
 	for _, m := range append(slices.Clone(ruleModes), modes[4]) {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
 			lab := netlab.New(t, netlab.Topology{Pods: 1})
-			node := lab.Node()
-			if _, err := node.Exec(t.Context(), "sysctl", "-w", "net.bridge.bridge-nf-call-iptables=0"); err != nil {
-				t.Logf("without br_netfilter: %v", err)
-			}
+			node, outside := lab.Node(), lab.Host(netlab.Outside)
 			p := podmantest.New(t, node.Start)
 			p.Serve(t)
 			d := newDaemon(t, lab, m, "--pod-source", "podman=unix://"+p.Socket)
-			d.write(map[string]string{"web.yaml": selectingWeb})
+			d.write(map[string]string{"config.yaml": shortSyncs, "web.yaml": selectingWeb})
 			d.start()
 			pods := []string{"pod-a", "pod-b"}
 			for _, name := range pods {
 				p.Play(t, played(name))
 			}
-			d.await("both pods", func() error { return answeredBy(node, t, "http://10.96.0.10/", pods...) })
-			for _, from := range pods {
-				d.await("both pods from "+from, func() error {
-					out, err := p.Try(t.Context(), "exec", from+"-server", "/bin/sh", "-c",
-						`for i in $(/bin/busybox seq 24); do printf "GET / HTTP/1.0\r\n\r\n" | /bin/busybox nc -w 3 10.96.0.10 80 | /bin/busybox tail -n 1; done`)
-					if err != nil {
-						return fmt.Errorf("%w: %s", err, out)
-					}
-					met := map[string]bool{}
-					for _, pod := range strings.Fields(out) {
-						met[pod] = true
-					}
-					if got := slices.Sorted(maps.Keys(met)); !slices.Equal(got, pods) {
-						return fmt.Errorf("answered by %v", got)
-					}
-					return nil
+			everywhere := func(when string) {
+				t.Helper()
+				d.await("both pods "+when, func() error {
+					return errors.Join(answeredBy(node, t, "http://10.96.0.10/", pods...), answeredBy(outside, t, "http://192.168.77.1:30080/", pods...))
 				})
+				for _, from := range pods {
+					d.await("both pods from "+from+" "+when, func() error { return answeredInside(p, t, from, pods) })
+				}
+			}
+			for _, frames := range []string{"past", "through"} {
+				value := map[string]string{"past": "0", "through": "1"}[frames]
+				if _, err := node.Exec(t.Context(), "sysctl", "-w", "net.bridge.bridge-nf-call-iptables="+value); err != nil {
+					t.Logf("without br_netfilter: %v", err)
+					if frames == "through" {
+						break
+					}
+				}
+				everywhere("with frames " + frames + " the packet filter")
+			}
+			if m.name == "nftables" || m.name == "iptables-nft" {
+				p.Run(t, "network", "reload", "-a")
+				everywhere("after podman network reload")
+				// firewalld, when it loads its rules again, flushes its own table of nftables and makes it anew.
+				const firewall = "add table inet firewalld; flush table inet firewalld; add chain inet firewalld filter_FORWARD { type filter hook forward priority filter + 10; policy accept; }; add rule inet firewalld filter_FORWARD ct state { established, related } accept; add rule inet firewalld filter_FORWARD ct status dnat accept"
+				d.nodeExec("nft", firewall)
+				d.nodeExec("nft", firewall)
+				everywhere("after a reload of firewalld")
 			}
 			d.awaitSync()
+			ports := func(mode string) int {
+				return strings.Count(d.nodeExec("bridge", "-d", "link", "show"), "hairpin "+mode)
+			}
+			if on := ports("on"); m.proxies && on != 0 || !m.proxies && on != len(pods) {
+				t.Errorf("%d ports have hairpin mode", on)
+			}
+			d.kill()
+			if out, err := d.cleanup(); err != nil || ports("on") != 0 {
+				t.Errorf("%v: cleanup left the hairpin mode of %d ports\n%s", err, ports("on"), out)
+			}
 		})
 	}
+}
+
+// answeredInside returns nil if exactly these pods answer at the ClusterIP, asked from one of them.
+func answeredInside(p *podmantest.Podman, t *testing.T, from string, want []string) error {
+	out, err := p.Try(t.Context(), "exec", from+"-server", "/bin/sh", "-c",
+		`for i in $(/bin/busybox seq 24); do printf "GET / HTTP/1.0\r\n\r\n" | /bin/busybox nc -w 3 10.96.0.10 80 | /bin/busybox tail -n 1; done`)
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	met := map[string]bool{}
+	for _, pod := range strings.Fields(out) {
+		met[pod] = true
+	}
+	if got := slices.Sorted(maps.Keys(met)); !slices.Equal(got, want) {
+		return fmt.Errorf("answered by %v", got)
+	}
+	return nil
 }

@@ -175,13 +175,14 @@ func (d *daemon) run(ctx context.Context, source spec.Source, overrides spec.Ove
 	d.log.Info("starting", "version", b.Version, "commit", b.Commit, "go", b.GoVersion, "pid", os.Getpid())
 	d.ctx, d.fail = context.WithCancelCause(ctx)
 	defer d.fail(nil)
-	observers := d.observers(overrides)
+	nodeChanges := make(chan struct{}, 1)
+	observers := d.observers(overrides, nodeChanges)
 	defer d.health.Close()
 	defer d.status.close()
 	d.early.start()
 	defer d.early.stop()
 
-	updates, nodeChanges := spec.NewOutbox(), make(chan struct{}, 1)
+	updates := spec.NewOutbox()
 	loop := reconcile.NewLoop(reconcile.LoopOptions{
 		Engine: d.engine, Updates: updates, NodeChanges: nodeChanges, Log: d.log.Named("loop"),
 		Configure: d.configure, Observers: observers,
@@ -258,11 +259,11 @@ func (d *daemon) configure(snap *spec.Snapshot) (reconcile.Settings, error) {
 }
 
 // observers returns the observers of the Loop, in the order of their calls.
-func (d *daemon) observers(overrides spec.Overrides) []reconcile.Observer {
+func (d *daemon) observers(overrides spec.Overrides, nodeChanges chan<- struct{}) []reconcile.Observer {
 	d.early = &earlyAnswers{open: d.answerEarly, overrides: overrides}
 	d.status = &statusObserver{ctx: d.ctx, log: d.log, board: d.board, socket: d.socket, mode: d.modes.flags.mode}
 	d.record.ctx = d.ctx
-	d.node = &nodeObserver{ctx: d.ctx, log: d.log, host: d.host}
+	d.node = &nodeObserver{ctx: d.ctx, log: d.log, host: d.host, changes: nodeChanges}
 	earlier := &earlierRun{ctx: d.ctx, modes: d.modes, stateDir: overrides.Apply(spec.DefaultWeirConfiguration()).StateDir, tell: func(what string) {
 		d.health.SetEarlier(what)
 		d.board.Earlier(what)

@@ -194,11 +194,14 @@ func lookAtNode(object *corev1.Node) (nodeconfig.Node, error) {
 	if err != nil {
 		return nodeconfig.Node{}, err
 	}
-	bridged, err := hostnet.Bridged(hostnet.Sysctl{})
+	bridges, err := hostnet.LookAtBridges(hostnet.Sysctl{})
 	if err != nil {
 		return nodeconfig.Node{}, err
 	}
-	return nodeconfig.Node{Families: families(), Addresses: addrs, Routed: hostnet.Primary(addrs), Bridged: bridged, Object: object}, nil
+	return nodeconfig.Node{
+		Families: families(), Addresses: addrs, Routed: hostnet.Primary(addrs),
+		Bridged: bridges.Past, BridgedThrough: bridges.Through, Object: object,
+	}, nil
 }
 
 var bothFamilies = []dataplane.Family{dataplane.IPv4, dataplane.IPv6}

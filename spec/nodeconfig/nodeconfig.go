@@ -27,8 +27,8 @@ type Node struct {
 	// Routed holds the source address that the routes choose for a distant peer, one per family. It is used if there is
 	// no Node object.
 	Routed []netip.Addr
-	// Bridged are the networks of bridges that bypass the packet filter.
-	Bridged []netip.Prefix
+	// Bridged are the networks of bridges that bypass the packet filter, and BridgedThrough of those that do not.
+	Bridged, BridgedThrough []netip.Prefix
 	// Object is the node's Node object, or nil.
 	Object *corev1.Node
 	// LastPodCIDRs are the ranges that Object had before. They stay in force if it has none any more.
@@ -64,6 +64,7 @@ func DataPath(c *kubeproxyconfig.KubeProxyConfiguration, s Section, n Node) (dat
 		NodePortAddresses:  ports.addrs,
 		NodeAddresses:      outward(n.Addresses),
 		Bridged:            n.Bridged,
+		BridgedThrough:     n.BridgedThrough,
 		TCPBeLiberal:       c.Conntrack.TCPBeLiberal,
 	}, nil
 }
