@@ -102,7 +102,7 @@ func (v *view) note(e event) {
 	switch {
 	case e.Type == "container" && strings.HasPrefix(e.Action, "exec"): // a health check is one, and tells its result by itself
 		return
-	case e.Type == "container" && e.Actor.ID != "" && len(v.pending) < maxPending:
+	case e.Type == "container" && e.Actor.ID != "" && len(e.Actor.ID) <= maxID && len(v.pending) < maxPending:
 		v.pending[e.Actor.ID] = true
 		if e.Action == "die" || e.Action == "died" {
 			code, err := strconv.Atoi(cmp.Or(e.Actor.Attributes["exitCode"], e.Actor.Attributes["containerExitCode"]))

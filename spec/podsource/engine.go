@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -157,8 +159,34 @@ func (e *engine) inspect(ctx context.Context, id string) (*container, error) {
 	if err := e.get(ctx, path, maxInspect, &c); err != nil {
 		return nil, err
 	}
+	c.bound()
 	return &c, nil
 }
+
+// maxWord bounds each text that is kept of a container, and maxNetworks how many networks are.
+const maxWord, maxNetworks = 256, 32
+
+// bound drops what no pod can have, because everything is kept for as long as the container is there.
+func (c *container) bound() {
+	c.Config.Labels = allowed(c.Config.Labels)
+	for _, text := range []*string{&c.Name, &c.Pod, &c.State.Status, &c.HostConfig.NetworkMode} {
+		*text = short(*text)
+	}
+	for _, h := range []*struct{ Status string }{c.State.Health, c.State.Healthcheck} {
+		if h != nil {
+			h.Status = short(h.Status)
+		}
+	}
+	networks := c.NetworkSettings.Networks
+	for i, name := range slices.Sorted(maps.Keys(networks)) {
+		if n := networks[name]; i >= maxNetworks || len(name)+len(n.IPAddress)+len(n.GlobalIPv6Address) > maxWord {
+			delete(networks, name)
+		}
+	}
+}
+
+// short returns a text of at most maxWord bytes. A longer one is a name of nothing.
+func short(text string) string { return strings.Clone(text[:min(maxWord, len(text))]) }
 
 // pod is a pod of podman.
 type pod struct {
@@ -172,6 +200,7 @@ func (e *engine) inspectPod(ctx context.Context, id string) (*pod, error) {
 	if err := e.get(ctx, "/v4.0.0/libpod/pods/"+url.PathEscape(id)+"/json", maxInspect, &p); err != nil {
 		return nil, err
 	}
+	p.Name, p.Labels = short(p.Name), allowed(p.Labels)
 	return &p, nil
 }
 

@@ -53,8 +53,9 @@ type Source struct{ o Options }
 
 var _ spec.Source = (*Source)(nil)
 
-// maxRetry is the longest wait before the Reader is started again.
-const maxRetry = 5 * time.Second
+// maxRetry is the longest wait before the Reader is started again. After a boot, pods come with other addresses than the last
+// known ones, and nobody is served until the runtime answers.
+const maxRetry = time.Second
 
 // New returns a Source.
 func New(o Options) *Source {
