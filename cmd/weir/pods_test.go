@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"weir/backends/netlab"
 	"weir/backends/netlab/podmantest"
@@ -234,6 +235,67 @@ func TestPodsOnOneBridge(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPodsAfterReboot starts an offline node again: the kernel holds nothing, the runtime comes after weir, and its pods have other
+// addresses than those that weir remembers. They are served within two seconds of the runtime.
+func TestPodsAfterReboot(t *testing.T) {
+	t.Parallel()
+	lab := netlab.New(t, netlab.Topology{Pods: 1})
+	node := lab.Node()
+	p := podmantest.New(t, node.Start)
+	stop := p.Serve(t)
+	d := newDaemon(t, lab, modes[2], "--pod-source", "podman=unix://"+p.Socket)
+	d.write(map[string]string{"web.yaml": selectingWeb})
+	d.start()
+	pods := []string{"pod-a", "pod-b"}
+	addresses := func() (list []string) {
+		for _, name := range pods {
+			list = append(list, p.Run(t, "exec", name+"-server", "/bin/busybox", "hostname", "-i"))
+		}
+		return list
+	}
+	for _, name := range pods {
+		p.Play(t, played(name))
+	}
+	d.await("both pods", func() error { return answeredBy(node, t, "http://10.96.0.10/", pods...) })
+	before := addresses()
+
+	d.kill()
+	stop()
+	for _, name := range pods {
+		p.Run(t, "pod", "rm", "-f", "-t", "0", name)
+	}
+	d.nodeExec("nft", "flush", "ruleset")
+	d.nodeExec("ip", "route", "del", "default")
+	d.nodeExec("ip", "route", "add", "10.96.0.0/12", "dev", "lo") // as weir doctor says of a node without a default route
+	d.start()
+	d.awaitRunning()
+	for _, name := range pods {
+		p.Play(t, played(name))
+	}
+	after := addresses()
+	if slices.ContainsFunc(after, func(a string) bool { return slices.Contains(before, a) }) {
+		t.Fatalf("the pods have addresses that they had, %v and %v: the premise of the test is wrong", before, after)
+	}
+	p.Serve(t)
+	began := time.Now()
+	d.await("the kernel to lead to the pods", func() error {
+		rules := d.nodeExec("nft", "list", "ruleset", "ip")
+		for _, a := range after {
+			if !strings.Contains(rules, a+" . 8080") {
+				return fmt.Errorf("%s is not there", a)
+			}
+		}
+		return nil
+	})
+	const bound, slowMachine = 2 * time.Second, 3 * time.Second
+	took := time.Since(began)
+	t.Logf("served %s after the runtime came", took)
+	if took > bound+slowMachine {
+		t.Errorf("served %s after the runtime came, which should take %s at most", took, bound)
+	}
+	d.await("both pods after the reboot", func() error { return answeredBy(node, t, "http://10.96.0.10/", pods...) })
 }
 
 // answeredInside returns nil if exactly these pods answer at the ClusterIP, asked from one of them.
