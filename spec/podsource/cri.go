@@ -34,6 +34,8 @@ const (
 	lookAtAll = 20
 	// eventsRetry is the first wait before the events are asked for again; it doubles up to eventsSeldom.
 	eventsRetry, eventsSeldom = time.Second, time.Minute
+	// eventsAccepted is how long a stream of events must be open to count.
+	eventsAccepted = 3 * time.Second
 	// maxSandboxes and maxMembers bound what a runtime may list, and maxPorts and maxPortsText the ports of a container.
 	maxSandboxes, maxMembers, maxPorts, maxPortsText = 20_000, 100_000, 256, 64 << 10
 	// settles is how long a container must run that failed again and again before, each time sooner than that.
@@ -128,7 +130,7 @@ type criView struct {
 	mu      sync.Mutex
 	pending map[string]bool // sandboxes and containers with an event that was not looked at
 	relist  bool
-	told    bool // the runtime has told an event, and may tell more
+	told    bool // the runtime tells its events
 	wake    chan struct{}
 }
 
@@ -192,6 +194,9 @@ func (v *criView) listen(ctx context.Context) {
 }
 
 func (v *criView) events(ctx context.Context, begun func()) error {
+	// A runtime without events ends the stream at once. Until it has told one, nothing else shows that it has them.
+	accepted := time.AfterFunc(eventsAccepted, func() { v.tells(true) })
+	defer func() { accepted.Stop(); v.tells(false) }()
 	stream, err := v.runtime.GetContainerEvents(ctx, &cri.GetEventsRequest{}, grpc.MaxCallRecvMsgSize(maxEvent))
 	for err == nil {
 		var e *cri.ContainerEventResponse
@@ -200,10 +205,26 @@ func (v *criView) events(ctx context.Context, begun func()) error {
 			v.note(e)
 		}
 	}
+	return err
+}
+
+// tells notes whether the runtime tells its events. When it stops, some may be lost.
+func (v *criView) tells(told bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.told = false
-	return err
+	if v.told && !told {
+		v.relist = true
+		v.rouse()
+	}
+	v.told = told
+}
+
+// rouse has follow look again. The caller holds the lock.
+func (v *criView) rouse() {
+	select {
+	case v.wake <- struct{}{}:
+	default:
+	}
 }
 
 // note notes what an event is about. It never waits, so that a flood of events costs no more than the pods that there are.
@@ -216,10 +237,7 @@ func (v *criView) note(e *cri.ContainerEventResponse) {
 	} else {
 		v.relist = true
 	}
-	select {
-	case v.wake <- struct{}{}:
-	default:
-	}
+	v.rouse()
 }
 
 // take returns what to look at. Without IDs, that is everything.
