@@ -18,6 +18,8 @@ type DNS struct {
 	Forward map[string][]netip.AddrPort
 	// Allow are ranges whose addresses may ask, besides the node itself and its pods.
 	Allow []netip.Prefix
+	// Transfer are ranges whose addresses may copy the whole zone. Default, nil: none.
+	Transfer []netip.Prefix
 	// Hosts has the addresses of further names. Its keys are like ClusterDomain.
 	Hosts map[string][]netip.Addr
 }
@@ -41,6 +43,9 @@ func (c DNS) over(o DNS) DNS {
 	}
 	if len(c.Allow) > 0 {
 		o.Allow = c.Allow
+	}
+	if len(c.Transfer) > 0 {
+		o.Transfer = c.Transfer
 	}
 	if len(c.Hosts) > 0 {
 		o.Hosts = c.Hosts

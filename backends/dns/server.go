@@ -45,8 +45,12 @@ type Server struct {
 	Log     hclog.Logger
 	// Metrics, if set, counts.
 	Metrics *Metrics
+	// Transfer, if set, returns the whole zone for a client that may copy it.
+	Transfer func(netip.Addr) (WholeZone, bool)
 
-	counters  *counters
+	counters     *counters
+	transferring sync.Mutex
+
 	turns     atomic.Uint32 // of the addresses of answers
 	forwarded atomic.Int64
 	conns     atomic.Int64
@@ -379,6 +383,11 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, from netip.Addr) 
 		msg := make([]byte, binary.BigEndian.Uint16(size[:]))
 		if _, err := io.ReadFull(conn, msg); err != nil {
 			return
+		}
+		if asked, err := s.transfer(conn, msg, from); err != nil {
+			return
+		} else if asked {
+			continue
 		}
 		reply := s.reply(ctx, msg, &client{addr: from, tcp: true, at: time.Now()})
 		if reply == nil {

@@ -27,11 +27,22 @@ func (d *daemon) lookupAt(at, network, name string) (rcode dnsmessage.RCode, add
 }
 
 func (d *daemon) lookupFrom(host, at, network, name string) (rcode dnsmessage.RCode, addrs []string, err error) {
+	m, err := d.question(host, at, network, name, dnsmessage.TypeA)
+	for _, r := range m.Answers {
+		if a, ok := r.Body.(*dnsmessage.AResource); ok {
+			addrs = append(addrs, net.IP(a.A[:]).String())
+		}
+	}
+	return m.RCode, addrs, err
+}
+
+// question asks a name server one question.
+func (d *daemon) question(host, at, network, name string, kind dnsmessage.Type) (m dnsmessage.Message, err error) {
 	ask := dnsmessage.Message{Header: dnsmessage.Header{ID: 9, RecursionDesired: true},
-		Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
+		Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: kind, Class: dnsmessage.ClassINET}}}
 	msg, err := ask.Pack()
 	if err != nil {
-		return 0, nil, err
+		return m, err
 	}
 	var reply []byte
 	err = d.lab.Host(host).Do(func() error {
@@ -53,21 +64,12 @@ func (d *daemon) lookupFrom(host, at, network, name string) (rcode dnsmessage.RC
 		return err
 	})
 	if err != nil {
-		return 0, nil, err
+		return m, err
 	}
 	if network == "tcp" {
 		reply = reply[2:]
 	}
-	var m dnsmessage.Message
-	if err := m.Unpack(reply); err != nil {
-		return 0, nil, err
-	}
-	for _, r := range m.Answers {
-		if a, ok := r.Body.(*dnsmessage.AResource); ok {
-			addrs = append(addrs, net.IP(a.A[:]).String())
-		}
-	}
-	return m.RCode, addrs, nil
+	return m, m.Unpack(reply)
 }
 
 // awaitName waits until a name has these addresses, or the response code if there are none.
@@ -143,6 +145,9 @@ func TestNamesConfigured(t *testing.T) {
 	d.awaitName(web, serviceIP(t))
 	d.awaitName(printer, "192.0.2.7")
 	d.awaitName("www.example.com.", "RCodeServerFailure")
+	if m, err := d.question(netlab.Node, "127.0.0.1:53", "tcp", "cluster.local.", dnsmessage.TypeAXFR); err != nil || m.RCode != dnsmessage.RCodeRefused {
+		t.Errorf("a copy of the zone that nobody may have: %v %v", m.RCode, err)
+	}
 	report, _ := examine(t, d.lab.Node())
 	if c := find(t, report, "", "names for processes"); strings.Contains(c.Detail, "not asked for") {
 		t.Errorf("doctor does not find that weir answers: %+v", c)
@@ -150,8 +155,11 @@ func TestNamesConfigured(t *testing.T) {
 	d.write(map[string]string{"corp.yaml": head + "dns: {}\n"})
 	d.awaitLog("WeirConfiguration")
 	d.awaitName(printer, "192.0.2.7") // two configurations are refused
-	d.write(map[string]string{"corp.yaml": "", "weir.yaml": head + "dns: {listen: [\"127.0.0.1:5353\"], clusterDomain: edge.example}\n"})
+	d.write(map[string]string{"corp.yaml": "", "weir.yaml": head + "dns: {listen: [\"127.0.0.1:5353\"], clusterDomain: edge.example, transfer: [127.0.0.0/8]}\n"})
 	d.awaitNameAt("127.0.0.1:5353", "web.default.svc.edge.example.", serviceIP(t))
+	if m, err := d.question(netlab.Node, "127.0.0.1:5353", "tcp", "edge.example.", dnsmessage.TypeAXFR); err != nil || len(m.Answers) < 4 {
+		t.Errorf("the whole zone: %v %v, %d records", err, m.RCode, len(m.Answers))
+	}
 	if _, _, err := d.lookup("udp", web); err == nil {
 		t.Error("the former address still answers")
 	}

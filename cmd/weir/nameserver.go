@@ -180,21 +180,28 @@ func (n *nameServer) start() {
 	c, zone := n.config, n.zone
 	n.shown.Store(newResolver(zone, c))
 	all.Go(func() { n.followResolvers(ctx, c) })
+	transfer := func(from netip.Addr) (dns.WholeZone, bool) {
+		if !slices.ContainsFunc(c.Transfer, func(p netip.Prefix) bool { return p.Contains(from) }) {
+			return dns.WholeZone{}, false
+		}
+		whole, services := zone.Copy()
+		return dns.WholeZone{Zone: whole, Services: services}, true
+	}
 	for _, at := range c.Listen {
-		all.Go(func() { n.serve(ctx, at, newResolver(zone, c)) })
+		all.Go(func() { n.serve(ctx, at, newResolver(zone, c), transfer) })
 	}
 	n.stop = func() { cancel(); all.Wait() }
 }
 
 // serve answers at an address until ctx is done. One that cannot be listened at is tried again, because it may come later.
-func (n *nameServer) serve(ctx context.Context, at netip.AddrPort, resolver *dns.Resolver) {
+func (n *nameServer) serve(ctx context.Context, at netip.AddrPort, resolver *dns.Resolver, transfer func(netip.Addr) (dns.WholeZone, bool)) {
 	if !at.Addr().IsUnspecified() {
 		resolver.Servers = []netip.Addr{at.Addr()}
 	}
 	told := ""
 	for ctx.Err() == nil {
 		n.log.Debug("answering for names", "address", at.String(), "domain", resolver.Domain)
-		server := &dns.Server{Resolver: resolver, Forwarder: n.up, Allowed: n.mayAsk, Log: n.log, Metrics: n.metrics}
+		server := &dns.Server{Resolver: resolver, Forwarder: n.up, Allowed: n.mayAsk, Log: n.log, Metrics: n.metrics, Transfer: transfer}
 		err := server.Serve(ctx, at)
 		if err != nil && ctx.Err() == nil && err.Error() != told {
 			told = err.Error()

@@ -20,6 +20,7 @@ type DNSFields struct {
 	Upstreams     []string            `json:"upstreams"` // ADDRESS or ADDRESS:PORT
 	Forward       map[string][]string `json:"forward"`   // resolvers by domain
 	Allow         []string            `json:"allow"`     // CIDRs
+	Transfer      []string            `json:"transfer"`  // CIDRs
 	Hosts         map[string][]string `json:"hosts"`     // addresses by name
 }
 
@@ -50,18 +51,24 @@ func (in *DNSFields) dns(report func(field, format string, args ...any)) spec.DN
 		}
 		d.Forward[domain(name, field, report)] = resolvers(list, field, report)
 	}
-	for i, text := range in.Allow {
-		p, err := netip.ParsePrefix(text)
-		switch field := fmt.Sprintf("dns.allow[%d]", i); {
-		case err != nil:
-			report(field, "%q is not a CIDR, such as 192.0.2.0/24", text)
-		case p != p.Masked():
-			report(field, "%s has bits set after its prefix; write %s", p, p.Masked())
-		}
-		d.Allow = append(d.Allow, p)
-	}
+	d.Allow, d.Transfer = ranges(in.Allow, "dns.allow", report), ranges(in.Transfer, "dns.transfer", report)
 	in.hosts(&d, report)
 	return d
+}
+
+// ranges returns a list of CIDRs.
+func ranges(list []string, field string, report func(field, format string, args ...any)) (found []netip.Prefix) {
+	for i, text := range list {
+		p, err := netip.ParsePrefix(text)
+		switch at := fmt.Sprintf("%s[%d]", field, i); {
+		case err != nil:
+			report(at, "%q is not a CIDR, such as 192.0.2.0/24", text)
+		case p != p.Masked():
+			report(at, "%s has bits set after its prefix; write %s", p, p.Masked())
+		}
+		found = append(found, p)
+	}
+	return found
 }
 
 func (in *DNSFields) hosts(d *spec.DNS, report func(field, format string, args ...any)) {

@@ -3,6 +3,7 @@
 package names
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -168,6 +169,16 @@ func (z *Zone) put(name dataplane.ServiceName, svc *spec.Service) bool {
 		z.owners[addr] = slices.Insert(slices.Clip(z.owners[addr]), at, name)
 	}
 	return true
+}
+
+// Copy returns a Zone with what is in force now, which does not change, and the names of its Services in order. It costs in
+// proportion to their number.
+func (z *Zone) Copy() (*Zone, []dataplane.ServiceName) {
+	z.mu.RLock()
+	defer z.mu.RUnlock()
+	c := &Zone{services: maps.Clone(z.services), namespaces: maps.Clone(z.namespaces), owners: maps.Clone(z.owners)}
+	c.serial.Store(z.serial.Load())
+	return c, slices.SortedFunc(maps.Keys(c.services), dataplane.ServiceName.Compare)
 }
 
 // Names returns the names of a Service in force, nil if there is none.
