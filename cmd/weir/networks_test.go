@@ -58,6 +58,7 @@ func TestNodeWithoutRouteToServices(t *testing.T) {
 			d.start()
 			d.awaitSync()
 			d.awaitNotices("W032", 2)
+			d.awaitLog(`ip route add 10\.96\.0\.0/12 dev lo.*W032`)
 			for _, front := range fronts {
 				if r := d.lab.Node().Probe(netlab.TCP, front, patience); r.Server == "pod1" {
 					t.Fatalf("%s answers without a route: the premise of the test is wrong", front)
