@@ -116,7 +116,7 @@ func (f *Filter) Judge(addr string, dead bool, names ...dataplane.ServiceName) {
 }
 
 // Watch watches a Source until the test ends.
-func Watch(t *testing.T, s spec.Source, sink func(spec.Update)) {
+func Watch(t testing.TB, s spec.Source, sink func(spec.Update)) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
