@@ -69,6 +69,9 @@ const (
 	TableOwned            NoticeID = "W036-table-owned"
 	PodsNotUsed           NoticeID = "W037-pods-not-used"
 	NameRemoved           NoticeID = "W038-name-removed"
+	PodsNotRead           NoticeID = "W039-pods-not-read"
+	EndpointsPromised     NoticeID = "W040-endpoints-promised"
+	ProbeNotAsked         NoticeID = "W041-probe-not-asked"
 )
 
 // NoticeKind describes a kind of Notice.
@@ -122,6 +125,9 @@ var noticeKinds = []NoticeKind{
 	{TableOwned, SeverityWarning, "Another process owns a table that weir needs: the kernel refuses every change.", true},
 	{PodsNotUsed, SeverityInfo, "A Service has EndpointSlices of its own: the pods that it selects are not used.", false},
 	{NameRemoved, SeverityWarning, "A DNS name goes: clients that look it up find nothing.", true},
+	{PodsNotRead, SeverityInfo, "A Pod, or a template of pods, cannot be read: its named ports and its host name are not known.", false},
+	{EndpointsPromised, SeverityInfo, "The pods that a Service selects are only promised: where they run is not known to the plan.", false},
+	{ProbeNotAsked, SeverityInfo, "A readinessProbe is not asked: the pods of the Service are ready while they run.", false},
 }
 
 // NoticeKinds returns every kind of notice that an accepted input can have, in the order of IDs.

@@ -46,6 +46,8 @@ type Delta struct {
 	// Pods lists the pods that were added, changed or removed, by namespace and name. The join replaces them by the Services
 	// that select them.
 	Pods []dataplane.ServiceName
+	// Templates lists the templates that were added, changed or removed, by namespace and key. The join replaces them too.
+	Templates []dataplane.ServiceName
 	// Urgent reports whether an endpoint went, so that connections to it fail: that is not to wait for the end of a period.
 	Urgent bool
 	// Config and Nodes report whether these parts of the Snapshot changed.
@@ -54,7 +56,7 @@ type Delta struct {
 
 // Empty reports whether nothing changed except, perhaps, the Revision.
 func (d Delta) Empty() bool {
-	return !d.All && len(d.Services) == 0 && len(d.Pods) == 0 && !d.Config && !d.Nodes
+	return !d.All && len(d.Services) == 0 && len(d.Pods)+len(d.Templates) == 0 && !d.Config && !d.Nodes
 }
 
 // Merge returns the Delta of both changes, first d and then next.
@@ -63,7 +65,7 @@ func (d Delta) Merge(next Delta) Delta {
 	if m.All {
 		return m
 	}
-	m.Services, m.Pods = both(d.Services, next.Services), both(d.Pods, next.Pods)
+	m.Services, m.Pods, m.Templates = both(d.Services, next.Services), both(d.Pods, next.Pods), both(d.Templates, next.Templates)
 	return m
 }
 

@@ -34,6 +34,11 @@ type Service struct {
 	Origin Origin
 	// Asked names the runtimes that were asked for the pods that the selector selects, if it selects none.
 	Asked string
+	// Hint says, if the selector selects none, which templates make such pods, or which pod or template is nearest to it.
+	Hint string
+	// Promised names the templates of the pods that the selector selects, if the Snapshot is for a plan, for which no runtime
+	// is asked.
+	Promised string
 	// Notices hold for the Service with any slices. AllNotices also returns those that depend on the slices.
 	Notices []Notice
 }
@@ -88,6 +93,8 @@ type Snapshot struct {
 	// Pods that a source found or was given, by namespace and name. The join makes the slices of Services of them, and leaves
 	// them out of its own Snapshot.
 	Pods Pods
+	// Templates of pods that were declared. The join completes pods by them, and leaves them out of its own Snapshot.
+	Templates Templates
 	// Nodes by name.
 	Nodes map[string]*corev1.Node
 	// Locks are the places where the AllocationLocks were written.

@@ -123,6 +123,9 @@ type others struct {
 	notices       []spec.Notice
 	// skipped are the objects of other kinds.
 	skipped []spec.Skipped
+	// pods and templates are what it tells of pods.
+	pods      []*corev1.Pod
+	templates []*spec.Template
 	// unchosen are the Services that were left out.
 	unchosen []dataplane.ServiceName
 	// aside are the problems of a document that is skipped because of them.
@@ -132,7 +135,7 @@ type others struct {
 var noOthers = &others{}
 
 func (o *others) none() bool {
-	return o.config == nil && !o.lock && !o.chart && o.kustomization == nil && len(o.problems)+len(o.notices)+len(o.skipped)+len(o.aside)+len(o.unchosen) == 0
+	return o.config == nil && !o.lock && !o.chart && o.kustomization == nil && len(o.problems)+len(o.notices)+len(o.skipped)+len(o.aside)+len(o.unchosen)+len(o.pods)+len(o.templates) == 0
 }
 
 // declares reports whether the document holds anything that a Set uses.
@@ -340,6 +343,8 @@ func (d *decoding) byKind(apiVersion, name string, metadata json.RawMessage, at 
 		d.slice(at)
 	case "v1 Node":
 		d.node(at)
+	case "v1 PodList":
+		d.podList(at)
 	case "v1 List", "v1 ServiceList", "v1 EndpointsList", "v1 NodeList", "discovery.k8s.io/v1 EndpointSliceList":
 		if within != "" {
 			d.problemAt(at.Start(), name, within, "is a List within a List")
@@ -351,7 +356,9 @@ func (d *decoding) byKind(apiVersion, name string, metadata json.RawMessage, at 
 			d.problemAt(at.Line(field), document.Printable(name), field, fmt.Sprintf("%s, kind %s: %s", document.Quote(apiVersion), document.Quote(name), hint))
 			return
 		}
-		d.skip(foreignKind(apiVersion, name), at.Start())
+		if !hasPods(apiVersion, name) || !d.pods(name, at) {
+			d.skip(foreignKind(apiVersion, name), at.Start())
+		}
 	}
 }
 

@@ -492,7 +492,7 @@ func Skim(name string, data []byte) []spec.Skipped {
 	all := make([]spec.Skipped, len(texts))
 	for i, t := range texts {
 		kind, ok := foreign(name, t.Data)
-		if !ok {
+		if !ok || mayPromise(kind, t.Data) {
 			return nil
 		}
 		all[i] = spec.Skipped{Origin: spec.Origin{File: name, Line: t.Start()}, Kind: unique.Make(kind).Value()}

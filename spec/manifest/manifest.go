@@ -81,6 +81,10 @@ type Set struct {
 	// left are the documents that are skipped, by file, and leftFiles counts the files that have nothing else.
 	left      spec.SkippedDocuments
 	leftFiles spec.SkippedFiles
+	// podsTold and templatesTold index the pods and the templates of pods by namespace and by name or key.
+	podsTold      map[dataplane.ServiceName][]told[*corev1.Pod]
+	templatesTold map[dataplane.ServiceName][]told[*spec.Template]
+
 	// silences holds the comments that silence notices, by path.
 	silences map[string]string
 	// badHeads holds the notices of such comments that are wrong, by path.
@@ -95,6 +99,9 @@ type Set struct {
 	last     *spec.Snapshot
 	services spec.Services
 	slices   spec.ByName[spec.Slices] // of missing Services
+	// runningPods and podTemplates are those of the last Snapshot.
+	runningPods  spec.Pods
+	podTemplates spec.Templates
 }
 
 // placed is an object and its place.
@@ -130,6 +137,7 @@ func NewSet(o Options) *Set {
 		configs: map[*content]docAt{}, noticed: map[*content]docAt{}, locks: map[*content]docAt{}, skipped: map[string]int{},
 		kustomizations: map[*content]docAt{}, charts: map[*content]docAt{}, notRead: map[string]spec.Skipped{}, asides: map[string]int{},
 		needs: map[dataplane.ServiceName]needs{}, unusedPins: map[dataplane.ServiceName]bool{},
+		podsTold: map[dataplane.ServiceName][]told[*corev1.Pod]{}, templatesTold: map[dataplane.ServiceName][]told[*spec.Template]{},
 	}
 	s.silences, s.badHeads = map[string]string{}, map[string][]spec.Notice{}
 	s.decoder = decoder{seed: maphash.MakeSeed(), intern: &interner{}, configFile: o.ConfigFile, lockFile: o.LockFile, strict: o.StrictTree, namespace: o.Choice.Namespace}

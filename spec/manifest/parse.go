@@ -52,7 +52,7 @@ type job struct {
 func (d *decoder) parse(ctx context.Context, files []File, known func(path string) []doc, holds func(path string) bool) ([]*file, error) {
 	parsed := make([]*file, len(files))
 	jobs := make([][]job, len(files))
-	check := make([][]int, len(files)) // the lines of documents that are decoded only to see whether they are broken
+	check := make([][]checked, len(files))
 	err := parallel(ctx, len(files), func(i int) {
 		f := &file{key: files[i].Path}
 		f.path, _, f.rendered = strings.Cut(f.key, "\x00")
@@ -69,9 +69,9 @@ func (d *decoder) parse(ctx context.Context, files []File, known func(path strin
 	if err != nil {
 		return nil, err
 	}
-	for i, lines := range check {
-		if len(lines) > 0 {
-			parsed[i].forgetSound(lines)
+	for i, all := range check {
+		if len(all) > 0 {
+			parsed[i].forgetUnused(all)
 		}
 	}
 	return parsed, nil
@@ -88,9 +88,16 @@ func skippedWhole(f *file, from *File) []spec.Skipped {
 	return ignored(f.path, from.Data)
 }
 
+// checked is the line of a document that is surely of no kind that a Set refuses, and is decoded all the same: because the file
+// held one of weir's kinds, so that a broken document may be what is left of it, or because the document may tell of pods.
+type checked struct {
+	line int
+	held bool
+}
+
 // documents splits a file into its documents. It returns those that are not among known and so are yet to be decoded, and
-// the lines of those that are decoded only to see whether they are broken, because the file held one of weir's kinds.
-func (d *decoder) documents(f *file, data []byte, known []doc, held bool) (jobs []job, check []int) {
+// those of them that may turn out to be of no use.
+func (d *decoder) documents(f *file, data []byte, known []doc, held bool) (jobs []job, check []checked) {
 	texts, broken := d.split(f, data)
 	if broken {
 		return nil, nil
@@ -103,11 +110,11 @@ func (d *decoder) documents(f *file, data []byte, known []doc, held bool) (jobs 
 	f.docs = make([]doc, 0, len(texts)) // never grows, because jobs point into it
 	for _, t := range texts {
 		if kind, ok := d.foreign(f.path, t.Data); ok && !d.strict {
-			if !held {
+			if !held && !mayPromise(kind, t.Data) {
 				f.skipped = append(f.skipped, spec.Skipped{Origin: spec.Origin{File: f.path, Line: t.Start()}, Kind: kind})
 				continue
 			}
-			check = append(check, t.Line)
+			check = append(check, checked{t.Line, held})
 		}
 		hash := maphash.Bytes(d.seed, t.Data)
 		f.docs = append(f.docs, doc{line: t.Line})
@@ -123,14 +130,22 @@ func (d *decoder) documents(f *file, data []byte, known []doc, held bool) (jobs 
 	return jobs, check
 }
 
-// forgetSound leaves only the skipped kind of the documents at these lines that are not broken.
-func (f *file) forgetSound(lines []int) {
+// forgetUnused leaves only the skipped kind of the documents at these lines that tell nothing, and are not broken where that
+// matters.
+func (f *file) forgetUnused(all []checked) {
 	f.docs = slices.DeleteFunc(f.docs, func(d doc) bool {
-		sound := len(d.aside) == 0 && !d.declares() && slices.Contains(lines, d.line)
-		if sound {
-			f.skipped = append(f.skipped, relocateSkipped(f.path, d)...)
+		i := slices.IndexFunc(all, func(c checked) bool { return c.line == d.line })
+		if i < 0 || d.declares() || d.tells() || len(d.aside) > 0 && all[i].held {
+			return false
 		}
-		return sound
+		skipped := relocateSkipped(f.path, d)
+		if len(d.aside) > 0 {
+			for i := range skipped {
+				skipped[i].Reason = ""
+			}
+		}
+		f.skipped = append(f.skipped, skipped...)
+		return true
 	})
 }
 

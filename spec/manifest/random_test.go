@@ -128,6 +128,10 @@ func randomDocument(r *rand.Rand) string {
 		return fmt.Sprintf("apiVersion: v1\nkind: Endpoints\nmetadata: {name: %s}\nsubsets:\n- addresses: [{ip: 10.1.0.%d}]\n  ports: [{port: 80}]\n", name, 1+r.IntN(9))
 	case 9:
 		return fmt.Sprintf("apiVersion: weir/v1alpha1\nkind: AllocationLock\nservices:\n- name: %s\n  clusterIPs: [10.0.0.%d]\n  nodePorts: [{port: 80, nodePort: %d}]\n", name, 1+r.IntN(200), 30000+r.IntN(80))
+	case 10:
+		return fmt.Sprintf("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: t%d}\nspec: {replicas: %d, template: {metadata: {labels: {app: a}}}}\n", r.IntN(6), r.IntN(4))
+	case 11:
+		return fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: p%d, labels: {app: a}}\nstatus: {phase: Running, podIP: 10.1.0.%d}\n", r.IntN(6), r.IntN(4))
 	case 8:
 		return fmt.Sprintf("apiVersion: v1\nkind: Node\nmetadata: {name: n%d, labels: {topology.kubernetes.io/zone: z%d}}\n", r.IntN(9), r.IntN(3))
 	}
@@ -163,7 +167,13 @@ func compareSnapshots(t *testing.T, want, got *spec.Snapshot) {
 	if diff := cmp.Diff(slices.Collect(want.Slices.All()), slices.Collect(got.Slices.All())); diff != "" {
 		t.Fatalf("slices of no Service differ from those read from scratch:\n%s", diff)
 	}
-	opts := cmp.Options{cmpopts.IgnoreUnexported(spec.Services{}, spec.Pods{}, spec.ByName[spec.Slices]{}), cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}, netip.AddrPort{})}
+	if diff := cmp.Diff(slices.Collect(want.Pods.All()), slices.Collect(got.Pods.All())); diff != "" {
+		t.Fatalf("pods differ from those read from scratch:\n%s", diff)
+	}
+	if diff := cmp.Diff(slices.Collect(want.Templates.All()), slices.Collect(got.Templates.All())); diff != "" {
+		t.Fatalf("templates differ from those read from scratch:\n%s", diff)
+	}
+	opts := cmp.Options{cmpopts.IgnoreUnexported(spec.Services{}, spec.Pods{}, spec.Templates{}, spec.ByName[spec.Slices]{}), cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{}, netip.AddrPort{})}
 	if diff := cmp.Diff(want, got, opts); diff != "" {
 		t.Fatalf("the Snapshot differs from that read from scratch:\n%s", diff)
 	}
@@ -198,12 +208,29 @@ func checkDelta(t *testing.T, last, snap *spec.Snapshot, delta spec.Delta) {
 	if !slices.Equal(want, delta.Services) {
 		t.Fatalf("Delta has %v, want %v", delta.Services, want)
 	}
+	if want := differing(last.Pods, snap.Pods); !slices.Equal(want, delta.Pods) {
+		t.Fatalf("Delta.Pods is %v, want %v", delta.Pods, want)
+	}
+	if want := differing(last.Templates, snap.Templates); !slices.Equal(want, delta.Templates) {
+		t.Fatalf("Delta.Templates is %v, want %v", delta.Templates, want)
+	}
 	if want := !reflect.DeepEqual(last.Nodes, snap.Nodes); want != delta.Nodes {
 		t.Fatalf("Delta.Nodes is %v, want %v", delta.Nodes, want)
 	}
 	if want := !reflect.DeepEqual(last.Weir, snap.Weir); want != delta.Config {
 		t.Fatalf("Delta.Config is %v, want %v", delta.Config, want)
 	}
+}
+
+// differing returns the names of values that are not in both maps alike.
+func differing[V any](a, b spec.ByName[V]) (names []dataplane.ServiceName) {
+	for _, name := range slices.Concat(slices.Collect(a.Names()), slices.Collect(b.Names())) {
+		if !reflect.DeepEqual(a.Get(name), b.Get(name)) && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, compareNames)
+	return names
 }
 
 // TestPool adds and removes claims and set values in a pool that is nearly full, and compares with handing out the values
@@ -304,6 +331,12 @@ func describeSet(s *Set) string {
 	}
 	for _, d := range s.locks {
 		add("lock %s:%d", d.path, d.line)
+	}
+	for name, list := range s.podsTold {
+		add("pod %s %d %s", name, len(list), list[0].origin)
+	}
+	for name, list := range s.templatesTold {
+		add("template %s %d %s", name, len(list), list[0].origin)
 	}
 	for k, n := range s.skipped {
 		add("skipped %s %d", k, n)

@@ -38,6 +38,10 @@ type update struct {
 	contestedPorts map[uint16][]dataplane.ServiceName
 
 	changed []dataplane.ServiceName // Services that changed
+	// dirtyPods and dirtyTemplates are those of documents that came or went, and changedPods and changedTemplates those of them
+	// that changed.
+	dirtyPods, dirtyTemplates     map[dataplane.ServiceName]bool
+	changedPods, changedTemplates []dataplane.ServiceName
 	// unread are the files that cannot be read.
 	unread map[string]bool
 	// sameConfigs are the notices of configurations that are there twice.
@@ -50,6 +54,7 @@ type update struct {
 func newUpdate(s *Set) *update {
 	return &update{
 		Set: s, dirty: map[dataplane.ServiceName]bool{}, twice: map[objectID][]*placed{},
+		dirtyPods: map[dataplane.ServiceName]bool{}, dirtyTemplates: map[dataplane.ServiceName]bool{},
 		skips: map[string]int{}, unread: map[string]bool{},
 		contestedIPs: map[netip.Addr][]dataplane.ServiceName{}, contestedPorts: map[uint16][]dataplane.ServiceName{},
 	}
@@ -165,6 +170,7 @@ func (u *update) removeDoc(d docAt) {
 		u.removeObject(o)
 	}
 	u.countUnchosen(d, -1)
+	u.tellPods(d, false)
 	if d.config != nil {
 		remove(&u.undo, u.configs, d.content)
 	}
@@ -196,6 +202,7 @@ func (u *update) addDoc(d docAt) {
 		u.link(nil, o, p)
 	}
 	u.countUnchosen(d, 1)
+	u.tellPods(d, true)
 	if d.config != nil {
 		put(&u.undo, u.configs, d.content, d)
 	}
@@ -369,6 +376,11 @@ func (u *update) finish(rev spec.Revision) *spec.Snapshot {
 	services, loose := u.build()
 	assign(&u.undo, &u.services, services)
 	assign(&u.undo, &u.slices, loose)
+	assign(&u.undo, &u.runningPods, u.runningPods)
+	assign(&u.undo, &u.podTemplates, u.podTemplates)
+	u.runningPods, u.changedPods = retold(u.runningPods, u.podsTold, u.dirtyPods)
+	u.podTemplates, u.changedTemplates = retold(u.podTemplates, u.templatesTold, u.dirtyTemplates)
+	snap.Pods, snap.Templates = u.runningPods, u.podTemplates
 	snap.Services, snap.Slices = services, loose
 	snap.Notices = u.notices()
 	snap.Skipped, snap.SkippedDocuments, snap.SkippedFiles = maps.Clone(u.skipped), u.left, u.leftFiles
@@ -499,8 +511,8 @@ func (u *update) delta(snap *spec.Snapshot) spec.Delta {
 		return spec.Delta{All: true}
 	}
 	return spec.Delta{
-		Services: u.changed,
-		Config:   !sameSettings(u.last, snap),
-		Nodes:    u.nodes && !sameNodes(u.last.Nodes, snap.Nodes),
+		Services: u.changed, Pods: u.changedPods, Templates: u.changedTemplates,
+		Config: !sameSettings(u.last, snap),
+		Nodes:  u.nodes && !sameNodes(u.last.Nodes, snap.Nodes),
 	}
 }
