@@ -68,16 +68,22 @@ func (s *Service) AllNotices() []Notice {
 	}
 	noEndpoints := func(n Notice) bool { return n.ID() == NoReadyEndpoint }
 	const ways = "add an EndpointSlice labelled kubernetes.io/service-name, or an Endpoints object of the same name, or let weir read them from an API server"
+	hint := ""
+	if s.Hint != "" {
+		hint = "; " + s.Hint
+	}
 	switch {
 	case len(s.Slices) > 0:
 		if slices.ContainsFunc(given, noEndpoints) { // another source has endpoints
 			given = slices.DeleteFunc(slices.Clone(given), noEndpoints)
 		}
 	case slices.ContainsFunc(given, noEndpoints):
+	case s.Promised != "":
+		notice(EndpointsPromised, "spec.selector", "selects pods that are promised by "+s.Promised+"; their addresses are known where they run")
 	case len(sp.Selector) > 0 && s.Asked != "":
-		notice(NoReadyEndpoint, "spec.selector", "selects no pod of "+s.Asked+"; weir discover shows the pods that run and what their labels lack; programmed without endpoints")
+		notice(NoReadyEndpoint, "spec.selector", "selects no pod of "+s.Asked+hint+"; weir discover shows the pods that run; programmed without endpoints")
 	case len(sp.Selector) > 0:
-		notice(NoReadyEndpoint, "spec.selector", "selects nothing, since no controller is here to look for pods; programmed without endpoints: "+ways)
+		notice(NoReadyEndpoint, "spec.selector", "selects nothing, since no controller is here to look for pods"+hint+"; programmed without endpoints: "+ways)
 	default:
 		notice(NoReadyEndpoint, "", "has no endpoints: "+ways)
 	}

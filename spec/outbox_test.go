@@ -24,7 +24,7 @@ func TestOutbox(t *testing.T) {
 	o.Put(good())
 	o.Put(Update{Err: errors.New("three")})
 	<-o.Ready()
-	if u, ok := o.Take(); !ok || fmt.Sprint(u.Delta) != "{false [/a /b /c] [] false true false}" {
+	if u, ok := o.Take(); !ok || fmt.Sprint(u.Delta) != "{false [/a /b /c] [] [] false true false}" {
 		t.Errorf("merged delta %v", u.Delta)
 	}
 	<-o.Ready()

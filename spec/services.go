@@ -69,6 +69,15 @@ func (m ByName[V]) All() iter.Seq[V] {
 	}
 }
 
+// In yields the values of a namespace, ordered by name.
+func (m ByName[V]) In(namespace string) iter.Seq[V] {
+	return func(yield func(V) bool) {
+		if m.tree != nil {
+			m.tree.Root().WalkPrefix([]byte(namespace+"/"), func(_ []byte, v V) bool { return !yield(v) })
+		}
+	}
+}
+
 // Names yields the names, in the order of All.
 func (m ByName[V]) Names() iter.Seq[dataplane.ServiceName] {
 	return func(yield func(dataplane.ServiceName) bool) {

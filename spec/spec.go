@@ -95,6 +95,8 @@ type Snapshot struct {
 	Pods Pods
 	// Templates of pods that were declared. The join completes pods by them, and leaves them out of its own Snapshot.
 	Templates Templates
+	// Found are the Pods of each layer, after the join.
+	Found []Pods
 	// Nodes by name.
 	Nodes map[string]*corev1.Node
 	// Locks are the places where the AllocationLocks were written.

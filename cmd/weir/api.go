@@ -24,6 +24,8 @@ type apiFlags struct {
 	on         bool
 	kubeconfig string
 	master     string
+	// planned has Services planned with what templates of pods promise.
+	planned bool
 }
 
 func (f *apiFlags) add(cmd *cobra.Command) {
@@ -48,10 +50,7 @@ func (f *apiFlags) source(input *inputFlags, node *nodeFlags, pods []join.Layer,
 		if err != nil {
 			return nil, err
 		}
-		if len(pods) > 0 {
-			files = join.New(files, pods...)
-		}
-		return kubedns.New(files, log.Named("dns")), nil
+		return kubedns.New(f.join(files, pods...), log.Named("dns")), nil
 	}
 	allowEmpty := func(files *spec.Snapshot) bool {
 		return input.allowEmpty || !only && files.Weir.AllowEmpty // with --config alone it is set below, for files
@@ -62,7 +61,7 @@ func (f *apiFlags) source(input *inputFlags, node *nodeFlags, pods []join.Layer,
 		if err != nil {
 			return nil, err
 		}
-		return join.New(files, append(pods, api)...), nil
+		return f.join(files, append(pods, api)...), nil
 	}
 	overrides, err := input.overrides()
 	if err != nil {
@@ -74,6 +73,15 @@ func (f *apiFlags) source(input *inputFlags, node *nodeFlags, pods []join.Layer,
 	files := filesource.New(filesource.Options{Config: input.config, Log: log.Named("files"), Reread: input.reread,
 		Overrides: overrides.AllowingEmpty()}) // the file is only needed for its configuration
 	return join.New(input.keeping(files, overrides, log.Named("files")), api), nil
+}
+
+// join joins the files with the layers above them.
+func (f *apiFlags) join(files spec.Source, layers ...join.Layer) spec.Source {
+	s := join.New(files, layers...)
+	if f.planned {
+		return s.Planned()
+	}
+	return s
 }
 
 // described returns a description of source, for a plan.

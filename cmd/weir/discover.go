@@ -42,9 +42,10 @@ func newDiscover() *cobra.Command {
 		SuggestFor: []string{"pods", "endpoints"},
 		Short:      "Show the pods that run on this node, and the Services that select them",
 		Long: `Ask the container runtimes of this node for the pods that run: podman, docker, the kubelet, and those with Kubernetes'
-Container Runtime Interface, such as containerd. With -f or -k, say which Services of the input select them, and for the other Services which
-pod is nearest to being selected and what its labels lack. With -o yaml or json, print the EndpointSlices that weir run makes
-of the pods, as any cluster takes them. Nothing is changed.
+Container Runtime Interface, such as containerd. With -f or -k, say which Services of the input select them, and for the other
+Services which pod is nearest to being selected and what its labels lack. Pods with a status in the input count as if a runtime
+had told of them. With -o yaml or json, print the EndpointSlices that weir run makes of the pods, as any cluster takes them.
+Nothing is changed.
 
 A container of podman or docker outside of a pod is a pod of one container. Its namespace is that of its label
 io.kubernetes.pod.namespace, or default.
@@ -97,10 +98,11 @@ func (f *discoverFlags) run(ctx context.Context, cmd *cobra.Command) error {
 			printProblems(cmd.ErrOrStderr(), err)
 			return errReported
 		}
-		d.services, d.nodes, weir = snap.Services, snap.Nodes, snap.Weir
+		d.take(snap)
+		weir = snap.Weir
 	}
 	runtimes := f.pods.inForce(ctx, weir)
-	if len(runtimes) == 0 {
+	if len(runtimes) == 0 && (f.input.none() || f.watch) {
 		var usual []string
 		for _, r := range spec.UsualPodSources {
 			usual = append(usual, r.Socket)
@@ -116,8 +118,8 @@ func (f *discoverFlags) run(ctx context.Context, cmd *cobra.Command) error {
 		if err != nil {
 			return fmt.Errorf("pods of %s: %w", r, err)
 		}
-		for name, pod := range pods {
-			d.add(i, r.Kind, name.Namespace, pod)
+		for _, pod := range pods {
+			d.add(i, r.Kind, pod)
 		}
 	}
 	if f.format == "table" {
@@ -128,10 +130,12 @@ func (f *discoverFlags) run(ctx context.Context, cmd *cobra.Command) error {
 
 // discovery is what runs and what selects it.
 type discovery struct {
-	services spec.Services
-	nodes    map[string]*corev1.Node
-	index    endpoints.Index
-	pods     []foundPod
+	services  spec.Services
+	nodes     map[string]*corev1.Node
+	templates spec.Templates
+	byLabels  endpoints.Templates
+	index     endpoints.Index
+	pods      []foundPod
 }
 
 type foundPod struct {
@@ -139,9 +143,25 @@ type foundPod struct {
 	runtime string
 }
 
-func (d *discovery) add(source int, kind, namespace string, pod *corev1.Pod) {
-	d.index.SetPod(endpoints.PodKey{Source: source, Namespace: namespace, Name: pod.Name}, pod)
-	d.pods = append(d.pods, foundPod{pod, kind})
+// inputSource is the input among the sources of pods: the last one, since a runtime knows more of a pod.
+const inputSource = 1 << 20
+
+// take takes what an input declares, with the pods that it tells of.
+func (d *discovery) take(snap *spec.Snapshot) {
+	d.services, d.nodes, d.templates = snap.Services, snap.Nodes, snap.Templates
+	for t := range snap.Templates.All() {
+		d.byLabels.Set(endpoints.PodKey{Namespace: t.Namespace, Name: t.Key()}, t)
+	}
+	for pod := range snap.Pods.All() {
+		d.add(inputSource, "the input", pod)
+	}
+}
+
+// add adds a pod, completed by its template.
+func (d *discovery) add(source int, runtime string, pod *corev1.Pod) {
+	pod = endpoints.Completed(pod, d.byLabels.Of(pod))
+	d.index.SetPod(endpoints.PodKey{Source: source, Namespace: pod.Namespace, Name: pod.Name}, pod)
+	d.pods = append(d.pods, foundPod{pod, runtime})
 }
 
 // selected returns the pods that a Service selects.
@@ -224,38 +244,29 @@ func (d *discovery) endpointsText(svc *spec.Service) string {
 		}
 	}
 	text := cmp.Or(strings.Join(all, ", "), "none: no pod has an address")
+	if slices.ContainsFunc(pods, endpoints.Unprobed) {
+		text += "; their readinessProbe is not asked"
+	}
 	if len(lacking) > 0 {
 		text += "; no pod names the port " + strings.Join(lacking, ", ")
 	}
 	return text
 }
 
-// nearest names the pod that comes closest to the selector of a Service, and what its labels lack. A label of another value
-// is closer than none.
+// nearest says which templates make pods that the Service selects, or which pod or template is nearest to that.
 func (d *discovery) nearest(svc *spec.Service) string {
-	selector := svc.Object.Spec.Selector
-	least, found := 2*len(selector), "no pod of its namespace has any of these labels"
-	for _, p := range d.pods {
-		if p.Namespace != svc.Name.Namespace {
-			continue
-		}
-		distance := 0
-		var lacks []string
-		for _, k := range slices.Sorted(maps.Keys(selector)) {
-			switch v, has := p.Labels[k]; {
-			case !has:
-				distance += 2
-				lacks = append(lacks, k+"="+selector[k])
-			case v != selector[k]:
-				distance++
-				lacks = append(lacks, fmt.Sprintf("%s=%s (it has %s)", k, selector[k], cmp.Or(v, `""`)))
+	selector, namespace := svc.Object.Spec.Selector, svc.Name.Namespace
+	if of := d.byLabels.Selected(namespace, selector); len(of) > 0 {
+		return "no pod of " + of[0].Promise() + " runs"
+	}
+	pods := func(yield func(*corev1.Pod) bool) {
+		for _, p := range d.pods {
+			if p.Namespace == namespace && !yield(p.Pod) {
+				return
 			}
 		}
-		if distance < least {
-			least, found = distance, fmt.Sprintf("%s/%s lacks %s", p.Namespace, p.Name, strings.Join(lacks, " and "))
-		}
 	}
-	return found
+	return cmp.Or(endpoints.Nearest(selector, pods, d.templates.In(namespace)), "no pod of its namespace has any of these labels")
 }
 
 func (d *discovery) zone(node string) string {

@@ -26,6 +26,7 @@ import (
 	"weir/spec"
 	"weir/spec/filesource"
 	"weir/spec/gitsource"
+	"weir/spec/join"
 	"weir/spec/kubedns"
 	"weir/spec/stall"
 )
@@ -104,7 +105,9 @@ func (f *planFlags) planKernel(ctx context.Context, cmd *cobra.Command, engine *
 	if err := refusal(ctx, c.Backend); err != nil {
 		refused = append(refused, spec.TableOwned.Notice(spec.Origin{}, "", "", "the kernel would refuse the changes: "+err.Error()))
 	}
-	found := changes.Warn(before, changes.State{Mode: t.Mode, Traits: t.Traits, ServicePorts: c.ServicePorts})
+	promised := changes.PromisedIn(snap)
+	group.Promise(promised)
+	found := changes.Warn(before, changes.State{Mode: t.Mode, Traits: t.Traits, ServicePorts: c.ServicePorts, Promised: promised, Hints: changes.HintsIn(snap)})
 	warnings := changes.Warnings(group.Nodes, [][]spec.Notice{append(refused, unsilenced(found, snap)...)}, changes.NewNotices(nil, snap, &t.Node))
 	plan := changes.New(changes.Input{Kind: "kernel"}, to, len(serviceNames(c.ServicePorts)), changes.NotProxied(snap), []changes.Group{group}, warnings)
 	return f.print(cmd, plan)
@@ -181,6 +184,10 @@ func (f *planFlags) planInputs(ctx context.Context, cmd *cobra.Command, input *i
 		fmt.Fprintf(errOut, "%s %s\n", paint(errOut, yellow, "left out:"), spec.Clean(p.Error()))
 	}
 	from.LeftOut = len(broken)
+	before, err := planned(ctx, before)
+	if err != nil {
+		return err
+	}
 	before = kubedns.Added(before)
 	nodes, err := f.nodesOf(ctx, node, after, record)
 	if err != nil {
@@ -209,6 +216,30 @@ func (f *planFlags) planInputs(ctx context.Context, cmd *cobra.Command, input *i
 	plan := changes.New(from, api.described(input, after), len(programmed), changes.NotProxied(after), groups, changes.Warnings(names, each, everywhere))
 	plan.Names = nameChanges
 	return f.print(cmd, plan)
+}
+
+// planned returns the Snapshot of files with what they know of pods.
+func planned(ctx context.Context, snap *spec.Snapshot) (*spec.Snapshot, error) {
+	if snap == nil {
+		return nil, nil
+	}
+	return join.New(join.Given(snap)).Planned().Load(ctx)
+}
+
+// recordedPods returns a layer with the pods that ran on the node that weir snapshot has written down, if the plan is made
+// against such a file and that has any.
+func (f *planFlags) recordedPods(ctx context.Context) []join.Layer {
+	rec, err := snapshotFile(ctx, f.against)
+	if err != nil || len(rec.Pods) == 0 {
+		return nil // base tells what is wrong with it
+	}
+	b := spec.Pods{}.Edit()
+	for _, pod := range rec.Pods {
+		b.Put(dataplane.ServiceName{Namespace: pod.Namespace, Name: pod.Name}, pod)
+	}
+	layer := join.Fixed("the snapshot of "+rec.Node, join.Given(&spec.Snapshot{Pods: b.Commit()}))
+	layer.GivesPods = true
+	return []join.Layer{layer}
 }
 
 // named returns the node of a plan for the one node that was named, or nil.

@@ -165,7 +165,7 @@ default/pod-a   ready   ADDR   podman    web
 default/pod-b   ready   ADDR   podman    web
 
 SERVICE         SELECTS     ENDPOINTS
-default/other   app=other   none: default/pod-a lacks app=other (it has web)
+default/other   app=other   none: pod default/pod-a has app=web, wanted app=other
 default/web     app=web     ADDR, ADDR
 `
 	if got := discover(); got != want {
@@ -313,4 +313,86 @@ func answeredInside(p *podmantest.Podman, t *testing.T, from string, want []stri
 		return fmt.Errorf("answered by %v", got)
 	}
 	return nil
+}
+
+// deployedWeb is what people have in one file for a cluster: a Deployment, and a Service that names the port of its pods.
+const deployedWeb = `apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: web
+  labels: {app: web}
+spec:
+  replicas: 1
+  selector:
+    matchLabels: {app: web}
+  template:
+    metadata:
+      labels: {app: web}
+    spec:
+      containers:
+      - name: server
+        image: "` + podmantest.Image + `"
+        ports:
+        - name: http
+          containerPort: 8080
+        readinessProbe:
+          httpGet: {path: /, port: http}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+spec:
+  type: NodePort
+  clusterIP: 10.96.0.10
+  selector: {app: web}
+  ports:
+  - name: http
+    port: 80
+    targetPort: http
+    nodePort: 30080
+`
+
+// TestPodsOfOneFile has podman play the file that weir runs with. Only the Deployment in it tells which port http is.
+func TestPodsOfOneFile(t *testing.T) {
+	t.Parallel()
+	lab := netlab.New(t, netlab.Topology{Pods: 1})
+	node, outside := lab.Node(), lab.Host(netlab.Outside)
+	p := podmantest.New(t, node.Start)
+	p.Serve(t)
+	socket := "podman=unix://" + p.Socket
+	d := newDaemon(t, lab, modes[0], "--pod-source", socket)
+	d.write(map[string]string{"app.yaml": deployedWeb})
+	d.start()
+	d.awaitRunning()
+	says := func(want string) error {
+		if out := d.status(); !strings.Contains(out, want) {
+			return fmt.Errorf("weir status does not say %q:\n%s", want, out)
+		}
+		return nil
+	}
+	d.await("word of the pods to come", func() error { return says("Deployment default/web (1 replica) is to make such pods") })
+
+	p.Play(t, deployedWeb)
+	everywhere := func(what string, want ...string) {
+		t.Helper()
+		d.await(what, func() error {
+			return errors.Join(answeredBy(node, t, "http://10.96.0.10/", want...), answeredBy(outside, t, "http://192.168.77.1:30080/", want...))
+		})
+	}
+	everywhere("the pod of the Deployment", "web-pod-0")
+	d.await("word of the readinessProbe", func() error { return says("W041") })
+	if out := d.status(); strings.Count(out, "W041") != 1 {
+		t.Errorf("weir status says of the readinessProbe not once:\n%s", out)
+	}
+	if out, err := d.weir("discover", "-f", d.dir, "--pod-source", socket); err != nil || !strings.Contains(out, "their readinessProbe is not asked") {
+		t.Errorf("weir discover: %v\n%s", err, out)
+	}
+
+	d.write(map[string]string{"app.yaml": strings.Replace(deployedWeb, "- name: http\n          containerPort", "- name: other\n          containerPort", 1)})
+	everywhere("no port of that name")
+	d.write(map[string]string{"app.yaml": deployedWeb})
+	everywhere("the pod again", "web-pod-0")
+	p.Run(t, "pod", "rm", "-f", "-t", "0", "web-pod-0")
+	everywhere("no pod")
 }

@@ -104,7 +104,10 @@ func (f *reconcileFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	var pods []join.Layer
 	if !f.dryRun || f.plan.kernel() { // a plan of inputs needs no runtime, as in CI
 		pods = f.pods.layers(ctx, &f.node, log)
+	} else {
+		pods = f.plan.recordedPods(ctx)
 	}
+	f.api.planned = f.dryRun
 	source, err := f.api.source(&f.input, &f.node, pods, log, nil)
 	if err != nil {
 		return err
@@ -140,7 +143,7 @@ func (f *reconcileFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	newHost(log).apply(ctx, t)
 	r := engine.Round(ctx, reconcile.Request{Reason: "weir reconcile", Full: true})
 	if r.Err == nil {
-		if err := saveRecord(ctx, &stall.Gate{}, laterLimit, snap.Weir.StateDir, func() *changes.Record { return recordOf(engine, t, snap.Revision) }); err != nil {
+		if err := saveRecord(ctx, &stall.Gate{}, laterLimit, snap.Weir.StateDir, func() *changes.Record { return recordOf(engine, t, snap) }); err != nil {
 			warnUnrecorded(log, err)
 		}
 	}

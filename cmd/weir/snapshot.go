@@ -16,9 +16,9 @@ import (
 )
 
 // recordOf returns the state that the Engine has brought this node to.
-func recordOf(engine *reconcile.Engine, t *nodeConfig, revision spec.Revision) *changes.Record {
+func recordOf(engine *reconcile.Engine, t *nodeConfig, snap *spec.Snapshot) *changes.Record {
 	return &changes.Record{
-		Node: t.Node.Name, Zone: t.Node.Zone, Families: t.Node.Families, Revision: revision.String(),
+		Node: t.Node.Name, Zone: t.Node.Zone, Families: t.Node.Families, Revision: snap.Revision.String(), Pods: changes.PodsOf(snap.Found),
 		State: changes.State{Mode: t.Mode, ServicePorts: engine.Wanted()},
 	}
 }

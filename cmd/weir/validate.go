@@ -81,7 +81,11 @@ func validate(ctx context.Context, source spec.Source) findings.Report {
 	if err != nil {
 		return findings.Refused(err)
 	}
-	return findings.Accepted(snap, summary(snap))
+	text := summary(snap)
+	if snap, err = planned(ctx, snap); err != nil {
+		return findings.Refused(err)
+	}
+	return findings.Accepted(snap, text)
 }
 
 // printFindings prints text: problems and notices to standard error, the success to standard output.
@@ -159,6 +163,12 @@ func summary(snap *spec.Snapshot) string {
 	objects := []string{services, plural(slicesCount, "EndpointSlice")}
 	if n := len(snap.Nodes); n > 0 {
 		objects = append(objects, plural(n, "Node"))
+	}
+	if n := snap.Templates.Len(); n > 0 {
+		objects = append(objects, plural(n, "template")+" of pods")
+	}
+	if n := snap.Pods.Len(); n > 0 {
+		objects = append(objects, plural(n, "pod"))
 	}
 	mode := string(snap.Config.Mode)
 	if mode == "" {

@@ -23,8 +23,14 @@ type Index struct {
 	// byLabel has every pod under each of its labels.
 	byLabel map[label]map[PodKey]*corev1.Pod
 	// selectors has every Service that selects, and bySelector has it under one pair of its selector.
-	selectors  map[dataplane.ServiceName]map[string]string
+	selectors  map[dataplane.ServiceName]selector
 	bySelector map[label]map[dataplane.ServiceName]struct{}
+}
+
+// selector is the selector of a Service, and the pair that the Service is found by.
+type selector struct {
+	labels map[string]string
+	pair   label
 }
 
 // label is a label within a namespace, since a Service selects pods of its own namespace only.
@@ -37,7 +43,7 @@ func (x *Index) SetPod(key PodKey, pod *corev1.Pod) []dataplane.ServiceName {
 	}
 	var affected []dataplane.ServiceName
 	if before := x.pods[key]; before != nil {
-		affected = x.selecting(before)
+		affected = x.SelectingLabels(before.Namespace, before.Labels)
 		for k, v := range before.Labels {
 			remove(x.byLabel, label{before.Namespace, k, v}, key)
 		}
@@ -50,7 +56,7 @@ func (x *Index) SetPod(key PodKey, pod *corev1.Pod) []dataplane.ServiceName {
 	for k, v := range pod.Labels {
 		put(x.byLabel, label{pod.Namespace, k, v}, key, pod)
 	}
-	for _, name := range x.selecting(pod) {
+	for _, name := range x.SelectingLabels(pod.Namespace, pod.Labels) {
 		if !slices.Contains(affected, name) {
 			affected = append(affected, name)
 		}
@@ -72,17 +78,18 @@ func (x *Index) Keys(source int) []PodKey {
 // SetService remembers what a Service selects. A nil Service is forgotten.
 func (x *Index) SetService(name dataplane.ServiceName, svc *corev1.Service) {
 	if before, ok := x.selectors[name]; ok {
-		remove(x.bySelector, pairOf(name, before), name)
+		remove(x.bySelector, before.pair, name)
 		delete(x.selectors, name)
 	}
 	if !Selects(svc) {
 		return
 	}
 	if x.selectors == nil {
-		x.selectors, x.bySelector = map[dataplane.ServiceName]map[string]string{}, map[label]map[dataplane.ServiceName]struct{}{}
+		x.selectors, x.bySelector = map[dataplane.ServiceName]selector{}, map[label]map[dataplane.ServiceName]struct{}{}
 	}
-	x.selectors[name] = svc.Spec.Selector
-	put(x.bySelector, pairOf(name, svc.Spec.Selector), name, struct{}{})
+	pair := rarest(name.Namespace, svc.Spec.Selector, func(l label) int { return len(x.bySelector[l]) })
+	x.selectors[name] = selector{svc.Spec.Selector, pair}
+	put(x.bySelector, pair, name, struct{}{})
 }
 
 // Selects reports whether the Service has endpoints by its selector.
@@ -102,6 +109,22 @@ func (x *Index) Selecting() []dataplane.ServiceName {
 // Selected returns the pods that a Service selects, sorted by name. Of a pod that several sources have, as a kubelet and its
 // runtime do, the first source's counts.
 func (x *Index) Selected(namespace string, selector map[string]string) []*corev1.Pod {
+	keys := x.SelectedKeys(namespace, selector)
+	if len(keys) == 0 {
+		return nil
+	}
+	pods := make([]*corev1.Pod, 0, len(keys))
+	for _, key := range keys {
+		pod := x.pods[key]
+		if n := len(pods); n == 0 || pod.UID == "" || pods[n-1].UID != pod.UID || pods[n-1].Name != pod.Name {
+			pods = append(pods, pod)
+		}
+	}
+	return pods
+}
+
+// SelectedKeys returns the keys of the pods of all sources that a selector selects, sorted by name.
+func (x *Index) SelectedKeys(namespace string, selector map[string]string) []PodKey {
 	var fewest map[PodKey]*corev1.Pod
 	for k, v := range selector {
 		with := x.byLabel[label{namespace, k, v}]
@@ -119,22 +142,15 @@ func (x *Index) Selected(namespace string, selector map[string]string) []*corev1
 		}
 	}
 	slices.SortFunc(keys, func(a, b PodKey) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Source, b.Source)) })
-	pods := make([]*corev1.Pod, 0, len(keys))
-	for _, key := range keys {
-		pod := fewest[key]
-		if n := len(pods); n == 0 || pod.UID == "" || pods[n-1].UID != pod.UID || pods[n-1].Name != pod.Name {
-			pods = append(pods, pod)
-		}
-	}
-	return pods
+	return keys
 }
 
-// selecting returns the Services that select the pod.
-func (x *Index) selecting(pod *corev1.Pod) []dataplane.ServiceName {
+// SelectingLabels returns the Services that select pods with these labels, in no order.
+func (x *Index) SelectingLabels(namespace string, labels map[string]string) []dataplane.ServiceName {
 	var names []dataplane.ServiceName
-	for k, v := range pod.Labels {
-		for name := range x.bySelector[label{pod.Namespace, k, v}] {
-			if matches(x.selectors[name], pod.Labels) {
+	for k, v := range labels {
+		for name := range x.bySelector[label{namespace, k, v}] {
+			if matches(x.selectors[name].labels, labels) {
 				names = append(names, name)
 			}
 		}
@@ -151,15 +167,17 @@ func matches(selector, labels map[string]string) bool {
 	return true
 }
 
-// pairOf returns the pair of a selector that its Service is found by.
-func pairOf(name dataplane.ServiceName, selector map[string]string) label {
-	first := ""
-	for k := range selector {
-		if first == "" || k < first {
-			first = k
+// rarest returns the label of the fewest others, and of several the first. Labels that all have, such as those of a release,
+// would make a search for one as long as one for all.
+func rarest(namespace string, labels map[string]string, others func(label) int) (best label) {
+	least := -1
+	for k, v := range labels {
+		l := label{namespace, k, v}
+		if n := others(l); least < 0 || n < least || n == least && k < best.key {
+			best, least = l, n
 		}
 	}
-	return label{name.Namespace, first, selector[first]}
+	return best
 }
 
 func put[K comparable, V any](m map[label]map[K]V, l label, key K, v V) {

@@ -1,7 +1,7 @@
 // Package join has a spec.Source that joins any number of others in layers: a base, which also has the configuration,
 // and Layers above it. If several declare a Service, the highest layer wins, and the Service gets a notice.
 // EndpointSlices of a layer that does not declare their Service join those of the layer that does. A Service from files that
-// has none gets those of the pods that it selects, in any layer. Nodes are merged by name. A Filter then receives each Service with all of its slices, and may replace them.
+// has none gets those of the pods that it selects, in any layer, completed by the templates of pods in any layer. Nodes are merged by name. A Filter then receives each Service with all of its slices, and may replace them.
 //
 // One change of a layer costs O(log N), regardless of the size of the others. Apart from errors, nothing is sent before
 // every layer has sent a Snapshot. The last Snapshot of a layer that cannot read its input stands, and the Revision is
@@ -56,6 +56,7 @@ type Source struct {
 	base    spec.Source
 	layers  []Layer
 	filters []Filter
+	plans   bool
 }
 
 var _ spec.Source = (*Source)(nil)
@@ -69,8 +70,14 @@ func (s *Source) Filtered(filters ...Filter) *Source {
 	return s
 }
 
+// Planned has Services planned with what templates promise where no layer gives pods. It returns s.
+func (s *Source) Planned() *Source {
+	s.plans = true
+	return s
+}
+
 func (s *Source) newUnion() *union {
-	u := &union{names: []string{""}, givesPods: []bool{false}, said: make([]*spec.Snapshot, 1+len(s.layers)), filters: s.filters}
+	u := &union{names: []string{""}, givesPods: []bool{false}, said: make([]*spec.Snapshot, 1+len(s.layers)), filters: s.filters, plans: s.plans}
 	for _, l := range s.layers {
 		u.names, u.givesPods = append(u.names, l.Name), append(u.givesPods, l.GivesPods)
 	}

@@ -23,9 +23,16 @@ type union struct {
 	filters []Filter
 
 	givesPods []bool // the layers that give pods
-	// pods are those of all layers, and made has the slices that were made of them.
-	pods endpoints.Index
-	made map[dataplane.ServiceName][]*discoveryv1.EndpointSlice
+	// plans reports whether Services are to be planned with what templates promise.
+	plans bool
+	// pods are those of all layers, completed by the templates of all layers, and made has the slices that were made of them.
+	pods      endpoints.Index
+	templates endpoints.Templates
+	made      map[dataplane.ServiceName][]*discoveryv1.EndpointSlice
+	// lacking are the Services that select no pod, by namespace.
+	lacking map[string]map[dataplane.ServiceName]bool
+	// knew is what known returned for the last update.
+	knew string
 
 	// lost reports whether an endpoint that was ready is so no more, since the last update.
 	lost bool
@@ -44,6 +51,9 @@ func (u *union) complete() bool { return !slices.Contains(u.said, nil) }
 
 // update brings the union up to date after any Snapshot changed. It returns the union and its Delta.
 func (u *union) update(delta spec.Delta, outdated bool) (*spec.Snapshot, spec.Delta) {
+	if known := u.known(); known != u.knew {
+		u.knew, delta.All = known, true
+	}
 	if !u.begun || delta.All || delta.Nodes {
 		u.mergeNodes()
 		delta.Services = append(delta.Services, u.pods.Selecting()...) // the zone of a pod is its Node's
@@ -57,7 +67,8 @@ func (u *union) update(delta spec.Delta, outdated bool) (*spec.Snapshot, spec.De
 	delta.Urgent, u.lost = delta.Urgent || u.lost, false
 	u.mergeNotices()
 	snap := *u.said[0]
-	snap.Services, snap.Slices, snap.Nodes, snap.Notices, snap.Pods = u.services, u.slices, u.nodes, u.notices, spec.Pods{}
+	snap.Services, snap.Slices, snap.Nodes, snap.Notices = u.services, u.slices, u.nodes, u.notices
+	snap.Pods, snap.Templates, snap.Found = spec.Pods{}, spec.Templates{}, u.found()
 	for _, other := range u.said[1:] {
 		snap.Silenced = merged(snap.Silenced, other.Silenced)
 	}
@@ -65,6 +76,16 @@ func (u *union) update(delta spec.Delta, outdated bool) (*spec.Snapshot, spec.De
 	snap.Kept = u.kept()
 	snap.Revision.Outdated = snap.Revision.Outdated || outdated
 	return &snap, delta
+}
+
+// found returns the pods of each layer that has any.
+func (u *union) found() (all []spec.Pods) {
+	for _, snap := range u.said {
+		if snap.Pods.Len() > 0 {
+			all = append(all, snap.Pods)
+		}
+	}
+	return all
 }
 
 // some joins the named Services anew and returns those that changed.
@@ -98,14 +119,14 @@ func (u *union) all() {
 		for name := range snap.Slices.Names() {
 			put(name)
 		}
-		if i > 0 || len(u.filters) > 0 || u.asksForPods() {
+		if i > 0 || len(u.filters) > 0 || u.knew != "" {
 			for name := range snap.Services.Names() {
 				put(name)
 			}
 		}
 	}
 	u.services, u.slices = services.Commit(), loose.Commit()
-	if len(u.filters) == 0 && !u.asksForPods() {
+	if len(u.filters) == 0 && u.knew == "" {
 		return
 	}
 	for name := range before.Names() {
@@ -215,7 +236,7 @@ func sameList(a, b []*discoveryv1.EndpointSlice) bool { return slices.Equal(a, b
 
 // same reports whether two Services have the same parts.
 func same(a, b *spec.Service) bool {
-	return a == b || a.Object == b.Object && a.Origin == b.Origin && a.Asked == b.Asked && sameList(a.Slices, b.Slices) && slices.Equal(a.Notices, b.Notices) && slices.Equal(a.Allocated, b.Allocated)
+	return a == b || a.Object == b.Object && a.Origin == b.Origin && a.Asked == b.Asked && a.Hint == b.Hint && a.Promised == b.Promised && sameList(a.Slices, b.Slices) && slices.Equal(a.Notices, b.Notices) && slices.Equal(a.Allocated, b.Allocated)
 }
 
 // mergeNodes merges the Nodes by name.

@@ -133,7 +133,7 @@ func (w *watch) take(i int, u spec.Update) {
 	w.faults[i] = nil
 	w.union.said[i] = u.Snapshot
 	u.Delta.Services = append(slices.Clip(u.Delta.Services), w.union.takePods(i, u.Snapshot, u.Delta)...)
-	u.Delta.Pods = nil
+	u.Delta.Pods, u.Delta.Templates = nil, nil
 	w.send(u.Delta)
 }
 

@@ -45,6 +45,7 @@ const (
 	recordPlace // of the following Service
 	recordLoose // the following slices belong to a Service that is not declared
 	recordPod
+	recordTemplate
 )
 
 // header names the cluster and node that a file belongs to.
@@ -127,6 +128,9 @@ func (w *writer) all(h header, snap *spec.Snapshot) {
 	for pod := range snap.Pods.All() {
 		data, err := pod.Marshal()
 		w.record(recordPod, data, err)
+	}
+	for t := range snap.Templates.All() {
+		w.json(recordTemplate, t)
 	}
 	w.flush()
 	w.record(recordEnd, w.sum.Sum(nil), nil)
@@ -225,7 +229,7 @@ func (r *reader) all() (*spec.Snapshot, header, error) {
 		return nil, header{}, errDamaged
 	}
 	r.rest = r.whole[len(magic):]
-	c := collector{services: spec.Services{}.Edit(), loose: spec.ByName[spec.Slices]{}.Edit(), pods: spec.Pods{}.Edit()}
+	c := collector{services: spec.Services{}.Edit(), loose: spec.ByName[spec.Slices]{}.Edit(), pods: spec.Pods{}.Edit(), templates: spec.Templates{}.Edit()}
 	c.snap = spec.Snapshot{Config: config.Default().KubeProxyConfiguration, Weir: spec.DefaultWeirConfiguration(), Nodes: map[string]*corev1.Node{}}
 	for {
 		kind, data, err := r.next()
@@ -243,11 +247,12 @@ func (r *reader) all() (*spec.Snapshot, header, error) {
 
 // collector puts records together.
 type collector struct {
-	header   header
-	snap     spec.Snapshot
-	services *spec.Builder[*spec.Service]
-	loose    *spec.Builder[spec.Slices]
-	pods     *spec.Builder[*corev1.Pod]
+	header    header
+	snap      spec.Snapshot
+	services  *spec.Builder[*spec.Service]
+	loose     *spec.Builder[spec.Slices]
+	pods      *spec.Builder[*corev1.Pod]
+	templates *spec.Builder[*spec.Template]
 
 	place place // of the next Service
 	// slice takes the next slice. It belongs to the last Service, or to loose slices.
@@ -273,6 +278,11 @@ func (c *collector) add(kind byte, data []byte) error {
 		pod := &corev1.Pod{}
 		err := pod.Unmarshal(data)
 		c.pods.Put(dataplane.ServiceName{Namespace: pod.Namespace, Name: pod.Name}, pod)
+		return err
+	case recordTemplate:
+		t := &spec.Template{}
+		err := json.Unmarshal(data, t)
+		c.templates.Put(dataplane.ServiceName{Namespace: t.Namespace, Name: t.Key()}, t)
 		return err
 	case recordPlace:
 		return json.Unmarshal(data, &c.place)
@@ -309,6 +319,7 @@ func (c *collector) add(kind byte, data []byte) error {
 func (c *collector) finish() *spec.Snapshot {
 	c.snap.Revision = spec.Revision{ID: c.header.Revision, Dirty: c.header.Dirty, Stale: true}
 	c.snap.Kept = c.header.Saved
-	c.snap.Services, c.snap.Slices, c.snap.Pods = c.services.Commit(), c.loose.Commit(), c.pods.Commit()
+	c.snap.Services, c.snap.Slices = c.services.Commit(), c.loose.Commit()
+	c.snap.Pods, c.snap.Templates = c.pods.Commit(), c.templates.Commit()
 	return &c.snap
 }

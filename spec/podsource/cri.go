@@ -690,6 +690,7 @@ func (v *criView) object(name dataplane.ServiceName) *corev1.Pod {
 		}
 		addresses = v.hostAddrs
 	}
+	state.unasked = true
 	setStatus(o, addresses, state)
 	return o
 }

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"weir/backends/dataplane"
+	"weir/spec/endpoints"
 )
 
 // labelNamespace is the label by which a runtime names the namespace of a pod of Kubernetes.
@@ -37,7 +38,9 @@ func (v *view) object(p *pod, members []*container) *corev1.Pod {
 	if o.Spec.HostNetwork {
 		addrs = v.HostAddresses()
 	}
-	setStatus(o, addrs, stateOf(members))
+	s := stateOf(members)
+	s.unasked = !slices.ContainsFunc(members, func(c *container) bool { return c.Config.Healthcheck != nil })
+	setStatus(o, addrs, s)
 	return o
 }
 
@@ -58,6 +61,9 @@ func setStatus(o *corev1.Pod, addrs []string, s state) {
 		ready = corev1.ConditionTrue
 	}
 	o.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}}
+	if s.unasked {
+		o.Status.Conditions[0].Reason = endpoints.ReasonRuns
+	}
 }
 
 // labelsOf returns the labels of a pod and of its containers that Kubernetes allows.
@@ -147,6 +153,8 @@ type state struct {
 	phase       corev1.PodPhase
 	ready       bool
 	terminating bool
+	// unasked reports whether the pod is ready because it runs: the runtime checks nothing else.
+	unasked bool
 }
 
 // stateOf returns the state of a pod with these containers. A container that ended well, as one that prepares the others

@@ -146,6 +146,10 @@ type State struct {
 	Mode         string
 	Traits       backends.Traits
 	ServicePorts []*dataplane.ServicePort
+	// Promised are the Services whose pods are only promised, and by which templates.
+	Promised map[dataplane.ServiceName]string
+	// Hints are what is near to the selectors of Services that select nothing.
+	Hints map[dataplane.ServiceName]string
 }
 
 // Between returns the changes on a node from one State to another.
@@ -160,7 +164,23 @@ func Between(node string, old, new State) Group {
 			g.Services = append(g.Services, s)
 		}
 	}
+	g.Promise(new.Promised)
 	return g
+}
+
+// Promise has the Group tell of promised endpoints where it tells that there is none.
+func (g *Group) Promise(promised map[dataplane.ServiceName]string) {
+	for i := range g.Services {
+		s := &g.Services[i]
+		by := promised[s.ServiceName()]
+		for p := range s.Ports {
+			for c := range s.Ports[p].Changes {
+				if c := &s.Ports[p].Changes[c]; by != "" && c.Field == fieldNoEndpoint && c.Op != Remove {
+					*c = fieldChange{Op: Add, Field: fieldPromised, New: "by " + by + ", at addresses not known here"}
+				}
+			}
+		}
+	}
 }
 
 // New makes a Diff. Services counts the Services of the input after that are proxied, and notProxied the others.

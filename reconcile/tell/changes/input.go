@@ -21,7 +21,29 @@ func StateOf(snap *spec.Snapshot, node *reconcile.Node, mode string, traits back
 	with := *node
 	with.External = reconcile.ExternalPolicyOf(&snap.Weir, node.External.Own)
 	servicePorts, _ := reconcile.ResolveAll(snap.Services.All(), &with)
-	return State{Mode: mode, Traits: traits, ServicePorts: servicePorts}
+	return State{Mode: mode, Traits: traits, ServicePorts: servicePorts, Promised: PromisedIn(snap), Hints: HintsIn(snap)}
+}
+
+// PromisedIn returns the Services of a Snapshot whose pods are only promised, and by which templates.
+func PromisedIn(snap *spec.Snapshot) map[dataplane.ServiceName]string {
+	all := map[dataplane.ServiceName]string{}
+	for svc := range snap.Services.All() {
+		if svc.Promised != "" {
+			all[svc.Name] = svc.Promised
+		}
+	}
+	return all
+}
+
+// HintsIn returns what is near to the selectors of the Services of a Snapshot that select nothing.
+func HintsIn(snap *spec.Snapshot) map[dataplane.ServiceName]string {
+	all := map[dataplane.ServiceName]string{}
+	for svc := range snap.Services.All() {
+		if svc.Hint != "" {
+			all[svc.Name] = svc.Hint
+		}
+	}
+	return all
 }
 
 // NodeOf returns the node to resolve for, from a Node object or only a name.

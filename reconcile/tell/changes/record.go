@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"weir/backends/dataplane"
+	"weir/spec"
 )
 
 // RecordKind is the kind of the document that "weir snapshot" writes.
@@ -21,7 +24,19 @@ type Record struct {
 	Zone     string
 	Families []dataplane.Family
 	Revision string
+	// Pods are those that runtimes told of, for plans that are made elsewhere.
+	Pods []*corev1.Pod
 	State
+}
+
+// PodsOf returns the pods of all layers of a Snapshot.
+func PodsOf(found []spec.Pods) (all []*corev1.Pod) {
+	for _, pods := range found {
+		for pod := range pods.All() {
+			all = append(all, pod)
+		}
+	}
+	return all
 }
 
 // The JSON form keeps the field's names and leaves out defaults.
@@ -33,12 +48,13 @@ type recordDoc struct {
 	Families     []string                 `json:"families"`
 	Mode         string                   `json:"mode"`
 	Revision     string                   `json:"revision,omitempty"`
+	Pods         []*corev1.Pod            `json:"pods,omitempty"`
 	ServicePorts []*dataplane.ServicePort `json:"entries"` // the last field, for Write
 }
 
 // Write writes the Record as JSON, one ServicePort on a line.
 func (r *Record) Write(w io.Writer) error {
-	doc := recordDoc{APIVersion: APIVersion, Kind: RecordKind, Node: r.Node, Zone: r.Zone, Mode: r.Mode, Revision: r.Revision, Families: []string{}, ServicePorts: []*dataplane.ServicePort{}}
+	doc := recordDoc{APIVersion: APIVersion, Kind: RecordKind, Node: r.Node, Zone: r.Zone, Mode: r.Mode, Revision: r.Revision, Pods: r.Pods, Families: []string{}, ServicePorts: []*dataplane.ServicePort{}}
 	for _, f := range r.Families {
 		doc.Families = append(doc.Families, f.String())
 	}
@@ -80,13 +96,18 @@ func ReadRecord(r io.Reader) (*Record, error) {
 	if doc.Kind != RecordKind || doc.APIVersion != APIVersion {
 		return nil, fmt.Errorf("apiVersion %q, kind %q: must be %s, kind %s, as weir snapshot writes it", doc.APIVersion, doc.Kind, APIVersion, RecordKind)
 	}
-	rec := &Record{Node: doc.Node, Zone: doc.Zone, Revision: doc.Revision, State: State{Mode: doc.Mode}}
+	rec := &Record{Node: doc.Node, Zone: doc.Zone, Revision: doc.Revision, Pods: doc.Pods, State: State{Mode: doc.Mode}}
 	for _, name := range doc.Families {
 		f, err := dataplane.ParseFamily(name)
 		if err != nil {
 			return nil, err
 		}
 		rec.Families = append(rec.Families, f)
+	}
+	for i, pod := range doc.Pods {
+		if pod == nil || pod.Namespace == "" || pod.Name == "" {
+			return nil, fmt.Errorf("pods[%d]: has no name", i)
+		}
 	}
 	seen := make(map[dataplane.ServicePortName]bool, len(doc.ServicePorts))
 	for i, e := range doc.ServicePorts {

@@ -31,6 +31,7 @@ const (
 	fieldEndpoint         field = "endpoint"
 	fieldExternalEndpoint field = "externalEndpoint" // for endpoints that only traffic from outside uses
 	fieldNoEndpoint       field = "withoutEndpoint"
+	fieldPromised         field = "promisedEndpoint" // for endpoints of which only templates tell
 )
 
 // fields gives each field its position, and its default.
@@ -42,6 +43,7 @@ var fields = map[field]struct {
 	fieldAddress: {5, ""}, fieldSourceRange: {6, ""}, fieldInternalPolicy: {7, "Cluster"}, fieldExternalPolicy: {8, "Cluster"},
 	fieldAffinity: {9, "None"}, fieldHealthCheck: {10, "none"}, fieldScheduler: {11, "default"}, fieldProxyProtocol: {12, "off"},
 	fieldEndpoint: {13, ""}, fieldExternalEndpoint: {14, ""}, fieldNoEndpoint: {15, "served"},
+	fieldPromised: {16, ""},
 }
 
 // fact is one fact about a Service port.

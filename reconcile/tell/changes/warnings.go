@@ -54,7 +54,7 @@ func (w Warning) text() string {
 // Warn returns what a reviewer of the change on one node should look at: only effects of the change, not earlier
 // faults.
 func Warn(old, new State) []spec.Notice {
-	w := &warner{}
+	w := &warner{promised: new.Promised, hints: new.Hints}
 	before, after := indexOf(old.ServicePorts), indexOf(new.ServicePorts)
 	for _, name := range before.names(after) {
 		w.service(name, before[name], after[name])
@@ -79,7 +79,10 @@ func modeWarning(old, new State) spec.Notice {
 	return spec.ModeChanged.Notice(spec.Origin{}, "", "", fmt.Sprintf("the proxy mode changes from %s to %s: %s", old.Mode, new.Mode, detail))
 }
 
-type warner struct{ found []spec.Notice }
+type warner struct {
+	found           []spec.Notice
+	promised, hints map[dataplane.ServiceName]string
+}
 
 func (w *warner) add(id spec.NoticeID, e *dataplane.ServicePort, format string, args ...any) {
 	w.found = append(w.found, id.Notice(spec.ParseOrigin(e.Origin), spec.ServiceObject(e.Key.Service), "", fmt.Sprintf(format, args...)))
@@ -156,8 +159,13 @@ func (w *warner) endpoints(was, e *dataplane.ServicePort) {
 		return
 	}
 	switch {
+	case !serves(e) && w.promised[e.Key.Service] != "": // the input's notices tell of it
 	case !serves(e) && !e.HasEndpoints, !serves(e) && len(e.Endpoints) > 0:
-		w.add(spec.NoReadyEndpoint, e, "%s: no endpoint takes connections: they are refused", portText(e.Key))
+		hint := w.hints[e.Key.Service]
+		if hint != "" {
+			hint = "; " + hint
+		}
+		w.add(spec.NoReadyEndpoint, e, "%s: no endpoint takes connections: they are refused%s", portText(e.Key), hint)
 	case !serves(e), e.ExternalLocal && e.External() && len(e.ExternalEndpoints()) == 0 && (was == nil || len(was.ExternalEndpoints()) > 0):
 		w.add(spec.LocalWithoutEndpoints, e, "%s: traffic policy Local, and no endpoint on this node: traffic that comes here is dropped", portText(e.Key))
 	}

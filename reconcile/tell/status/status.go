@@ -116,6 +116,7 @@ type Board struct {
 	servicePorts map[dataplane.ServicePortName]*dataplane.ServicePort
 	heldBack     map[dataplane.ServiceName]string
 	counter      backends.ConnectionCounter
+	found        []spec.Pods
 	kept         string               // when the Snapshot in use was kept by an earlier run
 	notices      func() []spec.Notice // returns those that hold; may be nil
 }
@@ -149,7 +150,7 @@ func (b *Board) Update(u spec.Update, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if u.Err == nil {
-		b.kept, b.status.ServiceRanges = "", nil
+		b.kept, b.status.ServiceRanges, b.found = "", nil, u.Snapshot.Found
 		for _, r := range u.Snapshot.Weir.ServiceCIDRs {
 			b.status.ServiceRanges = append(b.status.ServiceRanges, r.String())
 		}
@@ -222,7 +223,7 @@ func (b *Board) Record() *changes.Record {
 func (b *Board) record() *changes.Record {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return &changes.Record{Node: b.node.Name, Zone: b.node.Zone, Families: slices.Clone(b.node.Families), Revision: b.status.Revision,
+	return &changes.Record{Node: b.node.Name, Zone: b.node.Zone, Families: slices.Clone(b.node.Families), Revision: b.status.Revision, Pods: changes.PodsOf(b.found),
 		State: changes.State{Mode: b.status.Mode, ServicePorts: slices.Collect(maps.Values(b.servicePorts))}}
 }
 
