@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -15,6 +16,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
 	"weir/backends"
@@ -112,6 +115,41 @@ func TestPlanExitCodes(t *testing.T) {
 	}
 	if _, _, code := weirCommand(t, "reconcile", "-f", "after.yaml", "--against", "empty"); code != exitUsage {
 		t.Errorf("--against without --dry-run: exit code %d", code)
+	}
+}
+
+// TestPlanOfTemplates plans a Service whose pods a Deployment promises: without a node, and against the snapshot of one on
+// which a pod runs.
+func TestPlanOfTemplates(t *testing.T) {
+	dir := t.TempDir()
+	app, snapshot := filepath.Join(dir, "app.yaml"), filepath.Join(dir, "edge-7.json")
+	const text = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{port: 80, targetPort: http}]}\n---\n" +
+		"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec: {replicas: 3, template: {metadata: {labels: {app: web}}, spec: {containers: [{name: c, ports: [{name: http, containerPort: 8080}]}]}}}\n"
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web-pod-0", Labels: map[string]string{"app": "web"}},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "10.89.0.6"}}, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}}
+	rec := changes.Record{Node: "edge-7", Families: []dataplane.Family{dataplane.IPv4}, State: changes.State{Mode: "iptables"}, Pods: []*corev1.Pod{pod}}
+	var b bytes.Buffer
+	if err := errors.Join(rec.Write(&b), os.WriteFile(app, []byte(text), 0o600), os.WriteFile(snapshot, b.Bytes(), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for against, want := range map[string][]string{
+		"empty":  {"promisedEndpoint", "by Deployment default/web (3 replicas), at addresses not known here", "W040", "1 notice."},
+		snapshot: {"10.89.0.6:8080", "0 to remove.\n"},
+	} {
+		out, errOut, code := weirCommand(t, "plan", "-f", app, "--against", against, "--fail-on", "warning")
+		for _, part := range want {
+			if code != exitOK || !strings.Contains(out, part) {
+				t.Errorf("against %s: exit code %d, no %q in\n%s%s", against, code, part, out, errOut)
+			}
+		}
+	}
+	if err := os.WriteFile(app, []byte(strings.Replace(text, "selector: {app: web}", "selector: {app: wep}", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for against, want := range map[string]string{"empty": "Deployment default/web has app=web, wanted app=wep", snapshot: "pod default/web-pod-0 has app=web, wanted app=wep"} {
+		if out, _, code := weirCommand(t, "plan", "-f", app, "--against", against, "--fail-on", "warning"); code != exitFailure || !strings.Contains(out, want) {
+			t.Errorf("against %s: exit code %d, no %q in\n%s", against, code, want, out)
+		}
 	}
 }
 

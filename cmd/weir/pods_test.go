@@ -389,6 +389,10 @@ func TestPodsOfOneFile(t *testing.T) {
 		t.Errorf("weir discover: %v\n%s", err, out)
 	}
 
+	if out, err := d.weir("snapshot", "--state-dir", d.state); err != nil || !strings.Contains(out, `"web-pod-0"`) {
+		t.Errorf("weir snapshot has no pod: %v\n%s", err, out)
+	}
+
 	d.write(map[string]string{"app.yaml": strings.Replace(deployedWeb, "- name: http\n          containerPort", "- name: other\n          containerPort", 1)})
 	everywhere("no port of that name")
 	d.write(map[string]string{"app.yaml": deployedWeb})
