@@ -3,7 +3,7 @@
 
 GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
-FUZZTIME    ?= 10s
+FUZZTIME    ?= 5s
 
 # Without this tag the library of kustomize can load plugins of Go, and the linker keeps all that a plugin might call: the
 # program has 63 MB instead of 39, and 40 MB resident instead of 29. The second tag leaves out the traces of gRPC, whose
