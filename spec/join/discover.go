@@ -139,6 +139,12 @@ func (u *union) discover(svc *spec.Service) *spec.Service {
 		u.setLacking(svc.Name, true)
 		return u.without(svc)
 	}
+	if len(made) == 0 { // they start or have ended
+		asked := *svc
+		asked.Asked = u.asked()
+		asked.Hint = fmt.Sprintf("pod %s/%s has these labels, and no address", pods[0].Namespace, pods[0].Name)
+		return &asked
+	}
 	var notices []spec.Notice
 	if slices.ContainsFunc(pods, endpoints.Unprobed) {
 		notices = []spec.Notice{spec.ProbeNotAsked.Notice(svc.Origin, spec.ServiceObject(svc.Name), "spec.selector",

@@ -123,7 +123,13 @@ func TestPodsAreEndpoints(t *testing.T) {
 		t.Errorf("the notice for a Service without pods is %q", d)
 	}
 
-	podman <- spec.Update{Snapshot: runs("web", "10.0.0.1", "10.0.0.2"), Delta: podmanIs("web-1")}
+	starting := runs("db", "10.0.0.3")
+	starting.Pods.Get(dataplane.ServiceName{Namespace: "d", Name: "db-0"}).Status.PodIPs = nil
+	podman <- spec.Update{Snapshot: starting, Delta: podmanIs("web-0", "db-0")}
+	if d := noticed(next(), "db", spec.NoReadyEndpoint); !strings.Contains(d, "podman and docker; pod d/db-0 has these labels, and no address") {
+		t.Errorf("the notice for a Service whose pod starts is %q", d)
+	}
+	podman <- spec.Update{Snapshot: runs("web", "10.0.0.1", "10.0.0.2"), Delta: podmanIs("web-0", "web-1", "db-0")}
 	expect(next(), "web", "10.0.0.1 10.0.0.2 10.1.0.1")
 	podman <- spec.Update{Snapshot: runs("db", "10.0.0.3"), Delta: podmanIs("web-0", "web-1", "db-0")}
 	s = next()

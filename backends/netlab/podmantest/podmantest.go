@@ -1,5 +1,5 @@
 // Package podmantest runs podman for tests, with everything that it writes in a directory of the test. The networks of its
-// pods are those of the network namespace that the test runs in. Only tests import it.
+// pods are those of the network namespace that the test runs in. Only tests and the demo import it.
 package podmantest
 
 import (

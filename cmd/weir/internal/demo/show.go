@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"weir/backends/netlab"
+	"weir/backends/netlab/podmantest"
 )
 
 const (
@@ -35,11 +36,14 @@ type show struct {
 	log    syncBuffer
 	colour bool
 	acts   int
+	podman bool // reports whether podman can run pods here
+	// runtime is podman, with its service at the usual place.
+	runtime *podmantest.Podman
 }
 
 func newShow(st *stage) *show {
 	info, err := os.Stdout.Stat()
-	s := &show{stage: st, colour: err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("NO_COLOR") == ""}
+	s := &show{stage: st, podman: podmanHere(), colour: err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("NO_COLOR") == ""}
 	s.lab = netlab.New(st, netlab.Topology{})
 	for _, pod := range []string{"pod1", "pod2", "pod3"} {
 		s.lab.Host(pod).Serve(st, netlab.TCP, 8080)
@@ -52,12 +56,20 @@ func newShow(st *stage) *show {
 }
 
 func (s *show) play() {
+	if s.podman {
+		s.preparePodman()
+	}
 	fmt.Println("A node, three pods, a client pod and a host outside, each in a network namespace of its own.")
 	s.start()
 	s.spread()
 	s.edit()
 	s.breakIt()
 	s.drift()
+	if s.podman {
+		s.pods()
+	} else {
+		fmt.Println("\nPods of podman are not shown: that takes root, and podman.")
+	}
 	fmt.Println()
 	fmt.Println(s.paint("32", "All of this was observed."))
 }

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"weir/backends/netlab"
+	"weir/backends/netlab/podmantest"
+)
+
+// usualSocket is where podman's service listens, and weir looks for it. The demo has a /run of its own.
+const usualSocket = "/run/podman/podman.sock"
+
+// bound is how long after the death of a pod requests may still meet it.
+const bound = time.Second
+
+var podsNodePort = netip.AddrPortFrom(netlab.NodeIPv4, 30081)
+
+// podmanHere reports whether podman can run pods here: it is installed, and this is root of the system.
+func podmanHere() bool {
+	_, err := exec.LookPath("podman")
+	ids, mapErr := os.ReadFile("/proc/self/uid_map")
+	return err == nil && mapErr == nil && strings.Join(strings.Fields(string(ids)), " ") == "0 0 4294967295"
+}
+
+// preparePodman starts podman's service on the node.
+func (s *show) preparePodman() {
+	if err := os.MkdirAll(filepath.Dir(usualSocket), 0o755); err != nil {
+		s.Fatalf("%v", err)
+	}
+	s.runtime = podmantest.New(s.stage, s.lab.Node().Start)
+	s.runtime.Socket = usualSocket
+	s.runtime.Serve(s.stage)
+}
+
+// pods runs pods with podman, with a Service that selects them, and replaces one under load.
+func (s *show) pods() {
+	s.act("Pods by podman, a Service by file: nobody writes down an address")
+	const service = `apiVersion: v1
+kind: Service
+metadata: {name: api}
+spec:
+  type: NodePort
+  selector: {app: api}
+  ports: [{port: 80, targetPort: 8080, nodePort: 30081}]
+`
+	if err := os.WriteFile(filepath.Join(s.input, "api.yaml"), []byte(service), 0o644); err != nil {
+		s.Fatalf("%v", err)
+	}
+	s.shell("podman kube play api-1.yaml api-2.yaml      # labels: {app: api}")
+	s.runPod("api-1")
+	// As netavark leaves it, the bridge changes its address when the pod with the lowest one goes.
+	if _, err := s.lab.Node().Exec(s.ctx, "ip", "link", "set", "podman1", "address", "02:00:00:00:aa:01"); err != nil {
+		s.Fatalf("%v", err)
+	}
+	s.runPod("api-2")
+	took := s.until("both pods answer", limit, func() error { return s.metPods("api-1", "api-2") })
+	s.observed("both answer %s after the second one started", took)
+
+	s.shell("podman kill api-1-server; podman kube play api-3.yaml")
+	load := s.load()
+	s.runtime.Run(s.stage, "kill", "api-1-server")
+	died := time.Now()
+	s.runPod("api-3")
+	s.until("the new pod answers, and the dead one does not", limit, func() error { return s.metPods("api-2", "api-3") })
+	for time.Since(died) < 3*bound {
+		time.Sleep(10 * time.Millisecond)
+	}
+	asked, lost, last := load(died)
+	if lost > 0 {
+		s.Fatalf("%d requests were lost later than %s after the death of a pod\n%s", lost, bound, s.log.String())
+	}
+	if last > 0 {
+		s.observed("the last request that met the dead pod: %s after its death", last.Round(time.Millisecond))
+	}
+	s.observed("%d requests from outside meanwhile, none lost later than %s after its death", asked, bound)
+	fmt.Printf("   outside -> NodePort  %-18s   %s\n", podsNodePort, s.podCounts("api-1", "api-2", "api-3"))
+}
+
+func (s *show) runPod(name string) {
+	s.runtime.Play(s.stage, "apiVersion: v1\nkind: Pod\nmetadata: {name: "+name+", labels: {app: api}}\nspec:\n  hostname: "+name+
+		"\n  containers: [{name: server, image: \""+podmantest.Image+"\"}]\n")
+}
+
+// get asks the NodePort from outside, and returns the pod that answers.
+func (s *show) get() (pod string, err error) {
+	err = s.lab.Host(netlab.Outside).Do(func() error {
+		conn, err := net.DialTimeout("tcp", podsNodePort.String(), 2*time.Second)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+		if _, err := fmt.Fprint(conn, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+			return err
+		}
+		answer, err := io.ReadAll(conn)
+		_, body, found := strings.Cut(string(answer), "\r\n\r\n")
+		if err == nil && !found {
+			err = fmt.Errorf("half an answer: %q", answer)
+		}
+		pod = strings.TrimSpace(body)
+		return err
+	})
+	return pod, err
+}
+
+// metPods returns an error unless exactly these pods answer.
+func (s *show) metPods(pods ...string) error {
+	counts := map[string]int{}
+	for range 12 * len(pods) {
+		pod, err := s.get()
+		if err != nil {
+			return err
+		}
+		counts[pod]++
+	}
+	return exactly(counts, pods)
+}
+
+func (s *show) podCounts(pods ...string) string {
+	var line strings.Builder
+	counts := map[string]int{}
+	for range 60 {
+		pod, err := s.get()
+		if err != nil {
+			s.Fatalf("%v", err)
+		}
+		counts[pod]++
+	}
+	for _, pod := range pods {
+		fmt.Fprintf(&line, "  %s %2d", pod, counts[pod])
+	}
+	return strings.TrimSpace(line.String())
+}
+
+// load asks without a pause until the function that it returns is called with the time of a pod's death. That one returns how many
+// requests there were, how many were lost that began later than bound after the death, and how long after it the last one began
+// that was lost at all.
+func (s *show) load() func(died time.Time) (asked, lost int, last time.Duration) {
+	var (
+		failed []time.Time
+		asked  int
+		done   = make(chan struct{})
+		ended  sync.WaitGroup
+	)
+	ended.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			start := time.Now()
+			if _, err := s.get(); err != nil {
+				failed = append(failed, start)
+			}
+			asked++
+		}
+	})
+	stop := sync.OnceFunc(func() { close(done); ended.Wait() })
+	s.Cleanup(stop)
+	return func(died time.Time) (_, lost int, last time.Duration) {
+		stop()
+		for _, at := range failed {
+			last = at.Sub(died) // they are in order
+			if last > bound {
+				lost++
+			}
+		}
+		return asked, lost, last
+	}
+}
