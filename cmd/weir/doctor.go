@@ -186,7 +186,7 @@ func (p *platform) guardsLoopback(ctx context.Context) (bool, error) {
 // podChecks examines the container runtimes at their usual sockets.
 func podChecks(ctx context.Context) []doctor.Check {
 	var checks []doctor.Check
-	for _, r := range foundRuntimes(ctx, spec.UsualPodSources) {
+	for _, r := range (&podFlags{}).look(ctx, spec.UsualPodSources, nil) {
 		c := doctor.Check{Name: "pods of " + r.String(), State: doctor.OK}
 		if pods, err := podReader(r, "").List(ctx); err != nil {
 			c.State, c.Detail = doctor.Advice, "does not answer, so Services do not follow its pods: "+err.Error()

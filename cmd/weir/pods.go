@@ -26,8 +26,10 @@ import (
 type podFlags struct {
 	sources []string
 
-	look  sync.Once
-	found []spec.PodSource // those that are there
+	mu    sync.Mutex
+	found *[]spec.PodSource // those that are there, once that was looked after
+	// mute are sockets, by what identifies their files, of runtimes that said that they cannot be asked.
+	mute map[unix.Stat_t]bool
 }
 
 func (f *podFlags) add(fs *pflag.FlagSet) {
@@ -46,8 +48,7 @@ func (f *podFlags) fields(in *config.WeirFields) {
 func (f *podFlags) inForce(ctx context.Context, weir spec.WeirConfiguration) []spec.PodSource {
 	all := weir.PodSources
 	if all == nil {
-		f.look.Do(func() { f.found = foundRuntimes(ctx, spec.UsualPodSources) })
-		all = f.found
+		all = f.here(ctx, weir.StateDir)
 	}
 	return slices.SortedStableFunc(slices.Values(all), func(a, b spec.PodSource) int { return cmp.Compare(rank(a), rank(b)) })
 }
@@ -62,28 +63,82 @@ func rank(s spec.PodSource) int {
 // askLimit is how long a runtime may take to say whether it can be asked for pods.
 const askLimit = time.Second
 
-// foundRuntimes returns those whose socket is there and may be used. Several links to one socket count once. A containerd that
-// serves docker alone is none, and beside a kubelet, which tells more of the same pods, no runtime with CRI is.
-func foundRuntimes(ctx context.Context, usual []spec.PodSource) (found []spec.PodSource) {
+// lookEvery is how often weir looks for runtimes that start after it.
+const lookEvery = 5 * time.Second
+
+// here returns the runtimes that are there, or were when weir looked first, and those that came since.
+func (f *podFlags) here(ctx context.Context, stateDir string) []spec.PodSource {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.found == nil {
+		found := f.look(ctx, spec.UsualPodSources, nil)
+		for _, r := range spec.UsualPodSources { // one that told of pods and is away keeps its last word
+			if !slices.Contains(found, r) && writtenSinceBoot(podsFile(stateDir, r)) {
+				found = append(found, r)
+			}
+		}
+		f.found = &found
+	}
+	return slices.Clone(*f.found)
+}
+
+// lookAgain reports whether there is a runtime now that was not there before. None goes, since what it said last stands.
+func (f *podFlags) lookAgain(ctx context.Context) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.found == nil {
+		return false
+	}
+	before := len(*f.found)
+	*f.found = append(*f.found, f.look(ctx, spec.UsualPodSources, *f.found)...)
+	return len(*f.found) > before
+}
+
+// look returns those whose socket is there and may be used, besides those that are known. Several links to one socket count once.
+// A containerd that serves docker alone is none, and beside a kubelet, which tells more of the same pods, no runtime with CRI is.
+func (f *podFlags) look(ctx context.Context, usual, known []spec.PodSource) (found []spec.PodSource) {
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	known, kubelet := map[string]bool{}, false
+	isKubelet := func(s spec.PodSource) bool { return s.Kind == "kubelet" }
+	sockets := map[string]bool{}
+	for _, r := range known {
+		if real, err := filepath.EvalSymlinks(r.Socket); err == nil {
+			sockets[real] = true
+		}
+	}
 	for _, r := range usual {
 		real, err := filepath.EvalSymlinks(r.Socket)
-		if err != nil || known[real] {
+		if err != nil || sockets[real] || slices.Contains(known, r) {
 			continue
 		}
-		if info, err := os.Stat(real); err != nil || info.Mode()&os.ModeSocket == 0 || unix.Access(real, unix.W_OK) != nil {
+		var is unix.Stat_t
+		if unix.Stat(real, &is) != nil || is.Mode&unix.S_IFMT != unix.S_IFSOCK || unix.Access(real, unix.W_OK) != nil {
 			continue
 		}
-		known[real] = true
-		kubelet = kubelet || r.Kind == "kubelet"
-		if r.Kind == "cri" && (kubelet || !(&podsource.CRI{Socket: real}).Speaks(ctx)) {
-			continue
+		sockets[real] = true
+		if r.Kind == "cri" {
+			same := unix.Stat_t{Dev: is.Dev, Ino: is.Ino, Ctim: is.Ctim}
+			if f.mute[same] || slices.ContainsFunc(found, isKubelet) || slices.ContainsFunc(known, isKubelet) {
+				continue
+			}
+			if !(&podsource.CRI{Socket: real}).Speaks(ctx) {
+				if f.mute == nil {
+					f.mute = map[unix.Stat_t]bool{}
+				}
+				f.mute[same] = true
+				continue
+			}
 		}
 		found = append(found, r)
 	}
 	return found
+}
+
+// writtenSinceBoot reports whether a file was written since the machine started.
+func writtenSinceBoot(file string) bool {
+	info, err := os.Stat(file)
+	var up unix.Sysinfo_t
+	return err == nil && unix.Sysinfo(&up) == nil && time.Since(info.ModTime()) < time.Duration(up.Uptime)*time.Second
 }
 
 // layers returns layers for as many sources as there may be, or none if the flags say that none is asked. What the
@@ -102,7 +157,27 @@ func (f *podFlags) layers(ctx context.Context, node *nodeFlags, log hclog.Logger
 			return p.source(i, files)
 		}})
 	}
+	layers[0].Watch = f.follow
 	return layers
+}
+
+// follow calls changed when a runtime has come.
+func (f *podFlags) follow(ctx context.Context, changed func()) {
+	if len(f.sources) > 0 {
+		return
+	}
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if f.lookAgain(ctx) {
+				changed()
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // podLayers gives each source a layer, and leaves it there as long as the source is asked, so that a change of the others does
@@ -166,7 +241,7 @@ func followPods(s spec.PodSource, node *nodeFlags, log hclog.Logger) func(*spec.
 		}
 		current = t
 		pods := podsource.New(podsource.Options{Name: s.String(), Log: log, Reader: podReader(s, name)})
-		file := filepath.Join(t.stateDir, "pods-"+strings.Trim(strings.ReplaceAll(s.Socket, "/", "-"), "-"))
+		file := podsFile(t.stateDir, s)
 		source = &namedPods{name: s.String(), Source: lastgood.New(lastgood.Options{
 			Source: pods, Input: "the pods of " + s.String(), Node: name, Log: log,
 			Interval: 100 * time.Millisecond, // what a crash forgets would be taken from the kernel if the runtime were away then
@@ -174,6 +249,11 @@ func followPods(s spec.PodSource, node *nodeFlags, log hclog.Logger) func(*spec.
 		})}
 		return source, nil
 	}
+}
+
+// podsFile is where the last word of a runtime is kept.
+func podsFile(stateDir string, s spec.PodSource) string {
+	return filepath.Join(stateDir, "pods-"+strings.Trim(strings.ReplaceAll(s.Socket, "/", "-"), "-"))
 }
 
 func podReader(s spec.PodSource, node string) podsource.Reader {

@@ -191,3 +191,45 @@ func TestPodSourcesInConfiguration(t *testing.T) {
 	write("none")
 	serves("no source any more")
 }
+
+// TestRuntimeComesLater starts weir before any runtime is there. One that comes is asked for its pods, and when it is away while
+// weir starts again, what it said last stands.
+func TestRuntimeComesLater(t *testing.T) {
+	t.Parallel()
+	netlab.RequireProgram(t, "unshare")
+	d := newDaemon(t, netlab.New(t, netlab.Topology{Pods: 1}), modes[2])
+	d.write(map[string]string{"web.yaml": selectingWeb})
+	crio := t.TempDir()
+	start := func() {
+		script := "mount -t tmpfs run /run && ln -s " + crio + ` /run/crio && exec "$@"`
+		line := append([]string{"unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"}, d.line(d.args("run")...)...)
+		d.launch(d.lab.Node().Command(context.Background(), line[0], line[1:]...))
+		d.awaitLog("synced")
+	}
+	has := func(want bool) error {
+		rules, err := d.lab.Node().Exec(t.Context(), "nft", "list", "ruleset")
+		if err == nil && strings.Contains(rules, "10.0.0.7") != want {
+			err = fmt.Errorf("that the endpoint is programmed is %t", !want)
+		}
+		return err
+	}
+	start()
+	if err := has(false); err != nil {
+		t.Error(err)
+	}
+	l, err := net.Listen("unix", filepath.Join(crio, "crio.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer()
+	cri.RegisterRuntimeServiceServer(s, onePodCRI{address: "10.0.0.7"})
+	go func() { _ = s.Serve(l) }()
+	d.await("a runtime that came", func() error { return has(true) })
+	d.kill()
+	s.Stop() // removes the socket
+	start()
+	d.awaitLog("/run/crio/crio.sock")
+	if err := has(true); err != nil {
+		t.Errorf("with the runtime away: %v", err)
+	}
+}

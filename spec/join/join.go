@@ -27,6 +27,8 @@ type Layer struct {
 	// nothing changes. A different Source replaces it; the last Snapshot of the former stands until the new one sends
 	// its first. Without a Source, the layer has nothing. A Source that is Named gives its name to the layer.
 	Source func(base *spec.Snapshot) (spec.Source, error)
+	// Watch, if set, calls changed whenever Source may return another one for the same Snapshot, until ctx is done.
+	Watch func(ctx context.Context, changed func())
 }
 
 // Named is a Source with a name of its own in notices.

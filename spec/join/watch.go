@@ -22,6 +22,11 @@ func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
 			f.Watch(ctx, func(names ...dataplane.ServiceName) { w.locked(func() { w.send(spec.Delta{Services: names}) }) })
 		})
 	}
+	for _, l := range s.layers {
+		if l.Watch != nil {
+			w.wg.Go(func() { l.Watch(ctx, func() { w.locked(w.followAgain) }) })
+		}
+	}
 	return s.base.Watch(ctx, func(u spec.Update) { w.locked(func() { w.onBase(u) }) })
 }
 
@@ -86,6 +91,16 @@ func (w *watch) follow(base *spec.Snapshot) (changed bool, err error) {
 		w.union.takePods(1+i, nothing, spec.Delta{All: true})
 	}
 	return changed, nil
+}
+
+// followAgain follows the last Snapshot of the base again. What is wrong with that is told with the next one.
+func (w *watch) followAgain() {
+	if w.ctx.Err() != nil || w.union.said[0] == nil {
+		return
+	}
+	if changed, err := w.follow(w.union.said[0]); err == nil && changed {
+		w.send(spec.Delta{All: true})
+	}
 }
 
 func (w *watch) start(i int, source spec.Source) {
