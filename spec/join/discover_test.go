@@ -156,3 +156,45 @@ func TestPodsAreEndpoints(t *testing.T) {
 	docker <- spec.Update{Snapshot: &spec.Snapshot{}, Delta: all} // a complete list without pods
 	expect(next(), "web", "")
 }
+
+// counting is a Filter that counts how often each Service is joined.
+type counting map[dataplane.ServiceName]int
+
+func (c counting) Slices(name dataplane.ServiceName, svc *spec.Service) []*discoveryv1.EndpointSlice {
+	c[name]++
+	if svc == nil {
+		return nil
+	}
+	return svc.Slices
+}
+
+func (counting) Watch(context.Context, func(...dataplane.ServiceName)) {}
+
+// TestManyPodsAtOnce has many pods of one Service start at once, which joins it once.
+func TestManyPodsAtOnce(t *testing.T) {
+	joined := counting{}
+	u := New(make(hand), Layer{Name: "podman", GivesPods: true}).Filtered(joined).newUnion()
+	web := selecting("web")
+	none := &spec.Snapshot{}
+	for i, snap := range []*spec.Snapshot{{Services: spec.ServicesOf(web)}, none} {
+		u.said[i] = snap
+		u.takePods(i, snap, spec.Delta{All: true})
+	}
+	u.update(spec.Delta{All: true}, false)
+	before := joined[web.Name]
+	var addresses []string
+	var delta spec.Delta
+	for i := range 500 {
+		addresses = append(addresses, fmt.Sprintf("10.0.%d.%d", i/250, i%250))
+		delta.Pods = append(delta.Pods, dataplane.ServiceName{Namespace: "d", Name: fmt.Sprint("web-", i)})
+	}
+	u.said[1] = runs("web", addresses...)
+	delta.Services = u.takePods(1, u.said[1], delta)
+	snap, _ := u.update(delta, false)
+	if n := len(strings.Fields(endpointsOf(snap.Services.Get(web.Name)))); n != 500 {
+		t.Errorf("%d endpoints, want 500", n)
+	}
+	if n := joined[web.Name] - before; n != 1 {
+		t.Errorf("500 pods joined their Service %d times", n)
+	}
+}

@@ -92,7 +92,12 @@ func (u *union) found() (all []spec.Pods) {
 func (u *union) some(names []dataplane.ServiceName) []dataplane.ServiceName {
 	services, loose := u.services.Edit(), u.slices.Edit()
 	var changed []dataplane.ServiceName
+	done := make(map[dataplane.ServiceName]bool, len(names)) // many pods may matter to one Service
 	for _, name := range names {
+		if done[name] {
+			continue
+		}
+		done[name] = true
 		before, wasLoose := services.Get(name), loose.Get(name)
 		svc, rest := u.join(name, before)
 		if svc == before && sameList(wasLoose.List, rest.List) {

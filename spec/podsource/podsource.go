@@ -9,7 +9,9 @@ package podsource
 import (
 	"context"
 	"fmt"
+	"maps"
 	"reflect"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -91,7 +93,7 @@ func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
 	begun, told := false, ""
 	wait := s.o.Retry
 	for {
-		err := s.o.Reader.Watch(ctx, func(c Change) {
+		err := gather(ctx, s.o.Reader, func(c Change) {
 			pods, delta := apply(last, c)
 			if told != "" {
 				s.o.Log.Info("the pods of " + s.o.Name + " can be read again")
@@ -122,6 +124,42 @@ func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
 		}
 		wait = min(2*wait, maxRetry)
 	}
+}
+
+// gather runs a Reader. Changes that come while sink is busy are one for it, because each costs as much as a Service has pods:
+// when 1,000 start at once, a few are served at once and the rest together.
+func gather(ctx context.Context, r Reader, sink func(Change)) error {
+	var (
+		mu      sync.Mutex
+		waiting Change
+		wake    = make(chan struct{}, 1)
+		done    = make(chan struct{})
+	)
+	go func() {
+		defer close(done)
+		for range wake {
+			mu.Lock()
+			c := waiting
+			waiting = Change{}
+			mu.Unlock()
+			sink(c)
+		}
+	}()
+	err := r.Watch(ctx, func(c Change) {
+		mu.Lock()
+		if c.All || waiting.Pods == nil {
+			waiting = Change{Pods: Pods{}, All: c.All}
+		}
+		maps.Copy(waiting.Pods, c.Pods)
+		mu.Unlock()
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	})
+	close(wake)
+	<-done
+	return err
 }
 
 // apply returns the pods after a Change, and what differs.
