@@ -69,7 +69,7 @@ chaos: deps
 # The whole program first, then every package.
 bench: deps testserver
 	@.ci/deps bench
-	WEIR_TEST_REQUIRE=1 $(GO) test -run '^$$' -bench 'Node|API|Proxy|Names' -benchtime 1x -timeout 60m ./cmd/weir
+	WEIR_TEST_REQUIRE=1 $(GO) test -run '^$$' -bench 'Node|API|Proxy|Names|Pods' -benchtime 1x -timeout 60m ./cmd/weir
 	WEIR_TEST_REQUIRE=1 $(GO) test -run '^$$' -bench . -benchmem -timeout 60m ./backends/... ./reconcile/... ./spec/...
 	$(if $(IPVS),,$(MAKE) vm-bench)
 
