@@ -39,9 +39,9 @@ func (s *Status) WriteText(w io.Writer) error {
 	if s.TrafficError != "" {
 		fmt.Fprintf(&b, "traffic   not known: %q\n", s.TrafficError)
 	}
-	if r := s.Refused; r != nil && s.Revision == "" {
+	if r := s.Refused; r != nil && s.Revision == "" && r.Revision != "" {
 		fmt.Fprintf(&b, "refused   revision %s, since %s:\n", r.Revision, r.Since)
-	} else if r != nil && r.Revision == s.Revision {
+	} else if r != nil && (r.Revision == s.Revision || r.Revision == "") { // a runtime or an API has no revision while it is away
 		fmt.Fprintf(&b, "not read  since %s; it stays as it was last good:\n", r.Since)
 	} else if r != nil {
 		fmt.Fprintf(&b, "refused   revision %s, since %s; the one above stays:\n", r.Revision, r.Since)
