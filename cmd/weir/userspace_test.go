@@ -268,7 +268,7 @@ func TestUserspaceOverNFTablesRepairsAtOnce(t *testing.T) {
 	d.start()
 	d.awaitSync()
 	d.awaitAnswer("pod1")
-	const attempts, soon = 20, 150 * time.Millisecond
+	const attempts, soon = 20, 300 * time.Millisecond
 	client, best := d.lab.Host(netlab.Client), time.Hour
 	for range attempts {
 		start := time.Now()

@@ -146,7 +146,7 @@ func TestPodman(t *testing.T) {
 // untilPods takes updates until the pods satisfy the condition.
 func (v *seen) untilPods(t *testing.T, enough func(spec.Pods) bool) {
 	t.Helper()
-	deadline := time.After(time.Minute)
+	deadline := time.After(3 * time.Minute)
 	for !enough(v.pods) {
 		select {
 		case u := <-v.updates:
