@@ -65,9 +65,11 @@ func (x *Index) SetPod(key PodKey, pod *corev1.Pod) []dataplane.ServiceName {
 }
 
 // Keys returns the keys of the pods of a source.
-func (x *Index) Keys(source int) []PodKey {
-	var keys []PodKey
-	for k := range x.pods {
+func (x *Index) Keys(source int) []PodKey { return keysOf(x.pods, source) }
+
+// keysOf returns the keys of what a source has told.
+func keysOf[V any](told map[PodKey]V, source int) (keys []PodKey) {
+	for k := range told {
 		if k.Source == source {
 			keys = append(keys, k)
 		}

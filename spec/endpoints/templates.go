@@ -71,15 +71,7 @@ func drop(m map[label][]*held, l label, h *held) {
 }
 
 // Keys returns the keys of the templates of a source.
-func (x *Templates) Keys(source int) []PodKey {
-	var keys []PodKey
-	for k := range x.all {
-		if k.Source == source {
-			keys = append(keys, k)
-		}
-	}
-	return keys
-}
+func (x *Templates) Keys(source int) []PodKey { return keysOf(x.all, source) }
 
 // Selected returns the templates of pods that a selector selects, sorted by kind and name.
 func (x *Templates) Selected(namespace string, selector map[string]string) []*spec.Template {

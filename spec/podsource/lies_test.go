@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"weir/backends/netlab"
 	"weir/spec"
 )
 
@@ -125,9 +126,7 @@ func (l *liar) source() *Source {
 // TestFloodOfHostilePods has 2,000 containers of one name, one in ten with labels that are made to hurt, and events about them and about
 // ten times as many that do not exist. What weir keeps of them is bounded.
 func TestFloodOfHostilePods(t *testing.T) {
-	if testing.Short() {
-		t.Skip("2,000 containers")
-	}
+	netlab.RequireFull(t)
 	const many, ceiling = 2_000, 36 << 20
 	l := newLiar(t)
 	labels := map[string]string{"app": "web", "big": strings.Repeat("x", 64<<10), "esc": "a\x1b[2J\nb", labelNamespace: "../../etc", "io.podman/../x": "y"}

@@ -221,3 +221,14 @@ func healthy(c *container) bool {
 	}
 	return true
 }
+
+// allowedPorts returns the ports that Kubernetes allows, or none if there are too many.
+func allowedPorts(all []corev1.ContainerPort) []corev1.ContainerPort {
+	if len(all) > maxPorts {
+		return nil
+	}
+	return slices.DeleteFunc(all, func(p corev1.ContainerPort) bool {
+		known := p.Protocol == "" || p.Protocol == corev1.ProtocolTCP || p.Protocol == corev1.ProtocolUDP || p.Protocol == corev1.ProtocolSCTP
+		return !known || len(validation.IsValidPortNum(int(p.ContainerPort))) > 0 || p.Name != "" && len(validation.IsValidPortName(p.Name)) > 0
+	})
+}

@@ -180,26 +180,9 @@ func (c *Containerd) tail() string {
 // load imports the images, of one layer with busybox.
 func (c *Containerd) load(t testing.TB) {
 	t.Helper()
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Fatal(err)
-	}
-	program, err := os.ReadFile(busybox)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var layer bytes.Buffer
-	w := tar.NewWriter(&layer)
-	for _, d := range []string{"bin", "www", "tmp"} {
-		_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o777})
-	}
-	_ = w.WriteHeader(&tar.Header{Name: "bin/busybox", Mode: 0o755, Size: int64(len(program))})
-	_, _ = w.Write(program)
-	_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/sh", Linkname: "busybox"})
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	files := map[string][]byte{"layer.tar": layer.Bytes()}
+	var err error
+	layer := netlab.RootFS(t)
+	files := map[string][]byte{"layer.tar": layer}
 	var manifest []map[string]any
 	for name, command := range map[string][]string{
 		pause: {"/bin/busybox", "sleep", "1000000"},
@@ -208,7 +191,7 @@ func (c *Containerd) load(t testing.TB) {
 		config := fmt.Sprintf("%x.json", sha256.Sum256([]byte(name)))
 		files[config], err = json.Marshal(map[string]any{
 			"architecture": "amd64", "os": "linux", "config": map[string]any{"Cmd": command},
-			"rootfs": map[string]any{"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer.Bytes()))}},
+			"rootfs": map[string]any{"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer))}},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -219,7 +202,7 @@ func (c *Containerd) load(t testing.TB) {
 		t.Fatal(err)
 	}
 	var archive bytes.Buffer
-	w = tar.NewWriter(&archive)
+	w := tar.NewWriter(&archive)
 	for name, content := range files {
 		_ = w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(content))})
 		_, _ = w.Write(content)

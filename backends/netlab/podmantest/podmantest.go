@@ -3,7 +3,6 @@
 package podmantest
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"fmt"
@@ -39,7 +38,6 @@ func New(t testing.TB, start func(*exec.Cmd) error) *Podman {
 	netlab.Require(t)
 	netlab.RequireRoot(t, "run containers as podman is configured here")
 	netlab.RequireProgram(t, "podman")
-	netlab.RequireProgram(t, "busybox")
 	dir, err := os.MkdirTemp("", "podman") // a short path: podman allows 50 characters
 	if err != nil {
 		t.Fatal(err)
@@ -74,26 +72,7 @@ func (p *Podman) output(ctx context.Context, stdin io.Reader, args ...string) (s
 
 func (p *Podman) load(t testing.TB) {
 	t.Helper()
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Fatal(err)
-	}
-	program, err := os.ReadFile(busybox)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var image bytes.Buffer
-	w := tar.NewWriter(&image)
-	for _, d := range []string{"bin", "www", "tmp"} {
-		_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: d, Mode: 0o777})
-	}
-	_ = w.WriteHeader(&tar.Header{Name: "bin/busybox", Mode: 0o755, Size: int64(len(program))})
-	_, _ = w.Write(program)
-	_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/sh", Linkname: "busybox"})
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	out, err := p.output(t.Context(), &image, "import", "--change", `CMD ["/bin/sh","-c","/bin/busybox hostname > /www/index.html; exec /bin/busybox httpd -f -p 8080 -h /www"]`, "-", Image)
+	out, err := p.output(t.Context(), bytes.NewReader(netlab.RootFS(t)), "import", "--change", `CMD ["/bin/sh","-c","/bin/busybox hostname > /www/index.html; exec /bin/busybox httpd -f -p 8080 -h /www"]`, "-", Image)
 	if err != nil {
 		t.Fatalf("podman import: %v\n%s", err, out)
 	}
