@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 
@@ -75,7 +76,7 @@ func (r *resolver) candidates(f dataplane.Family, port string, protocol dataplan
 			}
 		}
 	}
-	if !named && r.hasEndpoints(f) {
+	if !named && r.hasEndpoints(f) && !r.svc.OfPods { // which TargetPortUnknown tells of
 		r.notice(spec.PortWithoutEndpoints, "spec.ports", "no EndpointSlice has a port named %q with protocol %s, so that port has no endpoints", port, protocol)
 	}
 	return merge(found)
@@ -104,7 +105,10 @@ func (r *resolver) candidate(slice *discoveryv1.EndpointSlice, i int, port uint1
 	if len(ep.Addresses) == 0 {
 		return candidate{}, false
 	}
-	if len(ep.Addresses) > 1 {
+	switch {
+	case len(ep.Addresses) > 1 && r.svc.OfPods && ep.TargetRef != nil:
+		r.notice(spec.EndpointsSkipped, "", "pod %s/%s is in several networks: of its %s addresses %s, only the first is used", ep.TargetRef.Namespace, ep.TargetRef.Name, slice.AddressType, strings.Join(ep.Addresses, ", "))
+	case len(ep.Addresses) > 1:
 		r.notice(spec.EndpointsSkipped, "", "EndpointSlice %s: endpoints[%d]: only the first of its %d addresses is used; write one endpoint for each", slice.Name, i, len(ep.Addresses))
 	}
 	addr, ok := parseAddr(ep.Addresses[0])

@@ -49,6 +49,7 @@ type Engine struct {
 	log   hclog.Logger
 	node  Node
 	stale staleFlows
+	left  leftEndpoints
 
 	snapshot *spec.Snapshot
 	services map[dataplane.ServiceName]*service
@@ -208,8 +209,12 @@ func (e *Engine) Wake() <-chan struct{} {
 }
 
 // Reap deletes drained objects without connections, or past their drain limit, in the backend in force and in the next
-// one. It returns how many remain.
+// one, and the flows of endpoints that left for which the round had no time. It returns how many remain.
 func (e *Engine) Reap(ctx context.Context) (left int, err error) {
+	if e.active != nil {
+		_, err = e.left.clean(ctx, e.active.Flows, e.inForce)
+		left = len(e.left.of)
+	}
 	for _, d := range e.paths() {
 		drainer := d.Backend.Optional().Drainer
 		if drainer == nil {
@@ -460,11 +465,13 @@ func (e *Engine) settle(rep *Report) {
 			}
 			rep.Changed = append(rep.Changed, entry)
 			e.stale.mark(entry.Key, old)
+			e.left.mark(old, entry)
 		}
 		for _, old := range s.inForce {
 			if find(now, old.Key) == nil {
 				rep.Gone = append(rep.Gone, old.Key)
 				e.stale.mark(old.Key, old)
+				e.left.mark(old, nil)
 			}
 		}
 		s.inForce = now
@@ -485,16 +492,21 @@ func (e *Engine) settle(rep *Report) {
 // clean removes the conntrack entries that the state in force made stale, with the Flows of the data path in force.
 func (e *Engine) clean(ctx context.Context, rep *Report) {
 	start := time.Now()
-	rep.Flows, rep.FlowsErr = e.stale.clean(ctx, e.active.Flows, func(key dataplane.ServicePortName) *dataplane.ServicePort {
-		if s := e.services[key.Service]; s != nil {
-			return find(s.inForce, key)
-		}
-		return nil
-	})
-	if rep.FlowsErr == nil && len(e.stale) > 0 {
+	stale, err := e.stale.clean(ctx, e.active.Flows, e.inForce)
+	left, leftErr := e.left.clean(ctx, e.active.Flows, e.inForce)
+	rep.Flows, rep.FlowsErr = stale+left, errors.Join(err, leftErr)
+	if err == nil && len(e.stale) > 0 {
 		e.stale = staleFlows{} // if it failed, the next round cleans all of them
 	}
 	rep.Stages.Flows += time.Since(start)
+}
+
+// inForce returns the Service port as the kernel confirmed it last, or nil.
+func (e *Engine) inForce(key dataplane.ServicePortName) *dataplane.ServicePort {
+	if s := e.services[key.Service]; s != nil {
+		return find(s.inForce, key)
+	}
+	return nil
 }
 
 // Plan reads the kernel and returns what a round would do. It changes nothing.
@@ -511,10 +523,13 @@ func (e *Engine) Plan(ctx context.Context, reason string) (backends.Plan, error)
 	return d.dryRun(ctx, e, &rep)
 }
 
-// Cleanup removes everything that the backend owns, regardless of the snapshot. If it fails it can be called again. The
-// Engine must not be used for anything else afterwards.
+// Cleanup removes everything that the backend owns, regardless of the snapshot. If it fails it can be called again, and tries
+// at once what was refused before. The Engine must not be used for anything else afterwards.
 func (e *Engine) Cleanup(ctx context.Context) Report {
 	e.retire()
+	for _, d := range e.leaving {
+		d.quarantine.forget()
+	}
 	return e.Round(ctx, Request{Reason: "cleanup", Full: true})
 }
 

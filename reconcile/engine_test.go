@@ -15,6 +15,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"golang.org/x/sys/unix"
+
 	"weir/backends"
 	"weir/backends/dataplane"
 	"weir/backends/fake"
@@ -671,6 +673,46 @@ func TestPain09_Cleanup(t *testing.T) {
 	}
 }
 
+// TestCleanupTriesAllAgain: what was in use is deleted by the next cleanup, without waiting for a retry, and what another has
+// deleted in the meantime is not an error.
+func TestCleanupTriesAllAgain(t *testing.T) {
+	for name, meantime := range map[string]func(*world){
+		"free": func(w *world) { w.kernel.Faults.Refuse = nil },
+		"gone": func(w *world) { w.kernel.Flush() },
+		"free and refused": func(w *world) {
+			refused := false
+			w.kernel.Faults.Refuse = func(backends.Change) error {
+				if refused {
+					return nil
+				}
+				refused = true
+				return unix.EBUSY
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, three()...)
+			w.ok(true)
+			e := NewEngine(Options{DataPath: DataPath{Mode: "fake", Backend: fake.New(w.kernel, dataplane.Config{})}, Node: testNode})
+			w.kernel.Faults.Refuse = func(backends.Change) error { return unix.EBUSY }
+			if rep := e.Cleanup(t.Context()); rep.Err == nil && len(rep.HeldBack) == 0 {
+				t.Errorf("no error: %+v", rep)
+			}
+			meantime(w)
+			rep := e.Cleanup(t.Context())
+			if name == "free and refused" {
+				if len(rep.HeldBack) != 1 {
+					t.Errorf("held back: %v", rep.HeldBack)
+				}
+				rep = e.Cleanup(t.Context())
+			}
+			if rep.Err != nil || len(rep.HeldBack) > 0 || len(w.kernel.Objects()) != 0 {
+				t.Errorf("%+v, left %v", rep, w.kernel.Objects())
+			}
+		})
+	}
+}
+
 // TestRandomSequences walks two engines through the same states, one in small steps with faults and drift on the way, and
 // demands the same kernel state as of one that starts anew.
 func TestRandomSequences(t *testing.T) {
@@ -781,5 +823,82 @@ func TestScaffoldingRefused(t *testing.T) {
 				w.converged()
 			})
 		})
+	}
+}
+
+// leavingFlows records the endpoints that left.
+type leavingFlows struct {
+	recordedFlows
+	left []string
+	err  error
+}
+
+func (f *leavingFlows) Leave(_ context.Context, left []*dataplane.ServicePort) (int, error) {
+	f.left = nil
+	for _, p := range left {
+		for _, e := range p.Endpoints {
+			f.left = append(f.left, e.Addr.String())
+		}
+		if p.Reset {
+			f.left = append(f.left, fmt.Sprint("reset, serving ", p.Serving))
+		}
+	}
+	return len(left), f.err
+}
+
+// TestEndpointsThatLeave has endpoints leave a TCP Service in every way, and come back before the kernel's flows could be removed.
+func TestEndpointsThatLeave(t *testing.T) {
+	flows := &leavingFlows{}
+	w := newWorld(t, makeService("a", 1, "TCP", 3), makeService("u", 2, "UDP", 3))
+	w.engine.SetDataPath(DataPath{Mode: "fake", Backend: fake.New(w.kernel, dataplane.Config{}), Flows: flows})
+	expect := func(want ...string) {
+		t.Helper()
+		w.engine.left.from = time.Time{}
+		w.ok(false)
+		if !slices.Equal(flows.left, want) {
+			t.Errorf("left %v, want %v", flows.left, want)
+		}
+		flows.left = nil
+	}
+	expect()
+	w.set(makeService("a", 1, "TCP", 2), makeService("u", 2, "UDP", 1))
+	expect("10.102.0.2:8080")
+	unready := makeService("a", 1, "TCP", 2)
+	unready.Slices[0].Endpoints[0].Conditions.Ready = new(false)
+	w.set(unready)
+	expect("10.100.0.2:8080")
+	w.set(makeService("a", 1, "TCP", 3))
+	expect()
+
+	drained := makeService("a", 1, "TCP", 3)
+	drained.Object.Annotations = map[string]string{AnnotationWeights: "10.101.0.2=0", AnnotationOnUnhealthy: "reset"}
+	drained.Slices[0].Endpoints[0].Conditions.Ready = new(false)
+	w.set(drained)
+	expect("10.100.0.2:8080", "10.101.0.2:8080", "reset, serving [10.101.0.2:8080 10.102.0.2:8080]")
+
+	flows.err = errors.New("netlink")
+	w.set(makeService("a", 1, "TCP", 1))
+	w.engine.left.from = time.Time{}
+	if rep := w.round(false); rep.FlowsErr == nil {
+		t.Error("the failure is not told")
+	}
+	flows.err = nil
+	w.set(makeService("a", 1, "TCP", 2)) // one of the two is back
+	expect("10.102.0.2:8080")
+	w.remove("a")
+	expect("10.100.0.2:8080", "10.101.0.2:8080")
+
+	// Passes that come too soon wait.
+	w.set(makeService("a", 1, "TCP", 3))
+	w.engine.left.from = time.Now().Add(time.Hour)
+	w.ok(false)
+	w.set(makeService("a", 1, "TCP", 2))
+	w.ok(false)
+	if left, err := w.engine.Reap(t.Context()); left != 1 || err != nil || flows.left != nil {
+		t.Errorf("too early: %d Service ports wait, error %v, left %v", left, err, flows.left)
+	}
+	w.engine.left.from = time.Time{}
+	if left, err := w.engine.Reap(t.Context()); left != 0 || err != nil || !slices.Equal(flows.left, []string{"10.102.0.2:8080"}) {
+		t.Errorf("%d Service ports wait, error %v, left %v", left, err, flows.left)
 	}
 }

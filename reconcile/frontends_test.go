@@ -21,7 +21,7 @@ func TestFrontendsAgainstNaiveModel(t *testing.T) {
 	f.node = node
 	asked := map[dataplane.ServiceName][]*dataplane.ServicePort{}
 	held := map[dataplane.ServiceName][]*dataplane.ServicePort{} // what an Engine holds: asked for again only where told
-	for step := range 20000 {
+	for step := range seed.Steps(20000) {
 		name := dataplane.ServiceName{Namespace: "ns", Name: fmt.Sprint("svc-", r.IntN(6))}
 		ports := randomPorts(r, name)
 		affected := map[dataplane.ServiceName]struct{}{name: {}}

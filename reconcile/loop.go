@@ -22,8 +22,11 @@ const (
 	// readShare limits the reads that such writes cause. After a read that took t, the next waits for readShare times
 	// t, so that reading takes at most a tenth of the time.
 	readShare = 9
-	// urgentPeriod is the least time between two rounds of which the second is urgent.
+	// urgentPeriod is the least time between two rounds of which the second is urgent, and roundShare limits the rounds
+	// of others: after one that took t, the next starts no sooner than roundShare times t. Both hold where nobody asked
+	// for a period.
 	urgentPeriod = 10 * time.Millisecond
+	roundShare   = 20
 	// firstBackoff is the delay before the first retry of a failed round. It doubles up to the sync period.
 	firstBackoff = time.Second
 	// defaultSyncPeriod is used until the first Settings, and for Settings without a period.
@@ -37,7 +40,8 @@ type Settings struct {
 	// MinSyncPeriod is the least time between the starts of two rounds, 0 for none. SyncPeriod is the time between two
 	// full rounds; 0 means 30 s.
 	MinSyncPeriod, SyncPeriod time.Duration
-	// Hurries reports whether an urgent change does not wait for MinSyncPeriod, because nobody asked for that period.
+	// Hurries reports whether a change does not wait for all of MinSyncPeriod if it is urgent or rounds take little,
+	// because nobody asked for that period.
 	Hurries bool
 	// From holds further results of Configure for the Observers. The Loop does not read it.
 	From any
@@ -81,8 +85,10 @@ type Loop struct {
 	// request is for the next round. Its Reason is "" if there is no request.
 	request Request
 	agenda  agenda
-	// started is when the last round started. The next poll may be brought forward, but not before pollFrom.
+	// started is when the last round started, and took how long it took. The next poll may be brought forward, but not
+	// before pollFrom.
 	started, pollFrom time.Time
+	took              time.Duration
 	// urgent reports whether the requested round is.
 	urgent             bool
 	failures, refusals int
@@ -148,8 +154,12 @@ func (l *Loop) want(r Request) {
 // earliest returns when the next round may start.
 func (l *Loop) earliest() time.Time {
 	wait := l.settings.MinSyncPeriod
-	if l.urgent && l.settings.Hurries {
-		wait = min(wait, urgentPeriod)
+	if l.settings.Hurries {
+		enough := urgentPeriod
+		if !l.urgent {
+			enough = max(enough, roundShare*l.took)
+		}
+		wait = min(wait, enough)
 	}
 	return l.started.Add(max(wait, 1))
 }
@@ -188,6 +198,7 @@ func (l *Loop) round(ctx context.Context) {
 		o.RoundStarts(req)
 	}
 	rep := l.o.Engine.Round(ctx, req)
+	l.took = time.Since(l.started)
 	if ctx.Err() != nil && rep.Err != nil {
 		return // cut short by the end of the process: no failure to log
 	}

@@ -18,17 +18,19 @@ import (
 // loopWorld runs a Loop in a synctest bubble.
 type loopWorld struct {
 	*world
-	updates   *spec.Outbox
-	node      chan struct{}
-	backend   *fake.Backend
-	settings  Settings
-	inUse     []Settings
-	rounds    int
-	configErr error
-	configs   int
-	reports   []Report
-	told      []spec.Update
-	began     time.Time
+	updates  *spec.Outbox
+	node     chan struct{}
+	backend  *fake.Backend
+	settings Settings
+	inUse    []Settings
+	rounds   int
+	// lasts is how long the kernel takes for each round, and left what it still has to take for this one.
+	lasts, left time.Duration
+	configErr   error
+	configs     int
+	reports     []Report
+	told        []spec.Update
+	began       time.Time
 	// handOver orders what the test wrote before what the Loop reads when a timer wakes it.
 	handOver sync.Mutex
 }
@@ -37,7 +39,11 @@ func runLoop(t *testing.T, minPeriod, period time.Duration, test func(w *loopWor
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := &loopWorld{world: newWorld(t, three()...), updates: spec.NewOutbox(), node: make(chan struct{}), began: time.Now()}
-		w.kernel.OnCall = w.takeOver
+		w.kernel.OnCall = func() {
+			w.takeOver()
+			time.Sleep(w.left)
+			w.left = 0
+		}
 		w.backend = fake.New(w.kernel, dataplane.Config{})
 		w.settings = Settings{DataPath: DataPath{Mode: "fake", Backend: w.backend, Flows: w.flows}, Node: testNode, MinSyncPeriod: minPeriod, SyncPeriod: period}
 		w.engine = NewEngine(Options{})
@@ -67,7 +73,10 @@ func runLoop(t *testing.T, minPeriod, period time.Duration, test func(w *loopWor
 
 func (w *loopWorld) Updated(u spec.Update)                   { w.told = append(w.told, u) }
 func (w *loopWorld) Configured(_ *spec.Snapshot, s Settings) { w.inUse = append(w.inUse, s) }
-func (w *loopWorld) RoundStarts(Request)                     { w.rounds++ }
+func (w *loopWorld) RoundStarts(Request) {
+	w.rounds++
+	w.left = w.lasts
+}
 func (w *loopWorld) Applied(r Report) {
 	w.takeOver()
 	w.reports = append(w.reports, r)
@@ -140,35 +149,54 @@ func TestLoopKeepsMinSyncPeriod(t *testing.T) {
 	})
 }
 
-// TestLoopHurries expects that an endpoint which goes does not wait for a period that nobody asked for, and does for one
-// that somebody did.
+// TestLoopHurries expects that where nobody asked for a period, an endpoint which goes does not wait for it, and other
+// changes wait for as much of it as keeps rounds to a twentieth of the time; and that a period which was asked for counts as
+// it is written.
 func TestLoopHurries(t *testing.T) {
-	for _, hurries := range []bool{true, false} {
+	const lasts = 20 * time.Millisecond
+	urgent := func(w *loopWorld) {
+		w.updates.Put(spec.Update{Snapshot: w.snapshot(), Delta: spec.Delta{Services: []dataplane.ServiceName{{Namespace: "default", Name: "gone"}}, Urgent: true}})
+		synctest.Wait()
+	}
+	hurries := func(hurries bool, lasts time.Duration, test func(w *loopWorld)) {
+		t.Helper()
 		runLoop(t, time.Second, time.Minute, func(w *loopWorld) {
-			w.settings.Hurries = hurries
+			w.settings.Hurries, w.lasts = hurries, lasts
 			w.start()
-			w.expect(0)
 			w.sleep(100 * time.Millisecond)
-			w.change(0) // waits
-			w.expect()
-			w.updates.Put(spec.Update{Snapshot: w.snapshot(), Delta: spec.Delta{Services: []dataplane.ServiceName{{Namespace: "default", Name: "gone"}}, Urgent: true}})
-			synctest.Wait()
-			w.sleep(urgentPeriod)
-			if hurries {
-				w.expect(100 * time.Millisecond)
-				w.change(1) // the next one waits again
-				w.sleep(900 * time.Millisecond)
-				w.expect()
-				w.sleep(200 * time.Millisecond)
-				w.expect(1100 * time.Millisecond)
-			} else {
-				w.expect()
-				w.sleep(time.Second)
-				w.expect(time.Second)
-			}
+			w.expect(0)
+			test(w)
 			w.converged()
 		})
 	}
+	hurries(true, lasts, func(w *loopWorld) {
+		w.change(0) // waits
+		w.sleep(50 * time.Millisecond)
+		w.expect()
+		urgent(w)
+		w.sleep(lasts)
+		w.expect(150 * time.Millisecond)
+		w.change(1) // waits again
+		w.sleep(time.Second)
+		w.expect(550 * time.Millisecond)
+	})
+	hurries(true, 0, func(w *loopWorld) {
+		w.change(0)
+		w.change(1)
+		w.sleep(time.Second)
+		w.expect(100*time.Millisecond, 110*time.Millisecond)
+	})
+	hurries(true, 80*time.Millisecond, func(w *loopWorld) { // a twentieth would be more than the period
+		w.change(0)
+		w.sleep(2 * time.Second)
+		w.expect(time.Second)
+	})
+	hurries(false, lasts, func(w *loopWorld) {
+		w.change(0)
+		urgent(w)
+		w.sleep(2 * time.Second)
+		w.expect(time.Second)
+	})
 }
 
 func TestLoopSyncsFullyEverySyncPeriod(t *testing.T) {

@@ -20,6 +20,9 @@ type Node struct {
 	NodePortAddresses []netip.Addr
 	// External decides which external IPs a Service may have.
 	External ExternalPolicy
+	// Answers reports whether the data path can deliver the packets for a ClusterIP to weir itself, without connection
+	// tracking.
+	Answers bool
 }
 
 // ExternalPolicy decides which external IPs a Service may have. An external IP captures all traffic of the node to it, so the
@@ -86,5 +89,5 @@ func (p ExternalPolicy) equal(o ExternalPolicy) bool {
 // Equal reports whether both nodes resolve to the same result.
 func (n Node) Equal(o Node) bool {
 	return n.Name == o.Name && n.Zone == o.Zone && slices.Equal(n.Families, o.Families) &&
-		slices.Equal(n.NodePortAddresses, o.NodePortAddresses) && n.External.equal(o.External)
+		slices.Equal(n.NodePortAddresses, o.NodePortAddresses) && n.External.equal(o.External) && n.Answers == o.Answers
 }

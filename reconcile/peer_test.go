@@ -47,7 +47,7 @@ type peerPort struct {
 // TestResolvePeer gives random Services to Resolve and to kube-proxy's own code, which must agree on every field.
 func TestResolvePeer(t *testing.T) {
 	r := seed.Rand(t)
-	questions := make([]peerQuestion, 5000)
+	questions := make([]peerQuestion, seed.Steps(5000))
 	for i := range questions {
 		questions[i].Service = randomPeerService(r)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"weir/backends/dataplane"
 	"weir/spec"
+	"weir/spec/probe"
 )
 
 // Labels and annotations that change how a Service is resolved.
@@ -25,6 +26,9 @@ const (
 	AnnotationScheduler = "weir/ipvs-scheduler"
 	// AnnotationProxyProtocol makes weir send a PROXY protocol header to the TCP endpoints. Its only value is "v2".
 	AnnotationProxyProtocol = "weir/proxy-protocol"
+	// AnnotationOnUnhealthy says what becomes of open TCP connections to an endpoint that does not serve any more. Its only value
+	// is "reset"; without it they stay.
+	AnnotationOnUnhealthy = "weir/on-unhealthy"
 )
 
 // Resolve computes the desired state of a Service on this node. It returns one ServicePort for each port and address
@@ -36,7 +40,7 @@ func Resolve(svc *spec.Service, node *Node) ([]*dataplane.ServicePort, []spec.No
 		return nil, r.notices
 	}
 	r.weights = r.parseWeights()
-	scheduler, proxyProtocol := r.parseScheduler(), r.parseProxyProtocol()
+	scheduler, proxyProtocol, reset := r.parseScheduler(), r.parseProxyProtocol(), r.parseOnUnhealthy()
 
 	var servicePorts []*dataplane.ServicePort
 	for _, family := range node.Families {
@@ -45,7 +49,7 @@ func Resolve(svc *spec.Service, node *Node) ([]*dataplane.ServicePort, []spec.No
 			continue
 		}
 		for i := range svc.Object.Spec.Ports {
-			if e := r.entry(family, clusterIP, i); e != nil {
+			if e := r.entry(family, clusterIP, i, reset); e != nil {
 				e.Scheduler = scheduler
 				e.ProxyProtocol = proxyProtocol && e.Key.Protocol == dataplane.TCP
 				servicePorts = append(servicePorts, e)
@@ -55,6 +59,9 @@ func Resolve(svc *spec.Service, node *Node) ([]*dataplane.ServicePort, []spec.No
 	slices.SortFunc(servicePorts, func(a, b *dataplane.ServicePort) int { return a.Key.Compare(b.Key) })
 	return slices.CompactFunc(servicePorts, func(a, b *dataplane.ServicePort) bool { return a.Key == b.Key }), r.notices
 }
+
+// namesPort is where a Service that weir answers for is asked for names.
+const namesPort = 53
 
 type resolver struct {
 	svc     *spec.Service
@@ -75,6 +82,9 @@ func (r *resolver) proxied() bool {
 	o := r.svc.Object
 	if _, ok := o.Labels[LabelServiceProxyName]; ok {
 		r.notice(spec.OtherProxy, "metadata.labels", "not programmed: the label %s hands it to another proxy", LabelServiceProxyName)
+		return false
+	}
+	if r.svc.Answered && len(r.svc.Slices) == 0 && !r.node.Answers { // this mode or kernel cannot leave it to weir
 		return false
 	}
 	if o.Spec.Type != corev1.ServiceTypeExternalName && o.Spec.ClusterIP != corev1.ClusterIPNone {
@@ -101,7 +111,7 @@ func (r *resolver) clusterIP(f dataplane.Family) netip.Addr {
 }
 
 // entry resolves the i-th port of the Service, or returns nil if it cannot be served.
-func (r *resolver) entry(f dataplane.Family, clusterIP netip.Addr, i int) *dataplane.ServicePort {
+func (r *resolver) entry(f dataplane.Family, clusterIP netip.Addr, i int, reset bool) *dataplane.ServicePort {
 	s := &r.svc.Object.Spec
 	port := &s.Ports[i]
 	protocol, ok := parseProtocol(port.Protocol)
@@ -145,7 +155,10 @@ func (r *resolver) entry(f dataplane.Family, clusterIP netip.Addr, i int) *datap
 		cluster: !e.InternalLocal || e.External(),
 		local:   e.InternalLocal || e.ExternalLocal && e.External(),
 	}, r.node)
-	if protocol == dataplane.UDP {
+	e.Answered = r.svc.Answered && r.node.Answers && port.Port == namesPort && protocol != dataplane.SCTP
+	e.Reset = reset && protocol == dataplane.TCP
+	e.Probe = r.probe(port.Name)
+	if protocol == dataplane.UDP || e.Reset {
 		e.Serving = servingAddrs(candidates, false)
 		if e.InternalLocal || e.ExternalLocal {
 			e.ServingLocal = servingAddrs(candidates, true)
@@ -258,6 +271,52 @@ func (r *resolver) parseProxyProtocol() bool {
 		r.notice(spec.AnnotationIgnored, "metadata.annotations["+AnnotationProxyProtocol+"]", "%q is ignored: it must be v2", version)
 	}
 	return version == "v2"
+}
+
+// maxProbes is how many different probes of pods are told of a Service port.
+const maxProbes = 3
+
+// probe returns what tells whether the endpoints of the port of that name work, or "".
+func (r *resolver) probe(port string) string {
+	if r.svc.Probes.Empty() {
+		return ""
+	}
+	var texts []string
+	add := func(p *probe.Probe) {
+		if text := p.String(); !slices.Contains(texts, text) {
+			texts = append(texts, text)
+		}
+	}
+	for _, p := range r.svc.Probes.Template {
+		add(p)
+	}
+	var last *probe.Probe
+	for _, of := range r.svc.Probes.Pods {
+		for _, p := range of.Probes {
+			if p != last && len(texts) < maxProbes { // the pods of one template have the same
+				add(p)
+			}
+			last = p
+		}
+	}
+	for _, of := range r.svc.Probes.Ports {
+		if of.Port == port {
+			add(of.Probe)
+		}
+	}
+	if least := r.svc.Probes.MinHealthy; len(texts) > 0 && least != (probe.MinHealthy{}) {
+		texts = append(texts, "min-healthy "+least.String())
+	}
+	return strings.Join(texts, "; ")
+}
+
+// parseOnUnhealthy reads the annotation weir/on-unhealthy.
+func (r *resolver) parseOnUnhealthy() bool {
+	what, ok := r.svc.Object.Annotations[AnnotationOnUnhealthy]
+	if ok && what != "reset" {
+		r.notice(spec.AnnotationIgnored, "metadata.annotations["+AnnotationOnUnhealthy+"]", "%q is ignored: it must be reset", what)
+	}
+	return what == "reset"
 }
 
 func nodePortType(t corev1.ServiceType) bool {

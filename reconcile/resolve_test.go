@@ -14,6 +14,7 @@ import (
 
 	"weir/backends/dataplane"
 	"weir/spec"
+	"weir/spec/probe"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -426,5 +427,35 @@ func BenchmarkResolve(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		Resolve(s, &testNode)
+	}
+}
+
+// TestResolveProbes has what probes and weir/on-unhealthy mean for a Service port.
+func TestResolveProbes(t *testing.T) {
+	svc := makeService("a", 1, "TCP", 2)
+	p := &probe.Probe{Kind: probe.TCP, Period: time.Second, Timeout: time.Second, SuccessThreshold: 1, FailureThreshold: 3}
+	other := *p
+	other.Kind = probe.GRPC
+	svc.Probes = &spec.Probes{
+		Ports: []spec.PortProbe{{Port: "p", Probe: p}},
+		Pods:  []spec.PodProbes{{Pod: "a-0", Probes: []*probe.Probe{&other}}, {Pod: "a-1", Probes: []*probe.Probe{&other}}},
+	}
+	svc.Object.Annotations = map[string]string{AnnotationOnUnhealthy: "reset"}
+	ports, notices := Resolve(svc, &testNode)
+	if want := other.String() + "; " + p.String(); len(ports) != 1 || ports[0].Probe != want || !ports[0].Reset || len(ports[0].Serving) != 2 || len(notices) != 0 {
+		t.Errorf("%+v, notices %v", ports, notices)
+	}
+	half, err := probe.ParseMinHealthy("50%")
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc.Probes = &spec.Probes{Template: []*probe.Probe{&other}, MinHealthy: half}
+	if ports, _ := Resolve(svc, &testNode); ports[0].Probe != other.String()+"; min-healthy 50%" {
+		t.Errorf("the probe is %q", ports[0].Probe)
+	}
+	svc.Probes, svc.Object.Annotations[AnnotationOnUnhealthy] = nil, "restart"
+	ports, notices = Resolve(svc, &testNode)
+	if len(ports) != 1 || ports[0].Probe != "" || ports[0].Reset || ports[0].Serving != nil || len(notices) != 1 || notices[0].ID() != spec.AnnotationIgnored {
+		t.Errorf("%+v, notices %v", ports, notices)
 	}
 }

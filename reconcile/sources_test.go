@@ -104,7 +104,7 @@ func (w *joinWorld) model() map[dataplane.ServiceName]*spec.Service {
 		both := *svc
 		both.Slices = slices.Clone(svc.Slices)
 		both.Slices = append(both.Slices, w.pods.Snapshot.Slices.Get(name).List...)
-		both.Slices = w.filter.Slices(name, &both)
+		both.Slices = w.filter.Slices(name, &both, nil)
 		all[name] = &both
 	}
 	return all

@@ -12,6 +12,11 @@ type DNS struct {
 	ClusterDomain string
 	// Pods says which names of pods there are: disabled, insecure or verified, as in CoreDNS. Default: insecure.
 	Pods string
+	// NodeResolver is how the processes of the node find names: auto, none, or one of config.NodeResolvers. Default: auto.
+	NodeResolver string
+	// ClusterIPs are those of kube-dns if it is not declared, as a KubeletConfiguration in the input has them (clusterDNS). Default,
+	// nil: the tenth address of each service CIDR.
+	ClusterIPs []netip.Addr
 	// Upstreams are the resolvers for all other names. Default, nil: those of the node.
 	Upstreams []netip.AddrPort
 	// Forward has the resolvers for the names of other domains. Its keys are like ClusterDomain.
@@ -22,6 +27,12 @@ type DNS struct {
 	Transfer []netip.Prefix
 	// Hosts has the addresses of further names. Its keys are like ClusterDomain.
 	Hosts map[string][]netip.Addr
+	// Rewrite has the names that are asked for in the place of others. Keys and values are like ClusterDomain. If both begin
+	// with "*.", they stand for all names below a domain.
+	Rewrite map[string]string
+	// Search has a pod's question for a name in its first search domain, which does not exist, answered with the name that its
+	// resolver would find after it. Default: false.
+	Search bool
 }
 
 // over returns o with what c sets in place.
@@ -34,6 +45,9 @@ func (c DNS) over(o DNS) DNS {
 	}
 	if c.Pods != "" {
 		o.Pods = c.Pods
+	}
+	if c.NodeResolver != "" {
+		o.NodeResolver = c.NodeResolver
 	}
 	if len(c.Upstreams) > 0 {
 		o.Upstreams = c.Upstreams
@@ -50,5 +64,9 @@ func (c DNS) over(o DNS) DNS {
 	if len(c.Hosts) > 0 {
 		o.Hosts = c.Hosts
 	}
+	if len(c.Rewrite) > 0 {
+		o.Rewrite = c.Rewrite
+	}
+	o.Search = o.Search || c.Search
 	return o
 }

@@ -23,6 +23,16 @@ func Headless(slice *discoveryv1.EndpointSlice) bool {
 	return ok
 }
 
+// EndpointSliceController is the value of the label endpointslice.kubernetes.io/managed-by of slices that a control plane made of
+// pods. Endpoints that it made have the label too when they have become slices.
+const EndpointSliceController = "endpointslice-controller.k8s.io"
+
+// OfControlPlane reports whether a control plane made the slice of pods, so that ready is the word of their kubelets, which have
+// asked the readinessProbes.
+func OfControlPlane(slice *discoveryv1.EndpointSlice) bool {
+	return slice.Labels[discoveryv1.LabelManagedBy] == EndpointSliceController
+}
+
 // AllNotices returns the Notices of the Snapshot and those about slices that belong to no Service in any layer. It does
 // not return the Notices of Services.
 func (s *Snapshot) AllNotices() []Notice {
@@ -35,10 +45,18 @@ func (s *Snapshot) AllNotices() []Notice {
 
 // NoticesOf returns the notices about the Service of that name, even if only its slices exist.
 func (s *Snapshot) NoticesOf(name dataplane.ServiceName) []Notice {
-	if svc := s.Services.Get(name); svc != nil {
-		return svc.AllNotices()
+	svc := s.Services.Get(name)
+	if svc == nil {
+		return s.orphan(name)
 	}
-	return s.orphan(name)
+	all := svc.AllNotices()
+	for p := range svc.Probes.All() {
+		if why := p.Refused(s.Weir.Liveness.Hosts); why != "" {
+			all = append(slices.Clip(all), ProbeNotAsked.Notice(Origin{File: p.Origin.File, Line: p.Origin.Line}, ServiceObject(name), "",
+				fmt.Sprintf("the %s %s: it is not asked, and no endpoint has an answer", p.Origin, why)))
+		}
+	}
+	return all
 }
 
 // orphan returns the notice for the author of slices that no Service uses.
@@ -58,8 +76,9 @@ func (s *Service) AllNotices() []Notice {
 	if err := CheckNoticeIDs(s.Object.Annotations[AnnotationSilence]); err != nil {
 		given = append(slices.Clip(given), AnnotationIgnored.Notice(s.Origin, ServiceObject(s.Name), "metadata.annotations["+AnnotationSilence+"]", err.Error()))
 	}
+	given = append(slices.Clip(given), s.tooManyForNames()...)
 	_, otherProxy := s.Object.Labels[LabelServiceProxyName]
-	if s.Origin.File == "" || otherProxy || sp.Type == corev1.ServiceTypeExternalName || sp.ClusterIP == corev1.ClusterIPNone {
+	if s.Origin.File == "" || otherProxy || s.Answered && len(s.Slices) == 0 || sp.Type == corev1.ServiceTypeExternalName || sp.ClusterIP == corev1.ClusterIPNone {
 		return given
 	}
 	var all []Notice
@@ -83,7 +102,7 @@ func (s *Service) AllNotices() []Notice {
 	case len(sp.Selector) > 0 && s.Asked != "":
 		notice(NoReadyEndpoint, "spec.selector", "selects no pod of "+s.Asked+hint+"; weir discover shows the pods that run; programmed without endpoints")
 	case len(sp.Selector) > 0:
-		notice(NoReadyEndpoint, "spec.selector", "selects nothing, since no controller is here to look for pods"+hint+"; programmed without endpoints: "+ways)
+		notice(NoReadyEndpoint, "spec.selector", "selects nothing, since no controller is here to look for pods"+hint+"; programmed without endpoints: let weir ask a container runtime (systemctl enable --now podman.socket, or --pod-source), or "+ways)
 	default:
 		notice(NoReadyEndpoint, "", "has no endpoints: "+ways)
 	}
@@ -96,6 +115,9 @@ func (s *Service) AllNotices() []Notice {
 		}
 	}
 	for i, p := range sp.Ports {
+		if s.OfPods {
+			break // a port that they lack has TargetPortUnknown
+		}
 		if missing, has := portMissing(s.Slices, p.Name, p.Protocol); missing {
 			notice(PortWithoutEndpoints, fmt.Sprintf("spec.ports[%d].name", i), fmt.Sprintf("no endpoints have a port with the name %q and protocol %s; they have %s", p.Name, p.Protocol, has))
 		}
@@ -108,6 +130,33 @@ func (s *Service) AllNotices() []Notice {
 	}
 	return append(all, given...)
 }
+
+// tooManyForNames returns a notice for each family in which a headless Service has more endpoints than an answer for its name has
+// room for: 64 KiB, over TCP, with a compressed name in each record.
+func (s *Service) tooManyForNames() (notices []Notice) {
+	if s.Object.Spec.ClusterIP != corev1.ClusterIPNone {
+		return nil
+	}
+	for _, family := range []struct {
+		kind discoveryv1.AddressType
+		most int
+	}{{discoveryv1.AddressTypeIPv4, 4092}, {discoveryv1.AddressTypeIPv6, 2338}} {
+		n := 0
+		for _, slice := range s.Slices {
+			if slice.AddressType == family.kind {
+				n += len(slice.Endpoints)
+			}
+		}
+		if n > family.most {
+			notices = append(notices, EndpointsSkipped.Notice(s.Origin, ServiceObject(s.Name), "",
+				fmt.Sprintf("has %d endpoints of %s, and an answer for its name has room for about %d of them, which take turns", n, family.kind, family.most)))
+		}
+	}
+	return notices
+}
+
+// ManagedBy is the value of the label that tells the slices that weir makes of pods from others.
+const ManagedBy = "weir"
 
 // otherPorts returns the ports of the endpoints that serve a Service port if its targetPort is none of them. A targetPort
 // that equals the port may be a default, and a name is that of a container's port: both tell nothing.

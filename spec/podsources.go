@@ -12,6 +12,19 @@ type PodSource struct{ Kind, Socket string }
 // String returns the name of the source in messages.
 func (s PodSource) String() string { return s.Kind + " at " + s.Socket }
 
+// Away is a source of pods that cannot be read at the moment.
+type Away struct {
+	// Source is its name, such as "podman at /run/podman/podman.sock".
+	Source string
+	// Reason is why it cannot be read, and Stands what is in force of its pods meanwhile.
+	Reason, Stands string
+}
+
+// String returns "podman at /run/podman/podman.sock is away: REASON; STANDS". It is clean.
+func (a Away) String() string {
+	return Clean(a.Source + " is away: " + a.Reason + "; " + a.Stands)
+}
+
 // UsualPodSources are where runtimes and the kubelet listen for root.
 var UsualPodSources = []PodSource{
 	{"podman", "/run/podman/podman.sock"}, {"docker", "/run/docker.sock"},
@@ -40,6 +53,8 @@ func ParsePodSources(texts []string, report func(i int, format string, args ...a
 			return all
 		case text == "none":
 			report(i, "none: leave out the others, or none")
+		case filepath.IsAbs(text) || strings.HasPrefix(text, "unix:"):
+			report(i, "%s: say what listens there too, such as podman=%s", Clean(text), Clean(text))
 		case usual == "":
 			report(i, "%q is not podman, docker, kubelet or cri", Clean(kind))
 		case !given:

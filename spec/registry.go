@@ -10,6 +10,11 @@ import (
 // AnnotationSilence is the annotation of a Service that lists the IDs of notices its author accepts: "W001,W004".
 const AnnotationSilence = "weir/silence"
 
+// Annotations are all that weir reads of a Service's, among those that begin with weir/.
+var Annotations = []string{
+	"weir/ipvs-scheduler", "weir/min-healthy", "weir/on-unhealthy", "weir/probe", "weir/proxy-protocol", AnnotationSilence, "weir/weights",
+}
+
 // Severity is the importance of a Notice.
 type Severity string
 
@@ -72,6 +77,10 @@ const (
 	PodsNotRead           NoticeID = "W039-pods-not-read"
 	EndpointsPromised     NoticeID = "W040-endpoints-promised"
 	ProbeNotAsked         NoticeID = "W041-probe-not-asked"
+	ProbeNotUsed          NoticeID = "W042-probe-not-used"
+	PodLabelIgnored       NoticeID = "W043-pod-label-ignored"
+	TargetPortUnknown     NoticeID = "W044-target-port-unknown"
+	RuntimeNotAsked       NoticeID = "W045-runtime-not-asked"
 )
 
 // NoticeKind describes a kind of Notice.
@@ -85,7 +94,7 @@ type NoticeKind struct {
 	Compares bool
 }
 
-// noticeKinds has every ID in order. weir help warnings, weir validate, plans and the README list it.
+// noticeKinds has every ID in order. weir help warnings, weir validate, plans and cmd/weir/README.md list it.
 var noticeKinds = []NoticeKind{
 	{NoReadyEndpoint, SeverityWarning, "No endpoint of a Service takes connections: they are refused.", false},
 	{NodePortMoved, SeverityWarning, "A node port changes or is removed: clients of the old one are refused.", true},
@@ -127,7 +136,11 @@ var noticeKinds = []NoticeKind{
 	{NameRemoved, SeverityWarning, "A DNS name goes: clients that look it up find nothing.", true},
 	{PodsNotRead, SeverityInfo, "A Pod, or a template of pods, cannot be read: its named ports and its host name are not known.", false},
 	{EndpointsPromised, SeverityInfo, "The pods that a Service selects are only promised: where they run is not known to the plan.", false},
-	{ProbeNotAsked, SeverityInfo, "A readinessProbe is not asked: the pods of the Service are ready while they run.", false},
+	{ProbeNotAsked, SeverityInfo, "A probe cannot be asked, or is not allowed to be: it says nothing about the endpoints.", false},
+	{ProbeNotUsed, SeverityWarning, "A probe is not used: its Service is not in the input, or another probe counts.", false},
+	{PodLabelIgnored, SeverityWarning, "What a running pod says of its namespace or its ports is not valid and is ignored.", false},
+	{TargetPortUnknown, SeverityWarning, "A targetPort is a name that no container of the pods gives to a port: no connection gets there.", false},
+	{RuntimeNotAsked, SeverityWarning, "A container runtime does not answer: its pods are not in the plan.", true},
 }
 
 // NoticeKinds returns every kind of notice that an accepted input can have, in the order of IDs.

@@ -28,6 +28,8 @@ type Service struct {
 	// SliceFiles are the files of the Slices as the source read them, before any join; the last one counts for the Slices
 	// that follow. Nil means that of the Service. SliceFile returns one.
 	SliceFiles []string
+	// OfPods reports whether the Slices were made of the pods that the selector selects.
+	OfPods bool
 	// Allocated holds the values of Object that weir allocated, in the order of the fields.
 	Allocated []Allocation
 	// Origin is the place where the Service was written.
@@ -39,6 +41,10 @@ type Service struct {
 	// Promised names the templates of the pods that the selector selects, if the Snapshot is for a plan, for which no runtime
 	// is asked.
 	Promised string
+	// Answered reports whether weir itself can answer at the ClusterIPs, at port 53, instead of the endpoints.
+	Answered bool
+	// Probes say what tells whether the endpoints work; nil if nothing is asked.
+	Probes *Probes
 	// Notices hold for the Service with any slices. AllNotices also returns those that depend on the slices.
 	Notices []Notice
 }
@@ -55,16 +61,20 @@ type Revision struct {
 	// Outdated reports whether a source cannot read its input, or a part of it, at the moment, so that what it last read
 	// stands in.
 	Outdated bool
+	// Away reports the same of a source of pods. No Err follows for that, since the Snapshot has the source in Away.
+	Away bool
+	// ProxyOnly reports whether headless Services are left out, as a proxy needs none. Their names are then not known.
+	ProxyOnly bool
 }
 
-// String returns the ID, with "-dirty" appended if the work tree differs from it, and "-stale" if it is Stale or
-// Outdated.
+// String returns the ID, with "-dirty" appended if the work tree differs from it, and "-stale" if it is Stale,
+// Outdated or Away.
 func (r Revision) String() string {
 	s := r.ID
 	if r.Dirty {
 		s += "-dirty"
 	}
-	if r.Stale || r.Outdated {
+	if r.Stale || r.Outdated || r.Away {
 		s += "-stale"
 	}
 	return s
@@ -97,6 +107,8 @@ type Snapshot struct {
 	Templates Templates
 	// Found are the Pods of each layer, after the join.
 	Found []Pods
+	// Away are the sources of pods that cannot be read at the moment, after the join.
+	Away []Away
 	// Nodes by name.
 	Nodes map[string]*corev1.Node
 	// Locks are the places where the AllocationLocks were written.

@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"weir/spec/probe"
 )
 
 // Templates is a map of templates by namespace and key.
@@ -27,6 +29,11 @@ type Template struct {
 	Ordered             bool
 	// Probed reports whether a container has a readiness probe.
 	Probed bool
+	// Probes are the readiness probes of the containers. Their ports have numbers, unless a container has no port of the name.
+	Probes []*probe.Probe
+	// Lives reports whether a container has a liveness probe. Podman makes a health check of that, which says when to restart the
+	// container and not whether it is ready.
+	Lives bool
 }
 
 // Key returns the name of the Template among those of its namespace.

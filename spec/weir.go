@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"weir/spec/probe"
 )
 
 // WeirConfiguration holds the few settings that KubeProxyConfiguration has no field for. In YAML it is a document with
@@ -32,7 +34,17 @@ type WeirConfiguration struct {
 	PodSources []PodSource
 	// DNS is about the names of Services.
 	DNS DNS
+	// Liveness is about the probes of endpoints.
+	Liveness Liveness
 	Choice
+}
+
+// Liveness says whether probes are asked, and what is allowed to them.
+type Liveness struct {
+	// Disabled has no probe asked, so that endpoints are as their slices say. Default: false.
+	Disabled bool
+	// Hosts are those that probes may connect to besides the addresses of endpoints. Default, nil: none.
+	Hosts *probe.Policy
 }
 
 // Choice selects the files and objects that are used. The zero value selects all.
@@ -64,7 +76,7 @@ func DefaultWeirConfiguration() WeirConfiguration {
 		NodePortMax:  32767,
 		SettleTime:   100 * time.Millisecond,
 		StateDir:     "/var/lib/weir",
-		DNS:          DNS{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")}, ClusterDomain: "cluster.local", Pods: "insecure"},
+		DNS:          DNS{Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:53")}, ClusterDomain: "cluster.local", Pods: "insecure", NodeResolver: "auto"},
 	}
 }
 
@@ -83,6 +95,7 @@ type Overrides struct {
 	PodSources []PodSource
 	ServeDNS   *bool
 	DNS        DNS // without Serve
+	Liveness   Liveness
 	Choice
 }
 
@@ -119,6 +132,10 @@ func (o Overrides) Apply(c WeirConfiguration) WeirConfiguration {
 		c.DNS.Serve = *o.ServeDNS
 	}
 	c.DNS = o.DNS.over(c.DNS)
+	c.Liveness.Disabled = c.Liveness.Disabled || o.Liveness.Disabled
+	if o.Liveness.Hosts != nil {
+		c.Liveness.Hosts = o.Liveness.Hosts
+	}
 	c.Choice = o.Choice.over(c.Choice)
 	return c
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // Sample returns ServicePorts that use every feature that every backend supports: both families, TCP and UDP, all kinds
-// of Frontends, both policies, affinity, source ranges, and a Service port without endpoints.
+// of Frontends, both policies, affinity, source ranges, Service ports that weir answers itself, and one without endpoints.
 func Sample() []*dataplane.ServicePort {
 	web := entry("web", dataplane.TCP, dataplane.IPv4, 1, 3)
 	full := entry("full", dataplane.TCP, dataplane.IPv4, 2, 2)
@@ -28,7 +28,12 @@ func Sample() []*dataplane.ServicePort {
 	dns := entry("dns", dataplane.UDP, dataplane.IPv4, 6, 2)
 	web6 := entry("web", dataplane.TCP, dataplane.IPv6, 1, 3)
 	web6.NodePort = 30083
-	return []*dataplane.ServicePort{web, full, local, sticky, empty, dns, web6}
+	names, namesTCP := entry("names", dataplane.UDP, dataplane.IPv4, 10, 1), entry("names", dataplane.TCP, dataplane.IPv4, 10, 1)
+	names6 := entry("names", dataplane.UDP, dataplane.IPv6, 10, 1)
+	for _, e := range []*dataplane.ServicePort{names, namesTCP, names6} {
+		e.Port, e.Answered = 53, true
+	}
+	return []*dataplane.ServicePort{web, full, local, sticky, empty, dns, web6, names, namesTCP, names6}
 }
 
 // Changed returns the ServicePorts of Sample with the same keys and a change in each.
@@ -41,6 +46,9 @@ func Changed() []*dataplane.ServicePort {
 	s[4].Endpoints, s[4].HasEndpoints = entry("empty", dataplane.TCP, dataplane.IPv4, 5, 1).Endpoints, true
 	s[5].Port = 54
 	s[6].ClusterIP = netip.MustParseAddr("fd00:10:96::77")
+	s[7].Answered = false
+	s[8].ClusterIP = netip.MustParseAddr("10.96.0.11")
+	s[9].Answered = false
 	return s
 }
 

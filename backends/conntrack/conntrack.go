@@ -1,10 +1,15 @@
-// Package conntrack removes UDP flows that point at a wrong endpoint from the kernel's connection tracking table, and
-// sets the limits of that table.
+// Package conntrack removes flows that point at a wrong endpoint from the kernel's connection tracking table, and sets the
+// limits of that table.
 //
 // The kernel chooses an endpoint for the first packet of a flow and keeps the choice as long as packets arrive. TCP
 // notices a deleted endpoint, but a UDP client that keeps its port goes on sending to it. If the client began before
 // there was any endpoint, it goes on sending to the Service's own address. A Cleaner removes only those flows. It never
 // removes a flow to an endpoint that still serves, however often weir restarts.
+//
+// TCP notices too late if a client uses a port again whose last connection to the Service was never answered, or was reset by its
+// server, as when a process dies: the kernel knows such a flow for two minutes, or for ten seconds, and sends the new connection
+// to the same endpoint. So a Cleaner removes such flows when their endpoint leaves. The kernel itself forgets a connection that
+// ended in the usual way, or that the client reset, as soon as the client uses its port again.
 //
 // The package does not decide when to clean. Only cmd/weir and tests may import it.
 package conntrack
@@ -33,19 +38,23 @@ type Flow struct {
 	Masqueraded bool
 	// ByIPVS reports whether IPVS, and no NAT rule, gave the flow its endpoint.
 	ByIPVS bool
+	// Unanswered reports whether no packet has come back.
+	Unanswered bool
+	// Closed reports whether a TCP connection was reset.
+	Closed bool
 }
 
 // table is the kernel's connection tracking table.
 type table interface {
-	// dump yields the flows of a family and protocol. If the kernel cannot filter, it yields others too. The handle is
-	// valid during the call only. An error means that the list is not complete.
-	dump(f dataplane.Family, p dataplane.Protocol, yield func(flow Flow, handle []byte)) error
+	// dump yields the flows of a family and protocol, and only those with the ReplySrc from if it is valid. If the kernel cannot
+	// filter, it yields others too. The handle is valid during the call only. An error means that the list is not complete.
+	dump(f dataplane.Family, p dataplane.Protocol, from netip.AddrPort, yield func(flow Flow, handle []byte)) error
 	// remove removes the flow that was dumped with the handle; false means that it no longer exists.
 	remove(f dataplane.Family, handle []byte) (bool, error)
 	close()
 }
 
-// Cleaner removes UDP flows that point at a wrong endpoint.
+// Cleaner removes flows that point at a wrong endpoint.
 type Cleaner struct {
 	open     func() (table, error)
 	anyAddr  bool
@@ -86,35 +95,53 @@ const dumpAttempts = 5
 // It returns how many flows it removed. After an error some may be left, and calling it again is safe. It needs
 // CAP_NET_ADMIN.
 func (c *Cleaner) Clean(ctx context.Context, entries, gone []*dataplane.ServicePort) (deleted int, err error) {
-	var t table
-	for _, f := range []dataplane.Family{dataplane.IPv4, dataplane.IPv6} {
-		w := c.wanted(f, entries, gone)
-		if w.empty() {
-			continue
+	var sweeps []sweep
+	for _, f := range families {
+		if w := c.wanted(f, entries, gone); !w.empty() {
+			sweeps = append(sweeps, sweep{family: f, protocol: dataplane.UDP, stale: w.stale})
 		}
-		if t == nil {
-			if t, err = c.open(); err != nil {
-				return 0, explain(f, err)
-			}
-			defer t.close()
-		}
-		n, err := cleanFamily(ctx, t, f, w)
+	}
+	return c.sweep(ctx, sweeps)
+}
+
+var families = []dataplane.Family{dataplane.IPv4, dataplane.IPv6}
+
+// sweep is one pass over the flows of a family and protocol, or those of one endpoint.
+type sweep struct {
+	family   dataplane.Family
+	protocol dataplane.Protocol
+	from     netip.AddrPort
+	stale    func(Flow) bool
+}
+
+func (c *Cleaner) sweep(ctx context.Context, sweeps []sweep) (deleted int, err error) {
+	if len(sweeps) == 0 {
+		return 0, nil
+	}
+	t, err := c.open()
+	if err != nil {
+		return 0, explain(sweeps[0], err)
+	}
+	defer t.close()
+	for _, s := range sweeps {
+		n, err := s.run(ctx, t)
 		deleted += n
 		if err != nil {
-			return deleted, explain(f, err)
+			return deleted, explain(s, err)
 		}
 	}
 	return deleted, nil
 }
 
-func cleanFamily(ctx context.Context, t table, f dataplane.Family, w wanted) (deleted int, err error) {
+func (s sweep) run(ctx context.Context, t table) (deleted int, err error) {
+	f := s.family
 	for range dumpAttempts {
 		if err := ctx.Err(); err != nil {
 			return deleted, err
 		}
 		var stale [][]byte
-		dumpErr := t.dump(f, dataplane.UDP, func(flow Flow, handle []byte) {
-			if w.stale(flow) {
+		dumpErr := t.dump(f, s.protocol, s.from, func(flow Flow, handle []byte) {
+			if flow.Protocol == s.protocol && s.stale(flow) {
 				stale = append(stale, append([]byte(nil), handle...))
 			}
 		})
@@ -140,11 +167,11 @@ func temporary(err error) bool {
 	return errors.Is(err, netlink.ErrDumpInterrupted) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS)
 }
 
-func explain(f dataplane.Family, err error) error {
+func explain(s sweep, err error) error {
 	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("removing stale %s flows from connection tracking needs CAP_NET_ADMIN: %w", f, err)
+		return fmt.Errorf("removing stale %s flows from connection tracking needs CAP_NET_ADMIN: %w", s.family, err)
 	}
-	return fmt.Errorf("removing stale %s flows from connection tracking: %w", f, err)
+	return fmt.Errorf("removing stale %s flows from connection tracking: %w", s.family, err)
 }
 
 // serving is the set of endpoints that a flow to a frontend may point at. The value reports whether policy Local allows

@@ -166,7 +166,7 @@ type fakeTable struct {
 	closed    bool
 }
 
-func (k *fakeTable) dump(f dataplane.Family, _ dataplane.Protocol, yield func(Flow, []byte)) error {
+func (k *fakeTable) dump(f dataplane.Family, _ dataplane.Protocol, _ netip.AddrPort, yield func(Flow, []byte)) error {
 	k.dumps++
 	if f == dataplane.IPv4 {
 		for handle, flow := range k.flows {

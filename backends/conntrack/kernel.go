@@ -18,9 +18,12 @@ import (
 // Attributes of ctnetlink for filtering a dump, which the libraries do not name (linux/netfilter/nfnetlink_conntrack.h
 // and net/netfilter/nf_conntrack.h). The kernel has had them since 5.8; an older one ignores them and dumps everything.
 const (
-	ctaFilter          = 25
-	ctaFilterOrigFlags = 1
-	filterByProtocol   = 1 << 3
+	ctaFilter           = 25
+	ctaFilterOrigFlags  = 1
+	ctaFilterReplyFlags = 2
+	filterBySource      = 1 << 0
+	filterByProtocol    = 1 << 3
+	filterBySourcePort  = 1 << 4
 )
 
 // kernel is the connection tracking table of the network namespace in which it was opened. A library's list of the
@@ -59,15 +62,30 @@ func (k *kernel) request(f dataplane.Family, operation, flags int) *nl.NetlinkRe
 	return req
 }
 
-func (k *kernel) dump(f dataplane.Family, p dataplane.Protocol, yield func(Flow, []byte)) error {
+func (k *kernel) dump(f dataplane.Family, p dataplane.Protocol, from netip.AddrPort, yield func(Flow, []byte)) error {
 	req := k.request(f, nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP)
 	proto := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_PROTO, nil)
 	proto.AddRtAttr(nl.CTA_PROTO_NUM, nl.Uint8Attr(uint8(p)))
-	orig := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_ORIG, nil)
-	orig.AddChild(proto)
 	filter := nl.NewRtAttr(unix.NLA_F_NESTED|ctaFilter, nil)
-	filter.AddRtAttr(ctaFilterOrigFlags, nl.Uint32Attr(filterByProtocol))
-	req.AddData(orig)
+	if from.IsValid() {
+		flags := uint32(filterByProtocol | filterBySourcePort)
+		reply := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_REPLY, nil)
+		if f == dataplane.IPv4 { // for IPv6 the kernel yields all flows but those
+			flags |= filterBySource
+			ip := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_IP, nil)
+			ip.AddRtAttr(nl.CTA_IP_V4_SRC, from.Addr().AsSlice())
+			reply.AddChild(ip)
+		}
+		proto.AddRtAttr(nl.CTA_PROTO_SRC_PORT, nl.BEUint16Attr(from.Port()))
+		reply.AddChild(proto)
+		filter.AddRtAttr(ctaFilterReplyFlags, nl.Uint32Attr(flags))
+		req.AddData(reply)
+	} else {
+		orig := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_ORIG, nil)
+		orig.AddChild(proto)
+		filter.AddRtAttr(ctaFilterOrigFlags, nl.Uint32Attr(filterByProtocol))
+		req.AddData(orig)
+	}
 	req.AddData(filter)
 
 	var parseErr error
@@ -93,11 +111,15 @@ func (k *kernel) remove(f dataplane.Family, handle []byte) (bool, error) {
 	return err == nil, err
 }
 
-// srcNAT and dstNAT are IPS_SRC_NAT and IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h.
+// seenReply, srcNAT and dstNAT are IPS_SEEN_REPLY, IPS_SRC_NAT and IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h.
 const (
-	srcNAT = 1 << 4
-	dstNAT = 1 << 5
+	seenReply = 1 << 1
+	srcNAT    = 1 << 4
+	dstNAT    = 1 << 5
 )
+
+// tcpClose is TCP_CONNTRACK_CLOSE of linux/netfilter/nf_conntrack_tcp.h, the state of a connection that was reset.
+const tcpClose = 8
 
 // parse parses a dumped flow. Its attributes are its handle. They include the flow's id, so that a later flow with the
 // same addresses is not mistaken for it.
@@ -112,6 +134,7 @@ func parse(msg []byte) (handle []byte, flow Flow, err error) {
 	}
 	var orig, reply tuple
 	var status uint32
+	var state uint8
 	for ad.Next() {
 		switch ad.Type() {
 		case nl.CTA_STATUS:
@@ -120,6 +143,8 @@ func parse(msg []byte) (handle []byte, flow Flow, err error) {
 			ad.Nested(orig.decode)
 		case nl.CTA_TUPLE_REPLY:
 			ad.Nested(reply.decode)
+		case nl.CTA_PROTOINFO:
+			ad.Nested(func(ad *mdnetlink.AttributeDecoder) error { return decodeState(ad, &state) })
 		}
 	}
 	if err := ad.Err(); err != nil {
@@ -131,9 +156,28 @@ func parse(msg []byte) (handle []byte, flow Flow, err error) {
 		Dst:      netip.AddrPortFrom(orig.dst, orig.dstPort),
 		ReplySrc: netip.AddrPortFrom(reply.src, reply.srcPort),
 	}
-	flow.Masqueraded = status&srcNAT != 0
+	flow.Masqueraded, flow.Unanswered = status&srcNAT != 0, status&seenReply == 0
+	flow.Closed = flow.Protocol == dataplane.TCP && state == tcpClose
 	flow.ByIPVS = flow.Dst != flow.ReplySrc && status&dstNAT == 0
 	return handle, flow, nil
+}
+
+// decodeState decodes the state of a TCP connection.
+func decodeState(ad *mdnetlink.AttributeDecoder, state *uint8) error {
+	for ad.Next() {
+		if ad.Type() != nl.CTA_PROTOINFO_TCP {
+			continue
+		}
+		ad.Nested(func(ad *mdnetlink.AttributeDecoder) error {
+			for ad.Next() {
+				if ad.Type() == nl.CTA_PROTOINFO_TCP_STATE {
+					*state = ad.Uint8()
+				}
+			}
+			return ad.Err()
+		})
+	}
+	return ad.Err()
 }
 
 func decoder(b []byte) (*mdnetlink.AttributeDecoder, error) {

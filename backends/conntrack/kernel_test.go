@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"weir/backends/dataplane"
@@ -22,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) { netlab.Main(m) }
 
-// create adds a flow to the kernel's table: client to dst, answered by replySrc. It records no NAT, as IPVS does.
+// create adds a flow to the kernel's table: client to dst, to be answered by replySrc. It records no NAT, as IPVS does.
 func create(t *testing.T, protocol uint8, client, dst, replySrc string) {
 	t.Helper()
 	c, d, r := netip.MustParseAddrPort(client), netip.MustParseAddrPort(dst), netip.MustParseAddrPort(replySrc)
@@ -37,14 +38,48 @@ func create(t *testing.T, protocol uint8, client, dst, replySrc string) {
 		TimeOut:    300,
 	}
 	if protocol == unix.IPPROTO_TCP {
-		f.ProtoInfo = &netlink.ProtoInfoTCP{State: nlTCPEstablished}
+		f.ProtoInfo = &netlink.ProtoInfoTCP{State: tcpEstablished}
 	}
 	if err := netlink.ConntrackCreate(netlink.ConntrackTable, netlink.InetFamily(family), f); err != nil {
 		t.Fatalf("create %s -> %s: %v", client, dst, err)
 	}
 }
 
-const nlTCPEstablished = 3
+const tcpEstablished = 3
+
+// answered adds a TCP flow over IPv4 that was answered, in a state of the kernel's.
+func answered(t *testing.T, client, dst, replySrc string, state uint8) {
+	t.Helper()
+	create(t, unix.IPPROTO_TCP, client, dst, replySrc)
+	k, err := openKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.close()
+	c, d := netip.MustParseAddrPort(client), netip.MustParseAddrPort(dst)
+	ip := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_IP, nil)
+	ip.AddRtAttr(nl.CTA_IP_V4_SRC, c.Addr().AsSlice())
+	ip.AddRtAttr(nl.CTA_IP_V4_DST, d.Addr().AsSlice())
+	proto := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_PROTO, nil)
+	proto.AddRtAttr(nl.CTA_PROTO_NUM, nl.Uint8Attr(unix.IPPROTO_TCP))
+	proto.AddRtAttr(nl.CTA_PROTO_SRC_PORT, nl.BEUint16Attr(c.Port()))
+	proto.AddRtAttr(nl.CTA_PROTO_DST_PORT, nl.BEUint16Attr(d.Port()))
+	orig := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_ORIG, nil)
+	orig.AddChild(ip)
+	orig.AddChild(proto)
+	req := k.(*kernel).request(dataplane.IPv4, nl.IPCTNL_MSG_CT_NEW, unix.NLM_F_ACK)
+	req.AddData(orig)
+	const confirmed = 1 << 3
+	req.AddData(nl.NewRtAttr(nl.CTA_STATUS, nl.BEUint32Attr(confirmed|seenReply)))
+	inTCP := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_PROTOINFO_TCP, nil)
+	inTCP.AddRtAttr(nl.CTA_PROTOINFO_TCP_STATE, nl.Uint8Attr(state))
+	info := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_PROTOINFO, nil)
+	info.AddChild(inTCP)
+	req.AddData(info)
+	if _, err := req.Execute(unix.NETLINK_NETFILTER, 0); err != nil {
+		t.Fatalf("answer %s: %v", client, err)
+	}
+}
 
 // clients returns the client addresses of all flows in the kernel's table, sorted.
 func clients(t *testing.T) []string {
@@ -112,11 +147,11 @@ func TestDumpHasOneProtocolOnly(t *testing.T) {
 	}
 	defer k.close()
 	var got []Flow
-	if err := k.dump(dataplane.IPv4, dataplane.UDP, func(f Flow, _ []byte) { got = append(got, f) }); err != nil {
+	if err := k.dump(dataplane.IPv4, dataplane.UDP, netip.AddrPort{}, func(f Flow, _ []byte) { got = append(got, f) }); err != nil {
 		t.Fatal(err)
 	}
 	want := []Flow{flow("10.96.0.10:53", "10.244.0.1:5353")}
-	want[0].Src, want[0].ByIPVS = netip.MustParseAddr("192.0.2.1"), true
+	want[0].Src, want[0].ByIPVS, want[0].Unanswered = netip.MustParseAddr("192.0.2.1"), true, true
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}

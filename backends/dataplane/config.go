@@ -48,6 +48,11 @@ const (
 	ConnectionLabelText = "119"
 )
 
+// ProbeMark is the packet mark of a probe of an endpoint. The modes whose rules translate the node's own connections let those
+// with exactly this mark pass, so that a probe meets the endpoint and not what weir would send it on to. The value has none of
+// the bits that Kubernetes, container networks and VPNs give a meaning.
+const ProbeMark = 0x1070
+
 // LocalDetector recognises traffic that starts in a pod of this node. The zero value recognises none, and then no
 // traffic is masqueraded because of its source.
 type LocalDetector struct {

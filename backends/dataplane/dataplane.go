@@ -130,11 +130,14 @@ type ServicePort struct {
 	Endpoints []Endpoint `json:"endpoints,omitempty"`
 	// Serving holds every endpoint that may keep its existing flows, because it is ready, or terminating and still
 	// serving. Topology does not matter here, since it chooses for new flows only. It is sorted and unique.
-	// Only UDP ports have it, because it matters only to connection tracking. Endpoints count as serving in any case.
+	// Only UDP ports and those with Reset have it, because it matters only to connection tracking. Endpoints count as serving
+	// in any case.
 	Serving []netip.AddrPort `json:"serving,omitempty"`
-	// ServingLocal holds those of Serving that are on this node, if a policy is Local. When a policy turns to Local, flows
+	// ServingLocal holds those of Serving that are on this node, if a policy is Local. When a policy turns to Local, UDP flows
 	// to other endpoints move.
 	ServingLocal []netip.AddrPort `json:"servingLocal,omitempty"`
+	// Reset reports whether open TCP connections to an endpoint that does not serve any more are ended.
+	Reset bool `json:"reset,omitempty"`
 	// HasEndpoints reports whether the Service port has a usable endpoint on any node. If policy Local lets this node
 	// use none of them, traffic is dropped, not rejected.
 	HasEndpoints bool `json:"hasEndpoints,omitempty"`
@@ -146,6 +149,14 @@ type ServicePort struct {
 	// ProxyProtocol reports whether the Service's endpoints expect a PROXY protocol version 2 header. Only a proxy can
 	// send one.
 	ProxyProtocol bool `json:"proxyProtocol,omitempty"`
+
+	// Probe says what tells whether the endpoints work, or "". It is for people only, and must not influence Render.
+	Probe string `json:"probe,omitempty"`
+
+	// Answered reports whether weir itself answers at the ClusterIP. Its packets are delivered to this node as they are, with
+	// neither translation nor connection tracking, and Endpoints only says where weir answers besides. Such a ServicePort
+	// has no other address.
+	Answered bool `json:"answered,omitempty"`
 
 	// Scheduler is the IPVS scheduler that the Service asked for, or "".
 	Scheduler string `json:"scheduler,omitempty"`
@@ -173,7 +184,7 @@ func (p *ServicePort) Equal(o *ServicePort) bool {
 		p.Affinity == o.Affinity && slices.Equal(p.Endpoints, o.Endpoints) &&
 		slices.Equal(p.Serving, o.Serving) && slices.Equal(p.ServingLocal, o.ServingLocal) && p.HasEndpoints == o.HasEndpoints &&
 		p.HealthCheckNodePort == o.HealthCheckNodePort && p.Scheduler == o.Scheduler &&
-		p.ProxyProtocol == o.ProxyProtocol
+		p.ProxyProtocol == o.ProxyProtocol && p.Reset == o.Reset && p.Probe == o.Probe && p.Answered == o.Answered
 }
 
 // InternalEndpoints returns the endpoints for traffic to the ClusterIP.

@@ -14,7 +14,8 @@ func TestEqualForgetsNoField(t *testing.T) {
 		"ExternalIPs": []netip.Addr{{}}, "LoadBalancerIPs": []netip.Addr{{}}, "SourceRanges": []netip.Prefix{{}},
 		"InternalLocal": true, "ExternalLocal": true, "Affinity": time.Second, "Endpoints": []Endpoint{{}},
 		"HasEndpoints": true, "HealthCheckNodePort": uint16(1), "Scheduler": "rr",
-		"Serving": []netip.AddrPort{{}}, "ServingLocal": []netip.AddrPort{{}}, "ProxyProtocol": true,
+		"Serving": []netip.AddrPort{{}}, "ServingLocal": []netip.AddrPort{{}}, "ProxyProtocol": true, "Reset": true, "Probe": "tcpSocket",
+		"Answered": true,
 	}
 	kind := reflect.TypeFor[ServicePort]()
 	for i := range kind.NumField() {

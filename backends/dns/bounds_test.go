@@ -58,7 +58,7 @@ func TestMalformed(t *testing.T) {
 	before, goroutines := heap(), runtime.NumGoroutine()
 	buf, reply := make([]byte, 0, maxUDPSize), make([]byte, 0, maxUDPSize)
 	const datagrams = 100000
-	for range 1000000 - datagrams {
+	for range seed.Steps(1000000 - datagrams) {
 		buf = mangled(buf)
 		if got, _ := direct.answer(reply, buf, &client{at: time.Now()}); len(got) > maxUDPSize {
 			t.Fatalf("%d bytes in answer to %x", len(got), buf)
@@ -172,6 +172,7 @@ func TestMetrics(t *testing.T) {
 	}
 	const want = `coredns_cache_entries{} 0
 coredns_cache_hits_total{} 0
+coredns_cache_prefetch_total{} 0
 coredns_cache_requests_total{} 1
 coredns_cache_served_stale_total{} 0
 coredns_dns_request_duration_seconds{,.} 1
@@ -195,5 +196,26 @@ weir_dns_rate_limited_total{} 0
 `
 	if b.String() != want {
 		t.Errorf("got\n%swant\n%s", b.String(), want)
+	}
+}
+
+// TestConnectionsOfOneClient has one client open as many connections as it can and say nothing: others are answered over TCP.
+func TestConnectionsOfOneClient(t *testing.T) {
+	resolver := &Resolver{Zone: newTestZone(), Domain: "cluster.local.", Pods: PodsInsecure}
+	at := serve(t, &Server{Resolver: resolver, Metrics: &Metrics{}})
+	ask(t, "tcp", at, "web.default.svc.cluster.local.", dnsmessage.TypeA, nil)
+	greedy := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9)}}
+	for range 2 * maxConns {
+		conn, err := greedy.Dial("tcp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := conn.Write([]byte{0, 40, 1}); err != nil {
+			continue // it is reset
+		}
+	}
+	for range 10 {
+		ask(t, "tcp", at, "web.default.svc.cluster.local.", dnsmessage.TypeA, nil)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -21,14 +22,14 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// The times of Upstreams.
+// The bounds of Upstreams.
 const (
-	// patience is how long a resolver may take before the next one is asked.
+	// patience is how long a resolver may take before the next one is asked too, and a kept answer that is stale is given.
 	patience = 250 * time.Millisecond
-	// deadFor is how long a resolver that did not answer is asked last.
+	// deadFor is how long a resolver that did not answer in time is asked last. After that it is tried beside another one.
 	deadFor = 5 * time.Second
 	// wholePatience limits the time for one question.
-	wholePatience = 4 * time.Second
+	wholePatience = 2 * time.Second
 	// maxStale is how long an answer is kept after its TTL, for the case that no resolver answers (RFC 8767).
 	maxStale = time.Hour
 	// staleTTL is the TTL of such an answer, in seconds.
@@ -40,13 +41,20 @@ const (
 	maxCached = 10000
 	// maxCachedSize is the size of the longest answer that is kept, in bytes.
 	maxCachedSize = 4096
+	// oftenAsked is how many times a kept answer is given before it is asked for again ahead of its end.
+	oftenAsked = 3
+	// maxRefreshed limits the answers that are asked for at the same time while nobody waits for them.
+	maxRefreshed = 32
 )
 
 // Upstreams forwards questions to other resolvers and keeps their answers. It is safe for concurrent use.
 type Upstreams struct {
 	cache *lru.Cache[cacheKey, *cached]
 
-	lookups, hits, stale atomic.Uint64
+	lookups, hits, stale, prefetched atomic.Uint64
+
+	// refreshing counts the answers that are asked for while nobody waits for them.
+	refreshing atomic.Int64
 
 	// asking has one call for all that ask the same at the same time.
 	asking singleflight.Group
@@ -55,6 +63,7 @@ type Upstreams struct {
 	routes map[string][]*upstream
 }
 
+// upstream is a resolver. deadUntil is zero as long as it answers.
 type upstream struct {
 	addr      netip.AddrPort
 	deadUntil time.Time
@@ -71,6 +80,8 @@ type cached struct {
 	msg     []byte
 	at      time.Time
 	expires time.Time
+	// given counts how often it was given, until it is asked for ahead.
+	given atomic.Int64
 }
 
 // NewUpstreams returns Upstreams without a server.
@@ -135,20 +146,86 @@ func (u *Upstreams) Forward(ctx context.Context, msg []byte, q dnsmessage.Questi
 	kept, ok := u.cache.Get(key)
 	if ok && now.Before(kept.expires) {
 		u.hits.Add(1)
+		if kept.given.Add(1) >= oftenAsked && kept.ending(now) && u.refresh(ctx, key, msg) {
+			kept.given.Store(math.MinInt64)
+			u.prefetched.Add(1)
+		}
 		return kept.answer(msg, now, false), nil
 	}
-	fresh, err := u.ask(ctx, key, msg)
-	if err == nil {
-		return withQuestion(fresh, msg), nil
-	}
-	if ok && now.Before(kept.expires.Add(maxStale)) {
+	stale := ok && now.Before(kept.expires.Add(maxStale))
+	if stale && u.allDead(key.name) {
+		u.refresh(ctx, key, msg)
 		u.stale.Add(1)
 		return kept.answer(msg, now, true), nil
 	}
-	return nil, err
+	if stale {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, patience)
+		defer cancel()
+	}
+	fresh, err := u.ask(ctx, key, msg)
+	if stale && (err != nil || !conclusive(fresh)) {
+		u.stale.Add(1)
+		return kept.answer(msg, now, true), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return withQuestion(fresh, msg), nil
 }
 
-// ask asks the servers, once for all that ask the same.
+// Ask asks the servers for a name, which ends with a dot. It returns the records of the answer as a zone file has them, and whether
+// the name exists.
+func (u *Upstreams) Ask(ctx context.Context, name string, t dnsmessage.Type) (records []string, exists bool, err error) {
+	full, err := dnsmessage.NewName(name)
+	if err != nil {
+		return nil, false, err
+	}
+	q := dnsmessage.Question{Name: full, Type: t, Class: dnsmessage.ClassINET}
+	m := dnsmessage.Message{Header: dnsmessage.Header{RecursionDesired: true}, Questions: []dnsmessage.Question{q}}
+	msg, err := m.Pack()
+	if err != nil {
+		return nil, false, err
+	}
+	answer, err := u.Forward(ctx, msg, q)
+	if err != nil {
+		return nil, false, err
+	}
+	if err := m.Unpack(answer); err != nil {
+		return nil, false, err
+	}
+	for i := range m.Answers {
+		records = append(records, resourceText(&m.Answers[i]))
+	}
+	switch m.RCode {
+	case dnsmessage.RCodeSuccess:
+		return records, true, nil
+	case dnsmessage.RCodeNameError:
+		return records, false, nil
+	}
+	return nil, false, fmt.Errorf("%w: %s", errNoAnswer, m.RCode)
+}
+
+// ending reports whether less than a tenth of the time of a kept answer is left, or than a second of a short one.
+func (c *cached) ending(now time.Time) bool {
+	whole := c.expires.Sub(c.at)
+	return c.expires.Sub(now) < max(whole/10, min(whole/2, time.Second))
+}
+
+// refresh asks for an answer that nobody waits for, and reports whether it does: others may be enough.
+func (u *Upstreams) refresh(ctx context.Context, key cacheKey, msg []byte) bool {
+	if u.refreshing.Add(1) > maxRefreshed {
+		u.refreshing.Add(-1)
+		return false
+	}
+	go func() {
+		defer u.refreshing.Add(-1)
+		_, _ = u.ask(context.WithoutCancel(ctx), key, msg) // the next question asks again
+	}()
+	return true
+}
+
+// ask asks the servers, once for all that ask the same. The servers are asked to the end even if ctx is done before.
 func (u *Upstreams) ask(ctx context.Context, key cacheKey, msg []byte) ([]byte, error) {
 	asked := u.asking.DoChan(fmt.Sprint(key), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), wholePatience)
@@ -164,47 +241,119 @@ func (u *Upstreams) ask(ctx context.Context, key cacheKey, msg []byte) ([]byte, 
 	}
 }
 
-// askAll asks one server after the other, those that answered last first, twice round.
+// askAll asks one server after the other, the dead ones last, twice round. The next one is asked when one fails or is silent for
+// patience. The first answer counts, also that of a server which is slow. An answer that is not conclusive counts if there is
+// no other.
 func (u *Upstreams) askAll(ctx context.Context, key cacheKey, msg []byte) ([]byte, error) {
-	var failure error = errNoAnswer
-	for range 2 {
-		for _, s := range u.order(key.name) {
-			answer, err := exchange(ctx, s.addr, msg)
-			if err == nil {
-				u.keep(key, answer)
-				return answer, nil
+	servers, retry := u.order(key.name)
+	for _, s := range retry {
+		go func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+			defer cancel()
+			if _, err := exchange(ctx, s.addr, msg); err == nil {
+				u.mark(s, true)
 			}
-			failure = fmt.Errorf("%w: %s: %w", errNoAnswer, s.addr, err)
-			u.mu.Lock()
-			s.deadUntil = time.Now().Add(deadFor)
-			u.mu.Unlock()
-			if ctx.Err() != nil {
-				return nil, failure
+		}()
+	}
+	type result struct {
+		from   *upstream
+		answer []byte
+		err    error
+	}
+	results := make(chan result, 2*len(servers))
+	var (
+		failure error = errNoAnswer
+		other   []byte
+		waiting int
+	)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for next := 0; next < 2*len(servers) || waiting > 0; {
+		if next < 2*len(servers) {
+			s := servers[next%len(servers)]
+			next++
+			waiting++
+			timer.Reset(patience)
+			go func() {
+				answer, err := exchange(ctx, s.addr, msg)
+				results <- result{s, answer, err}
+			}()
+		}
+		select {
+		case <-ctx.Done():
+			next, waiting = 2*len(servers), 0
+		case <-timer.C:
+			u.mark(servers[(next-1)%len(servers)], false)
+		case r := <-results:
+			waiting--
+			switch {
+			case r.err != nil:
+				failure = fmt.Errorf("%w: %s: %w", errNoAnswer, r.from.addr, r.err)
+				u.mark(r.from, false)
+			case conclusive(r.answer):
+				u.mark(r.from, true)
+				u.keep(key, r.answer)
+				return r.answer, nil
+			default:
+				u.mark(r.from, true)
+				other = r.answer
 			}
 		}
+	}
+	if other != nil {
+		return other, nil
 	}
 	return nil, failure
 }
 
-func (u *Upstreams) order(name string) []*upstream {
+// conclusive reports whether an answer says what a name has, or that it does not exist. Any other says something of the server,
+// and another server may know better.
+func conclusive(answer []byte) bool {
+	rcode := dnsmessage.RCode(answer[3] & 0xf)
+	return rcode == dnsmessage.RCodeSuccess || rcode == dnsmessage.RCodeNameError
+}
+
+func (u *Upstreams) mark(s *upstream, alive bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if s.deadUntil = (time.Time{}); !alive {
+		s.deadUntil = time.Now().Add(deadFor)
+	}
+}
+
+// order returns the servers to ask for a name, and the dead ones to try beside them.
+func (u *Upstreams) order(name string) (servers, retry []*upstream) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	now := time.Now()
-	var alive, dead []*upstream
+	var dead []*upstream
 	for _, s := range u.route(name) {
-		if now.Before(s.deadUntil) {
-			dead = append(dead, s)
+		if s.deadUntil.IsZero() {
+			servers = append(servers, s)
 		} else {
-			alive = append(alive, s)
+			dead = append(dead, s)
 		}
 	}
-	return append(alive, dead...)
+	for _, s := range dead {
+		if len(servers) > 0 && now.After(s.deadUntil) {
+			s.deadUntil = now.Add(deadFor)
+			retry = append(retry, s)
+		}
+	}
+	return append(servers, dead...), retry
+}
+
+// allDead reports whether every server for a name is dead.
+func (u *Upstreams) allDead(name string) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return !slices.ContainsFunc(u.route(name), func(s *upstream) bool { return s.deadUntil.IsZero() })
 }
 
 // exchange asks one server over UDP, and over TCP if the answer does not fit. Each question has a port and an ID of its own,
 // so that only the server that was asked can answer.
 func exchange(ctx context.Context, server netip.AddrPort, msg []byte) ([]byte, error) {
-	answer, err := exchangeOver(ctx, "udp", server, msg, patience)
+	answer, err := exchangeOver(ctx, "udp", server, msg, wholePatience)
 	if err == nil && answer[2]&0x02 != 0 { // truncated
 		return exchangeOver(ctx, "tcp", server, msg, 4*patience)
 	}
@@ -278,7 +427,7 @@ func readMessage(conn net.Conn, network string) ([]byte, error) {
 	return buf, err
 }
 
-// answers reports whether a message is the answer to a question.
+// answers reports whether a message is the answer to a question, and well formed.
 func answers(ask, answer []byte) bool {
 	var p, a dnsmessage.Parser
 	hq, err1 := p.Start(ask)
@@ -288,6 +437,9 @@ func answers(ask, answer []byte) bool {
 	}
 	q1, err1 := p.Question()
 	q2, err2 := a.Question()
+	if err2 == nil && !ha.Truncated {
+		err2 = errors.Join(a.SkipAllQuestions(), a.SkipAllAnswers(), a.SkipAllAuthorities(), a.SkipAllAdditionals())
+	}
 	return err1 == nil && err2 == nil && q1.Type == q2.Type && q1.Class == q2.Class && strings.EqualFold(q1.Name.String(), q2.Name.String())
 }
 

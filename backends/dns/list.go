@@ -26,6 +26,30 @@ func (r Record) String() string {
 	return fmt.Sprintf("%s\t%d\tIN\t%s\t%s", r.Name, r.TTL, strings.TrimPrefix(r.Type.String(), "Type"), data)
 }
 
+// resourceText returns a record of another server as Record.String does its own.
+func resourceText(r *dnsmessage.Resource) string {
+	record := Record{Name: r.Header.Name.String(), Type: r.Header.Type, TTL: r.Header.TTL}
+	switch b := r.Body.(type) {
+	case *dnsmessage.AResource:
+		record.Addr = netip.AddrFrom4(b.A)
+	case *dnsmessage.AAAAResource:
+		record.Addr = netip.AddrFrom16(b.AAAA)
+	case *dnsmessage.CNAMEResource:
+		record.Target = b.CNAME.String()
+	case *dnsmessage.NSResource:
+		record.Target = b.NS.String()
+	case *dnsmessage.PTRResource:
+		record.Target = b.PTR.String()
+	case *dnsmessage.TXTResource:
+		record.Text = strings.Join(b.TXT, "")
+	case *dnsmessage.SRVResource:
+		return fmt.Sprintf("%s\t%d\tIN\tSRV\t%d %d %d %s", record.Name, record.TTL, b.Priority, b.Weight, b.Port, b.Target)
+	case *dnsmessage.SOAResource:
+		return fmt.Sprintf("%s\t%d\tIN\tSOA\t%s %s %d %d %d %d %d", record.Name, record.TTL, b.NS, b.MBox, b.Serial, b.Refresh, b.Retry, b.Expire, b.MinTTL)
+	}
+	return record.String()
+}
+
 // List returns the records of a Service: of its name, its named ports, the endpoints of a headless Service, and its
 // addresses.
 func (r *Resolver) List(n *dataplane.Names) (records []Record) {

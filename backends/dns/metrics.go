@@ -160,12 +160,13 @@ var (
 	lookupsDesc   = desc("coredns_cache_requests_total", "Questions for names elsewhere.")
 	hitsDesc      = desc("coredns_cache_hits_total", "Questions for names elsewhere that a kept answer was for.")
 	staleDesc     = desc("coredns_cache_served_stale_total", "Questions that were answered after the time of the answer, because no resolver answered.")
+	prefetchDesc  = desc("coredns_cache_prefetch_total", "Kept answers that were asked for again ahead of their end, because they are asked for often.")
 	limitedDesc   = desc("weir_dns_rate_limited_total", "Replies that were cut to ask the client for TCP, because it asks too often.", "server")
 )
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{requestsDesc, responsesDesc, durationDesc, sizeDesc, rejectsDesc, entriesDesc, lookupsDesc, hitsDesc, staleDesc, limitedDesc} {
+	for _, d := range []*prometheus.Desc{requestsDesc, responsesDesc, durationDesc, sizeDesc, rejectsDesc, entriesDesc, lookupsDesc, hitsDesc, staleDesc, prefetchDesc, limitedDesc} {
 		ch <- d
 	}
 }
@@ -189,6 +190,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	counter(lookupsDesc, m.Upstreams.lookups.Load())
 	counter(hitsDesc, m.Upstreams.hits.Load())
 	counter(staleDesc, m.Upstreams.stale.Load())
+	counter(prefetchDesc, m.Upstreams.prefetched.Load())
 	ch <- prometheus.MustNewConstMetric(entriesDesc, prometheus.GaugeValue, float64(m.Upstreams.cache.Len()))
 }
 

@@ -40,6 +40,8 @@ type Answer struct {
 	// Chase is the name outside of the zone that the last CNAME of Records leads to. The answer is complete with the
 	// records of that name.
 	Chase string
+	// Rewritten is the name to ask for elsewhere in the place of the question's.
+	Rewritten string
 	// Unknown reports whether the name is of an address that no Service has. If another server can be asked, it knows
 	// better.
 	Unknown bool
@@ -54,6 +56,8 @@ type Resolver struct {
 	// Hosts has the addresses of further names, which are in none of the zones. Its keys are in lower case, without a dot
 	// at the end.
 	Hosts map[string][]netip.Addr
+	// Rewrite, if set, has the names that are asked for in the place of others.
+	Rewrite *Rewriter
 	// Servers are the addresses of the server itself, for the zone's NS records.
 	Servers []netip.Addr
 }
@@ -85,6 +89,19 @@ func inZone(name, zone string) bool {
 
 // Resolve answers a question. ok is false if the name is in none of the zones.
 func (r *Resolver) Resolve(q Question) (a Answer, ok bool) {
+	name, rewritten := r.Rewrite.rewrite(q.Name)
+	if !rewritten {
+		return r.resolve(q)
+	}
+	a, ok = r.resolve(Question{name, q.Type})
+	a.Records = renamed(a.Records, name, q.Name)
+	if !ok || a.Unknown {
+		a.Rewritten = name
+	}
+	return a, ok
+}
+
+func (r *Resolver) resolve(q Question) (a Answer, ok bool) {
 	zone := r.Mine(q.Name)
 	if zone == "" {
 		return r.host(q)

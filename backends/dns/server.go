@@ -7,13 +7,16 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
 )
 
 // The bounds of a Server.
@@ -22,9 +25,10 @@ const (
 	batch = 32
 	// maxForwarded limits how many questions wait for resolvers elsewhere. One more is answered with SERVFAIL.
 	maxForwarded = 1024
-	// maxConns limits the open TCP connections, and idleTimeout how long one may be silent.
-	maxConns    = 128
-	idleTimeout = 10 * time.Second
+	// maxConns limits the open TCP connections, maxConnsOfClient those of one address, and idleTimeout how long one may be silent.
+	maxConns         = 128
+	maxConnsOfClient = 32
+	idleTimeout      = 10 * time.Second
 	// maxTCPSize is the most that the length of a message over TCP can say.
 	maxTCPSize = 1<<16 - 1
 )
@@ -43,6 +47,11 @@ type Server struct {
 	// Allowed reports whether an address may ask. Questions of others are not answered.
 	Allowed func(netip.Addr) bool
 	Log     hclog.Logger
+	// Namespace, if set, returns the namespace of the pod that has an address. The server then searches for what such a pod
+	// does not find in its first search domain.
+	Namespace func(netip.Addr) (string, bool)
+	// Early, if set, has the Server listen at an address that this node may get later.
+	Early bool
 	// Metrics, if set, counts.
 	Metrics *Metrics
 	// Transfer, if set, returns the whole zone for a client that may copy it.
@@ -53,20 +62,19 @@ type Server struct {
 
 	turns     atomic.Uint32 // of the addresses of answers
 	forwarded atomic.Int64
-	conns     atomic.Int64
+
+	connsMu sync.Mutex
+	conns   int
+	clients map[netip.Addr]int // how many of conns each has
 }
 
 // Serve answers on an address until ctx is done. It returns an error if it cannot listen there.
 func (s *Server) Serve(ctx context.Context, at netip.AddrPort) error {
-	udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+	udp, tcp, err := s.listen(ctx, at)
 	if err != nil {
 		return err
 	}
 	defer udp.Close()
-	tcp, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(at.Addr(), uint16(udp.LocalAddr().(*net.UDPAddr).Port))))
-	if err != nil {
-		return err
-	}
 	defer tcp.Close()
 	if s.Metrics != nil {
 		s.counters = s.Metrics.server(at, s.Resolver.Domain)
@@ -78,6 +86,37 @@ func (s *Server) Serve(ctx context.Context, at netip.AddrPort) error {
 	both.Go(func() { s.serveTCP(ctx, tcp) })
 	both.Wait()
 	return ctx.Err()
+}
+
+// listen opens the sockets, which have the same port if the address names none.
+func (s *Server) listen(ctx context.Context, at netip.AddrPort) (*net.UDPConn, *net.TCPListener, error) {
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	if s.Early {
+		config.Control = freely
+	}
+	udp, err := config.ListenPacket(ctx, "udp", at.String())
+	if err != nil {
+		return nil, nil, err
+	}
+	tcp, err := config.Listen(ctx, "tcp", netip.AddrPortFrom(at.Addr(), uint16(udp.LocalAddr().(*net.UDPAddr).Port)).String())
+	if err != nil {
+		udp.Close()
+		return nil, nil, err
+	}
+	return udp.(*net.UDPConn), tcp.(*net.TCPListener), nil
+}
+
+// freely lets a socket have an address that is not one of this node.
+func freely(network, _ string, conn syscall.RawConn) (err error) {
+	level, option := unix.SOL_IP, unix.IP_FREEBIND
+	if strings.HasSuffix(network, "6") {
+		level, option = unix.SOL_IPV6, unix.IPV6_FREEBIND
+	}
+	if failed := conn.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) }); failed != nil {
+		return failed
+	}
+	return err
 }
 
 // serveUDP answers datagrams in batches: a batch of questions costs one system call to read and one to answer.
@@ -183,10 +222,16 @@ func (s *Server) answer(buf, msg []byte, from *client) (reply []byte, q *query) 
 	if s.Forwarder != nil && (!mine || a.Chase != "" || a.Unknown) {
 		return nil, q
 	}
+	if mine && a.RCode == dnsmessage.RCodeNameError {
+		if q.search = s.candidates(q, from); q.search != nil {
+			return nil, q
+		}
+	}
 	if !mine {
 		a.RCode = dnsmessage.RCodeRefused
 	}
-	q.mine = mine && rcode == dnsmessage.RCodeSuccess
+	// Another client may ask the same and have it searched for.
+	q.mine = mine && rcode == dnsmessage.RCodeSuccess && (s.Namespace == nil || a.RCode != dnsmessage.RCodeNameError)
 	reply, err := pack(buf, q, &a, s.header(q, &a, mine), q.size)
 	if err != nil {
 		s.Log.Debug("an answer cannot be packed", "name", name, "error", err)
@@ -253,15 +298,23 @@ func (s *Server) later(ctx context.Context, msg []byte, q *query, from *client, 
 // both.
 func (s *Server) elsewhere(ctx context.Context, msg []byte, q *query) []byte {
 	a, mine := s.Resolver.Resolve(Question{q.question.Name.String(), q.question.Type})
-	if !mine || a.Unknown {
-		reply, err := s.Forwarder.Forward(ctx, msg, q.question)
+	if len(q.search) > 0 {
+		if reply := s.search(ctx, msg, q); reply != nil {
+			return reply
+		}
+	} else if !mine || a.Unknown {
+		forward := func() ([]byte, error) { return s.Forwarder.Forward(ctx, msg, q.question) }
+		if a.Rewritten != "" {
+			forward = func() ([]byte, error) { return s.forwardAs(ctx, a.Rewritten, msg, q) }
+		}
+		reply, err := forward()
 		if err != nil {
 			return s.failed(q)
 		}
 		return reply
 	}
 	if a.Chase != "" {
-		rest, err := s.chase(ctx, a.Chase, q)
+		rest, _, err := s.addresses(ctx, a.Chase, q)
 		if err != nil {
 			return s.failed(q)
 		}
@@ -274,25 +327,25 @@ func (s *Server) elsewhere(ctx context.Context, msg []byte, q *query) []byte {
 	return reply
 }
 
-// chase returns the addresses of a name elsewhere.
-func (s *Server) chase(ctx context.Context, name string, q *query) ([]Record, error) {
+// addresses returns the addresses of a name elsewhere.
+func (s *Server) addresses(ctx context.Context, name string, q *query) ([]Record, dnsmessage.RCode, error) {
 	target, err := dnsmessage.NewName(name)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	question := dnsmessage.Question{Name: target, Type: q.question.Type, Class: dnsmessage.ClassINET}
 	ask := dnsmessage.Message{Header: dnsmessage.Header{ID: q.header.ID, RecursionDesired: true}, Questions: []dnsmessage.Question{question}}
 	msg, err := ask.Pack()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	reply, err := s.Forwarder.Forward(ctx, msg, question)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	var m dnsmessage.Message
 	if err := m.Unpack(reply); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	var records []Record
 	for _, r := range m.Answers {
@@ -309,7 +362,7 @@ func (s *Server) chase(ctx context.Context, name string, q *query) ([]Record, er
 		}
 		records = append(records, record)
 	}
-	return records, nil
+	return records, m.RCode, nil
 }
 
 // failed returns a reply that tells the client to ask again later.
@@ -356,18 +409,41 @@ func (s *Server) serveTCP(ctx context.Context, l *net.TCPListener) {
 			continue
 		}
 		from := conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
-		if !s.allowed(from) || s.conns.Load() >= maxConns { // only this goroutine adds
+		if !s.allowed(from) || !s.enter(from) {
 			conn.Close()
 			continue
 		}
-		s.conns.Add(1)
 		go func() {
-			defer s.conns.Add(-1)
+			defer s.leave(from)
 			defer conn.Close()
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
 			s.serveConn(ctx, conn, from.Unmap())
 		}()
+	}
+}
+
+// enter reports whether a client may have one more connection, and counts it.
+func (s *Server) enter(from netip.Addr) bool {
+	s.connsMu.Lock()
+	defer s.connsMu.Unlock()
+	if s.conns >= maxConns || s.clients[from] >= maxConnsOfClient {
+		return false
+	}
+	if s.clients == nil {
+		s.clients = map[netip.Addr]int{}
+	}
+	s.conns++
+	s.clients[from]++
+	return true
+}
+
+func (s *Server) leave(from netip.Addr) {
+	s.connsMu.Lock()
+	defer s.connsMu.Unlock()
+	s.conns--
+	if s.clients[from]--; s.clients[from] == 0 {
+		delete(s.clients, from)
 	}
 }
 

@@ -3,11 +3,13 @@ package dns
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -31,7 +33,12 @@ func serve(t *testing.T, s *Server) netip.AddrPort {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := s.Serve(ctx, at); ctx.Err() == nil {
+		err := s.Serve(ctx, at)
+		for errors.Is(err, syscall.EADDRINUSE) { // by another test, for a moment
+			time.Sleep(5 * time.Millisecond)
+			err = s.Serve(ctx, at)
+		}
+		if ctx.Err() == nil {
 			t.Error(err)
 		}
 	}()

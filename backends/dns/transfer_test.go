@@ -20,7 +20,7 @@ import (
 // questions afterwards.
 func TestTransfer(t *testing.T) {
 	rng := seed.Rand(t)
-	for _, services := range []int{0, 1, 99, 400} {
+	for _, services := range []int{0, 1, 99, 200} {
 		zone := &numberedZone{serial: 7}
 		var all []dataplane.ServiceName
 		for i := range services {

@@ -20,7 +20,8 @@ type query struct {
 	size     int
 	dnssecOK bool
 	zone     uint8 // that it is counted with
-	mine     bool  // reports whether the answer comes from the zone alone
+	search   []string
+	mine     bool // reports whether the answer comes from the zone alone
 }
 
 // parse reads a query. If reply is false, nothing may be answered. If rcode is not a success, it is the answer.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/vishvananda/netlink"
 
 	"weir/backends/doctor"
@@ -147,4 +148,40 @@ func Recorded(s Sysctl, stateDir string) []doctor.Check {
 		}
 	}
 	return checks
+}
+
+// HasRecord reports whether a state directory has a record of what weir set on a node.
+func HasRecord(stateDir string) bool {
+	_, err := readLedger(filepath.Join(stateDir, ledgerFile))
+	return err == nil
+}
+
+// HairpinPorts returns the names of the first ports of bridges in hairpin mode, whoever set it.
+func HairpinPorts() (names []string) {
+	ports, _ := bridgePorts() // of those that cannot be read, nothing can be told
+	for _, p := range ports {
+		if p.hairpin {
+			names = append(names, p.name)
+		}
+	}
+	if slices.Sort(names); len(names) > maxPortNames {
+		names = append(names[:maxPortNames], "others")
+	}
+	return names
+}
+
+// maxPortNames is how many ports of bridges HairpinPorts names.
+const maxPortNames = 5
+
+// Remaining reports whether the state directory says that weir has set something on this node that is in force.
+func Remaining(s Sysctl, stateDir string) bool {
+	k := NewKeeper(hclog.NewNullLogger(), s)
+	k.Remember(stateDir)
+	ports, err := bridgePorts()
+	for index, r := range k.hairpins.ports {
+		if p, there := ports[index]; err == nil && there && p.name == r.Name && p.hairpin && !r.Had {
+			return true
+		}
+	}
+	return len(k.unneeded(nil)) > 0
 }

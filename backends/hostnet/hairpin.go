@@ -216,6 +216,18 @@ func (k *Keeper) leavePort(a netip.Addr, index int, ports map[int]bridgePort) er
 	return nil
 }
 
+// holdHairpin records that a Backend found the hairpin mode of the port to an address. Until it drops that, another Backend, whose
+// mode is left, does not put it back.
+func (k *Keeper) holdHairpin(b *Managed, a netip.Addr) {
+	if b.below == nil { // a cleanup
+		return
+	}
+	if k.hairpins.wanted[a] == nil {
+		k.hairpins.wanted[a] = map[*Managed]struct{}{}
+	}
+	k.hairpins.wanted[a][b] = struct{}{}
+}
+
 // dropHairpins puts back what only these addresses need, unless another Backend wants them.
 func (k *Keeper) dropHairpins(b *Managed, addrs []netip.Addr) (refused map[backends.ID]error) {
 	h := k.hairpins

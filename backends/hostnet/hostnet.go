@@ -16,8 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// serviceInterfaces hold the addresses of Services, of weir and of kube-proxy, which are not the node's own.
-var serviceInterfaces = []string{"weir-ipvs0", "kube-ipvs0"}
+// serviceInterfaces hold the addresses of Services, of weir and of kube-proxy, which are not the node's own, and the one that
+// only makes systemd-resolved use a link.
+var serviceInterfaces = []string{"weir-ipvs0", "kube-ipvs0", namesLink}
 
 // dumpAttempts bounds how often a dump that the kernel interrupted is repeated before it counts as failed.
 const dumpAttempts = 5

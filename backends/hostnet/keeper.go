@@ -354,6 +354,16 @@ func (k *Keeper) warnLoopback(guarded bool) {
 	k.exposed = text != ""
 }
 
+// deliveredBesides reports whether another Backend has found or made the local route to an address, and not dropped it.
+func (k *Keeper) deliveredBesides(b *Managed, a netip.Addr) bool {
+	for other := range k.held {
+		if _, has := other.delivered[a]; has && other != b {
+			return true
+		}
+	}
+	return false
+}
+
 // heldBesides reports whether another Backend needs the parameter.
 func (k *Keeper) heldBesides(b *Managed, name string) bool {
 	for other, names := range k.held {

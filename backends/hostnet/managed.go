@@ -19,11 +19,19 @@ type Managed struct {
 	needs  []Parameter
 	// guards reports whether the Backend below keeps neighbours from the loopback addresses, needed or not.
 	guards bool
+	// holds reports whether the Backend below makes ClusterIPs addresses of the node.
+	holds bool
 	// left reports whether the Backend was told to remove its parameters.
 	left map[string]struct{}
 	// through are the networks of bridges in which pods need the hairpin mode of their port, and own the node's addresses.
 	through []netip.Prefix
 	own     []netip.Addr
+
+	// delivered are the addresses with local routes of weir that were there, or that the Backend made.
+	delivered map[netip.Addr]struct{}
+
+	// names are what has the processes of the node ask weir for names, or nil.
+	names *NodeNames
 
 	watch sync.Once
 	wake  <-chan struct{}
@@ -32,7 +40,7 @@ type Managed struct {
 
 // Manage returns a Backend that keeps the parameters as well. below may be nil.
 func (k *Keeper) Manage(below backends.Backend, needs []Parameter) *Managed {
-	return &Managed{below: below, keeper: k, needs: needs, left: map[string]struct{}{}}
+	return &Managed{below: below, keeper: k, needs: needs, left: map[string]struct{}{}, delivered: map[netip.Addr]struct{}{}}
 }
 
 // Guarding records that the Backend below keeps neighbours from the loopback addresses, so that nobody needs a warning.
@@ -42,6 +50,13 @@ func (b *Managed) Guarding() { b.guards = true }
 // frames pass through the packet filter. own are the addresses of the node.
 func (b *Managed) Hairpins(through []netip.Prefix, own []netip.Addr) { b.through, b.own = through, own }
 
+// Holding records that the Backend below makes ClusterIPs addresses of the node, so that nothing else has to deliver what is for
+// weir itself.
+func (b *Managed) Holding() { b.holds = true }
+
+// Names adds what has the processes of the node ask weir for names.
+func (b *Managed) Names(n *NodeNames) { b.names = n }
+
 // Base implements backends.Backend.
 func (b *Managed) Base() (items []backends.Item) {
 	if b.below != nil {
@@ -50,13 +65,19 @@ func (b *Managed) Base() (items []backends.Item) {
 	for _, p := range b.needs {
 		items = append(items, p.setting(p.Value))
 	}
+	if b.names != nil {
+		items = append(items, b.names.Base()...)
+	}
 	return items
 }
 
 // Render implements backends.Backend.
 func (b *Managed) Render(p *dataplane.ServicePort) ([]backends.Item, error) {
 	items, err := b.below.Render(p)
-	if err != nil || len(b.through) == 0 {
+	if err == nil && p.Answered && !b.holds {
+		items = append(items, delivery{p.ClusterIP})
+	}
+	if err != nil || len(b.through) == 0 || p.Answered {
 		return items, err
 	}
 	for i, ep := range p.Endpoints {
@@ -87,11 +108,51 @@ func (b *Managed) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 			}
 		}
 		for _, h := range b.keeper.lookHairpins(b.below == nil) {
+			b.keeper.holdHairpin(b, h.addr)
 			if !yield(h, nil) {
 				return
 			}
 		}
+		deliveries, err := b.lookDeliveries()
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		for _, d := range deliveries {
+			if !yield(d, nil) {
+				return
+			}
+		}
+		if b.names != nil {
+			for i := range b.names.Observe(ctx) {
+				if !yield(i, nil) {
+					return
+				}
+			}
+		}
 	}
+}
+
+// lookDeliveries returns the local routes, and remembers them: a Backend that takes over finds them, and keeps what it needs from
+// being taken away by the one that leaves.
+func (b *Managed) lookDeliveries() ([]delivery, error) {
+	list, err := lookDeliveries()
+	for _, d := range list {
+		b.delivered[d.addr] = struct{}{}
+	}
+	return list, err
+}
+
+// deliveryItems adds the local routes to what was read: those that are gone are nil.
+func (b *Managed) deliveryItems(items map[backends.ID]backends.Item) error {
+	for a := range b.delivered {
+		items[delivery{a}.ID()] = nil
+	}
+	list, err := b.lookDeliveries()
+	for _, d := range list {
+		items[d.ID()] = d
+	}
+	return err
 }
 
 // lookAgain is look at a full sync: what could not be set is tried again.
@@ -133,71 +194,113 @@ func (b *Managed) hold() {
 	}
 }
 
+// sorted are the changes of a Plan by when they are made. Those made before the rules are made while the Plan is sorted.
+type sorted struct {
+	below   backends.Plan
+	after   []Parameter // those that the rules guard
+	leaving []delivery
+	on, off []netip.Addr // of hairpin mode
+	refused map[backends.ID]error
+}
+
 // Apply implements backends.Backend. Parameters are set before the rules, and those that rules guard after them, as are bridge
-// ports. What is no longer needed is put back before the rules that guard it go.
+// ports. What is no longer needed is put back before the rules that guard it go. A local route is there before the rules that
+// leave its packets alone, and goes after them.
 func (b *Managed) Apply(ctx context.Context, p backends.Plan) backends.Result {
 	b.hold()
 	b.keeper.keepFile()
-	below := backends.Plan{Backend: p.Backend, Reason: p.Reason}
-	var after []Parameter
-	var on, off []netip.Addr
-	refused := map[backends.ID]error{}
+	s := sorted{below: backends.Plan{Backend: p.Backend, Reason: p.Reason}, refused: map[backends.ID]error{}}
 	for _, c := range p.Changes {
-		if h, ok := c.New.(hairpin); ok {
-			on = append(on, h.addr)
-			continue
-		}
-		if h, ok := c.Old.(hairpin); ok {
-			off = append(off, h.addr)
-			continue
-		}
-		old, _ := c.Old.(setting)
-		now, isParameter := c.New.(setting)
-		switch {
-		case c.Op == backends.Delete && old.name != "":
-			b.left[old.name] = struct{}{}
-			delete(b.keeper.held[b], old.name)
-			if b.keeper.heldBesides(b, old.name) {
-				continue
-			}
-			if err := b.keeper.putBack(old.name); err != nil {
-				refused[c.ID] = err
-			}
-		case isParameter:
-			i := slices.IndexFunc(b.needs, func(p Parameter) bool { return p.Name == now.name })
-			if b.needs[i].Guarded {
-				after = append(after, b.needs[i])
-			} else {
-				b.keeper.set(b.needs[i])
-			}
-		default:
-			below.Changes = append(below.Changes, c)
-		}
+		b.before(ctx, c, &s)
 	}
 	var r backends.Result
-	if b.below != nil && !below.Empty() {
-		r = b.below.Apply(ctx, below)
+	if b.below != nil && !s.below.Empty() {
+		r = b.below.Apply(ctx, s.below)
 	}
 	if r.Err != nil {
 		return r
 	}
-	for _, p := range after {
-		b.keeper.set(p)
-	}
-	if len(on) > 0 {
-		b.keeper.setHairpins(b, on)
-	}
-	if len(off) > 0 {
-		maps.Copy(refused, b.keeper.dropHairpins(b, off))
-	}
-	if len(refused) > 0 {
+	b.after(&s)
+	if len(s.refused) > 0 {
 		r.Refused = maps.Clone(r.Refused)
 		if r.Refused == nil {
 			r.Refused = map[backends.ID]error{}
 		}
-		maps.Copy(r.Refused, refused)
+		maps.Copy(r.Refused, s.refused)
 	}
 	return r
+}
+
+// before makes a change that comes before the rules, or sorts it.
+func (b *Managed) before(ctx context.Context, c backends.Change, s *sorted) {
+	if isNodeName(c) {
+		maps.Copy(s.refused, b.names.Apply(ctx, backends.Plan{Changes: []backends.Change{c}}).Refused)
+		return
+	}
+	switch i := c.New.(type) {
+	case delivery:
+		if err := i.set(); err != nil {
+			s.refused[c.ID] = err
+		} else {
+			b.delivered[i.addr] = struct{}{}
+		}
+		return
+	case hairpin:
+		s.on = append(s.on, i.addr)
+		return
+	case setting:
+		need := b.needs[slices.IndexFunc(b.needs, func(p Parameter) bool { return p.Name == i.name })]
+		if need.Guarded {
+			s.after = append(s.after, need)
+		} else {
+			b.keeper.set(need)
+		}
+		return
+	}
+	switch i := c.Old.(type) {
+	case delivery:
+		s.leaving = append(s.leaving, i)
+	case hairpin:
+		s.off = append(s.off, i.addr)
+	case setting:
+		if err := b.leave(i.name); err != nil {
+			s.refused[c.ID] = err
+		}
+	default:
+		s.below.Changes = append(s.below.Changes, c)
+	}
+}
+
+// leave puts a parameter back, unless another Backend needs it.
+func (b *Managed) leave(name string) error {
+	b.left[name] = struct{}{}
+	delete(b.keeper.held[b], name)
+	if b.keeper.heldBesides(b, name) {
+		return nil
+	}
+	return b.keeper.putBack(name)
+}
+
+// after makes the changes that come after the rules.
+func (b *Managed) after(s *sorted) {
+	for _, d := range s.leaving {
+		if !b.keeper.deliveredBesides(b, d.addr) {
+			if err := d.remove(); err != nil {
+				s.refused[d.ID()] = err
+				continue
+			}
+		}
+		delete(b.delivered, d.addr)
+	}
+	for _, p := range s.after {
+		b.keeper.set(p)
+	}
+	if len(s.on) > 0 {
+		b.keeper.setHairpins(b, s.on)
+	}
+	if len(s.off) > 0 {
+		maps.Copy(s.refused, b.keeper.dropHairpins(b, s.off))
+	}
 }
 
 // Close implements backends.Backend.
@@ -245,7 +348,7 @@ func (b *Managed) ReadUnwatched(context.Context) (map[backends.ID]backends.Item,
 		items[s.ID()] = s
 	}
 	b.keeper.hairpinItems(items)
-	return items, nil
+	return items, b.deliveryItems(items)
 }
 
 // managedWatcher reads the parameters again with what another process wrote. It notices changes of bridge ports by itself.
@@ -305,6 +408,9 @@ func (w managedWatcher) Reread(ctx context.Context, last backends.LastObserved) 
 		items[s.ID()] = s
 	}
 	w.b.keeper.hairpinItems(items)
+	if err := w.b.deliveryItems(items); err != nil {
+		return nil, false, err
+	}
 	return items, true, nil
 }
 
@@ -336,8 +442,19 @@ func (l managedCommands) Commands(p backends.Plan) (commands []backends.Command,
 		}
 	}
 	p.Changes = slices.DeleteFunc(slices.Clone(p.Changes), func(c backends.Change) bool {
+		if isNodeName(c) {
+			return true
+		}
 		if isHairpin(c) {
 			commands = append(commands, hairpinCommands(c, to)...)
+			return true
+		}
+		if d, ok := c.New.(delivery); ok {
+			commands = append(commands, d.command("append"))
+			return true
+		}
+		if d, ok := c.Old.(delivery); ok {
+			commands = append(commands, d.command("del"))
 			return true
 		}
 		now, isParameter := c.New.(setting)

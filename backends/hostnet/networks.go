@@ -65,6 +65,27 @@ func Networks() ([]Network, error) {
 	return slices.Compact(out), nil
 }
 
+// Sources returns an address of the node for each family that it has, to name as the source of a route: the first of its first
+// interface, because bridges and tunnels come later, and go.
+func Sources() ([]netip.Addr, error) {
+	addrs, names, err := listAddresses()
+	if err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(addrs, func(a, b netlink.Addr) int { return cmp.Compare(a.LinkIndex, b.LinkIndex) })
+	var out []netip.Addr
+	for _, found := range addrs {
+		a, ok := netip.AddrFromSlice(found.IP)
+		a = a.Unmap()
+		unusable := found.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED|unix.IFA_F_DEPRECATED|unix.IFA_F_TEMPORARY) != 0
+		known := slices.ContainsFunc(out, func(o netip.Addr) bool { return o.Is4() == a.Is4() })
+		if ok && a.IsGlobalUnicast() && !unusable && !known && !slices.Contains(serviceInterfaces, names[found.LinkIndex]) {
+			out = append(out, a)
+		}
+	}
+	return out, nil
+}
+
 // Reaches reports whether the kernel would let a process of this node send to an address. It sends nothing.
 func Reaches(dst netip.Addr) bool {
 	routes, err := netlink.RouteGet(dst.AsSlice())

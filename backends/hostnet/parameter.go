@@ -51,10 +51,10 @@ func (s setting) String() string {
 	return text
 }
 
-// IsParameter reports whether an Item is a kernel parameter, or a mode of a bridge port.
+// IsParameter reports whether an Item is a kernel parameter, a mode of a bridge port, a local route, or what has processes ask weir for names.
 func IsParameter(i backends.Item) bool {
 	switch i.(type) {
-	case setting, hairpin:
+	case setting, hairpin, delivery, nodeName:
 		return true
 	}
 	return false

@@ -48,7 +48,7 @@ func (b *Backend) baseNAT(f dataplane.Family) []backends.Item {
 		xtables.Item(at + n.addrRoot), xtables.Item(at + n.portRoot),
 		xtables.Chain(at, n.services, services...),
 		xtables.Item(at + "PREROUTING -j " + n.services),
-		xtables.Item(at + "OUTPUT -j " + n.services),
+		xtables.Item(at + "OUTPUT -m mark ! --mark " + fmt.Sprintf("%#x", dataplane.ProbeMark) + " -j " + n.services), // probes go to the endpoint itself
 		xtables.Item(at + "POSTROUTING -j " + n.postrouting),
 	}
 	hairpin := "-m conntrack --ctstate DNAT -j " + n.hairpinRoot

@@ -70,7 +70,7 @@ func (h redirecting) Drifts() []backendtest.Drift {
 	return []backendtest.Drift{
 		drift("NATFlushed", "nat", "-F\n"),
 		drift("DispatchFlushed", "nat", "-F WEIR-U-IP\n"),
-		drift("HookGone", "nat", "-D OUTPUT -j WEIR-U-SERVICES\n"),
+		drift("HookGone", "nat", "-D OUTPUT -m mark ! --mark 0x1070 -j WEIR-U-SERVICES\n"),
 		drift("ForeignChain", "nat", ":WEIR-U-SVC-STALE - [0:0]\n-A WEIR-U-SVC-STALE -j RETURN\n"),
 	}
 }

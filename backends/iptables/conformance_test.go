@@ -60,7 +60,7 @@ func (h harness) Drifts() []backendtest.Drift {
 		drift("ForwardFlushed", "filter", "-F FORWARD\n"),
 		drift("ServicesFlushed", "nat", "-F WEIR-SERVICES\n"),
 		drift("DispatchFlushed", "nat", "-F WEIR-IP\n"),
-		drift("HookGone", "nat", "-D OUTPUT -j WEIR-SERVICES\n"),
+		drift("HookGone", "nat", "-D OUTPUT -m mark ! --mark 0x1070 -j WEIR-SERVICES\n"),
 		drift("HookShadowed", "nat", "-I PREROUTING 1 -j ACCEPT\n"),
 		drift("ForeignRuleInDispatch", "nat", "-A WEIR-IP -j RETURN\n"),
 		drift("ForeignRuleInBase", "filter", "-I WEIR-FORWARD 1 -j RETURN\n"),

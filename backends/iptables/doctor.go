@@ -49,7 +49,11 @@ func checkFeatures(has xtables.Features) []doctor.Check {
 	if !has.RandomFully {
 		random.State, random.Detail = doctor.Advice, "missing: connections that are masqueraded at the same moment may race for a source port"
 	}
-	return []doctor.Check{bpf, random, doctor.Labels(has.Labels)}
+	untracked := doctor.Check{Name: "xt_CT", State: doctor.OK, Detail: "questions to kube-dns that weir answers are not tracked"}
+	if !has.Untracked {
+		untracked.State, untracked.Detail, untracked.Mend = doctor.Advice, "missing: questions to kube-dns are translated and tracked as other connections are", "modprobe -a xt_CT iptable_raw"
+	}
+	return []doctor.Check{bpf, random, doctor.Labels(has.Labels), untracked}
 }
 
 // checkKubeProxy reports whether a kube-proxy has programmed this node, by either mechanism.

@@ -56,7 +56,7 @@ func ToListeners() Option {
 }
 
 // tables are the tables that hold weir's chains.
-var tables = []string{"nat", "filter", "mangle"}
+var tables = []string{"nat", "filter", "mangle", "raw"}
 
 // New returns a Backend that programs the families of cfg through kernel.
 func New(cfg dataplane.Config, kernel xtables.Kernel, options ...Option) *Backend {

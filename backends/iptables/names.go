@@ -18,7 +18,7 @@ type names struct {
 	services, postrouting, masquerade string
 	prerouting                        string
 	input, forward, output, filter    string
-	health, listeners                 string
+	health, listeners, answered       string
 	addrRoot, portRoot, hairpinRoot   string
 }
 
@@ -28,7 +28,7 @@ func namesOf(prefix string) names {
 		services: prefix + "SERVICES", postrouting: prefix + "POSTROUTING", masquerade: prefix + "MASQUERADE",
 		prerouting: prefix + "PREROUTING",
 		input:      prefix + "INPUT", forward: prefix + "FORWARD", output: prefix + "OUTPUT", filter: prefix + "FILTER",
-		health: prefix + "HEALTH", listeners: prefix + "LISTENERS",
+		health: prefix + "HEALTH", listeners: prefix + "LISTENERS", answered: prefix + "ANSWERED",
 		addrRoot: prefix + "IP", portRoot: prefix + "NP", hairpinRoot: prefix + "HP",
 	}
 }
@@ -43,7 +43,7 @@ func (n *names) owned(chain string) bool {
 
 // shared reports whether the rules of an owned chain are Items of their own.
 func (n *names) shared(chain string) bool {
-	return chain == n.health || chain == n.listeners || under(chain, n.addrRoot) || under(chain, n.portRoot) || under(chain, n.hairpinRoot)
+	return chain == n.health || chain == n.listeners || strings.HasPrefix(chain, n.answered) || under(chain, n.addrRoot) || under(chain, n.portRoot) || under(chain, n.hairpinRoot)
 }
 
 // under reports whether a chain is in the tree below root.

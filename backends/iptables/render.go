@@ -34,6 +34,10 @@ func (b *Backend) Render(e *dataplane.ServicePort) ([]backends.Item, error) {
 		r.name += ":" + e.Key.Port
 	}
 	r.items = make([]backends.Item, 0, 16)
+	if e.Answered {
+		r.answered()
+		return r.items, nil
+	}
 	r.dnat()
 	r.filter()
 	r.hairpin()
@@ -47,6 +51,16 @@ func (b *Backend) check(e *dataplane.ServicePort) error {
 		return fmt.Errorf("%s is not programmed on this node", e.Key.Family)
 	}
 	return cmp.Or(xtables.CheckDetector(b.cfg.LocalDetector), e.Check())
+}
+
+// answered renders the rules for a ServicePort that weir answers itself. The ClusterIP is an address of this node then, so that
+// everything else at it is refused. Otherwise every server that listens at all addresses could be reached there.
+func (r *rendering) answered() {
+	e := r.e
+	r.items = append(r.items, xtables.Answered(e, r.b.names.answered)...)
+	br := r.trees.addr("filter", r.b.names.addrRoot, "-d", e.ClusterIP)
+	r.items = append(append(r.items, br.items...), xtables.Item(fmt.Sprintf("%s%s -d %s -m comment --comment %q %s",
+		xtables.At(e.Key.Family, "filter"), br.chain, xtables.HostText(e.ClusterIP), e.Key.Service.String()+" has no such port", r.reject())))
 }
 
 // rendering is the work on one ServicePort.
@@ -224,13 +238,17 @@ func (r *rendering) filter() {
 
 // refusal returns the verdict for traffic without a usable endpoint: drop if another node could serve it, else reject.
 func (r *rendering) refusal(local bool) verdict {
-	switch {
-	case r.e.HasEndpoints && local:
+	if r.e.HasEndpoints && local {
 		return verdict{"-j DROP", " has no local endpoints"}
-	case r.e.Key.Family == dataplane.IPv6:
-		return verdict{"-j REJECT --reject-with icmp6-port-unreachable", " has no endpoints"}
 	}
-	return verdict{"-j REJECT --reject-with icmp-port-unreachable", " has no endpoints"}
+	return verdict{r.reject(), " has no endpoints"}
+}
+
+func (r *rendering) reject() string {
+	if r.e.Key.Family == dataplane.IPv6 {
+		return "-j REJECT --reject-with icmp6-port-unreachable"
+	}
+	return "-j REJECT --reject-with icmp-port-unreachable"
 }
 
 func (r *rendering) front(a netip.Addr, action string) { r.address("nat", a, verdict{action: action}) }

@@ -20,6 +20,7 @@ const (
 	inputChain    = prefix + "INPUT" // filter
 	filterChain   = prefix + "FILTER"
 	forwardChain  = prefix + "FORWARD"
+	answeredChain = prefix + "ANSWERED" // raw and filter: what weir answers itself
 )
 
 // The sets. Each family has its own, with the family's number at the end.

@@ -113,11 +113,12 @@ func (b *Backend) drainsThrough(a netip.Addr) bool {
 // still leaving. It does nothing before the first Observe, and may be called at any time.
 func (b *Backend) Reap(ctx context.Context) (left int, err error) {
 	now := uint32(b.now().Unix())
+	over := func(d Destination) bool { return d.Connections == 0 || d.Until <= now }
 	for key := range b.draining {
 		if err := ctx.Err(); err != nil {
 			return left, err
 		}
-		n, err := b.reapServer(key, now)
+		n, err := b.reapServer(key, over)
 		if err != nil {
 			return left, fmt.Errorf("%s: %w", key, err)
 		}
@@ -135,14 +136,40 @@ func (b *Backend) Reap(ctx context.Context) (left int, err error) {
 	return left, nil
 }
 
-func (b *Backend) reapServer(key ServerKey, now uint32) (left int, err error) {
+// Abandon deletes the leaving destinations whose connections are to be reset. Each ServicePort has as Endpoints those that left it;
+// with Reset, all but those that are Serving end. The kernel then forgets each of their connections at its next packet, and the node
+// resets it (net.ipv4.vs.expire_nodest_conn).
+func (b *Backend) Abandon(left []*dataplane.ServicePort) error {
+	for _, p := range left {
+		if !p.Reset {
+			continue
+		}
+		ends := func(d Destination) bool {
+			return !slices.Contains(p.Serving, d.Addr) &&
+				slices.ContainsFunc(p.Endpoints, func(e dataplane.Endpoint) bool { return e.Addr == d.Addr })
+		}
+		for _, key := range b.servers(p) {
+			if _, ok := b.draining[key]; !ok {
+				continue
+			}
+			if _, err := b.reapServer(key, ends); err != nil {
+				return fmt.Errorf("%s: %w", key, err)
+			}
+		}
+	}
+	return nil
+}
+
+// reapServer deletes the leaving destinations of a virtual server whose time is over, and returns how many are still leaving. It
+// deletes the virtual server with the last of them.
+func (b *Backend) reapServer(key ServerKey, over func(Destination) bool) (left int, err error) {
 	list, err := b.kernel.Destinations(key)
 	if err != nil {
 		return 0, err
 	}
 	kept := 0
 	for _, d := range list {
-		if d.Until > 0 && (d.Connections == 0 || d.Until <= now) {
+		if d.Until > 0 && over(d) {
 			if err := b.kernel.Delete(d); err != nil {
 				return left, err
 			}

@@ -9,7 +9,8 @@
 //	OUTPUT ─────────────┘
 //
 // A constant number of iptables rules do what IPVS cannot: they masquerade, enforce source ranges and reject. Their
-// chains begin with WEIR-IPVS-, and they match ipsets. Another Service adds only members to these sets. A Service port
+// chains begin with WEIR-IPVS-, and they match ipsets. Another Service adds only members to these sets, except for the
+// Service port of kube-dns, which has no virtual server and rules of its own if weir answers there. A Service port
 // without endpoints has no virtual server: its address is in the set that is rejected, or dropped under policy Local.
 //
 // Under traffic policy Local the virtual server holds this node's endpoints. Traffic from this node and its pods may
@@ -87,7 +88,9 @@ func New(cfg dataplane.Config, set Settings, tables xtables.Kernel, kernel Kerne
 	}
 	b := &Backend{cfg: cfg, set: set, kernel: kernel, pods: map[dataplane.Family]xtables.PodMatch{}, known: map[ServerKey]bool{}, inside: 1 << 31, datagrams: 1, now: time.Now}
 	b.rules = xtables.NewTables(tables, cfg.Families, xtables.Layout{
-		Names: []string{"nat", "filter", "mangle"}, Owned: func(chain string) bool { return strings.HasPrefix(chain, prefix) },
+		Names:  []string{"nat", "filter", "mangle", "raw"},
+		Owned:  func(chain string) bool { return strings.HasPrefix(chain, prefix) },
+		Shared: func(chain string) bool { return strings.HasPrefix(chain, answeredChain) },
 	})
 	switch cfg.MasqueradeMark {
 	case b.inside:

@@ -21,6 +21,10 @@ func (b *Backend) Render(e *dataplane.ServicePort) ([]backends.Item, error) {
 		return nil, err
 	}
 	r := &rendering{b: b, e: e, f: e.Key.Family}
+	if e.Answered {
+		r.answered()
+		return r.items, nil
+	}
 	r.front(e.ClusterIP, e.Port, clusterSet, e.InternalEndpoints(), e.InternalLocal)
 	if e.External() {
 		r.external()
@@ -57,12 +61,24 @@ type rendering struct {
 
 func (r *rendering) add(i backends.Item) { r.items = append(r.items, i) }
 
-// front renders one address and port. The endpoints serve it, or it is refused.
-func (r *rendering) front(a netip.Addr, port uint16, set string, endpoints []dataplane.Endpoint, local bool) {
+// answered renders a ServicePort that weir answers itself. The ClusterIP is an address of this node, and without a virtual server
+// IPVS leaves its packets alone.
+func (r *rendering) answered() {
+	r.address(r.e.ClusterIP)
+	r.items = append(r.items, xtables.Answered(r.e, answeredChain)...)
+}
+
+// address renders an address of a Service, unless the node has it.
+func (r *rendering) address(a netip.Addr) {
 	if !slices.Contains(r.b.cfg.NodeAddresses, a) {
 		r.add(Address{Addr: a})
 		r.add(Member{Set: named(addrSet, r.f), Addr: a})
 	}
+}
+
+// front renders one address and port. The endpoints serve it, or it is refused.
+func (r *rendering) front(a netip.Addr, port uint16, set string, endpoints []dataplane.Endpoint, local bool) {
+	r.address(a)
 	key := ServerKey{Family: r.f, Protocol: r.e.Key.Protocol, Addr: netip.AddrPortFrom(a, port)}
 	switch {
 	case served(endpoints):

@@ -298,3 +298,40 @@ func (l *Lab) must(what string, err error) {
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
+
+// Vanish loses every packet to a pod that is not on a bridge, and nobody tells, as when a host loses its power. Appear ends that.
+func (l *Lab) Vanish(t testing.TB, pod string) {
+	t.Helper()
+	l.setNeighbour(t, pod, func(*Host) (net.HardwareAddr, error) { return net.HardwareAddr{2, 0, 0, 0, 0xde, 0xad}, nil })
+}
+
+// Appear ends what Vanish began.
+func (l *Lab) Appear(t testing.TB, pod string) {
+	t.Helper()
+	l.setNeighbour(t, pod, func(h *Host) (net.HardwareAddr, error) {
+		uplink, err := h.nl.LinkByName("eth0")
+		if err != nil {
+			return nil, err
+		}
+		return uplink.Attrs().HardwareAddr, nil
+	})
+}
+
+// setNeighbour sets the hardware address to which the node sends the packets of a pod.
+func (l *Lab) setNeighbour(t testing.TB, pod string, of func(*Host) (net.HardwareAddr, error)) {
+	t.Helper()
+	h := l.Host(pod)
+	mac, err := of(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []netip.Addr{h.IPv4, h.IPv6} {
+		routes, err := l.Node().nl.RouteGet(a.AsSlice())
+		if err == nil {
+			err = l.Node().nl.NeighSet(&netlink.Neigh{LinkIndex: routes[0].LinkIndex, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: mac})
+		}
+		if err != nil {
+			t.Fatalf("netlab: neighbour %s of %s: %v", a, pod, err)
+		}
+	}
+}

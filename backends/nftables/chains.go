@@ -99,7 +99,9 @@ func (b builder) base() []chain {
 	const dstnat, srcnat, filter, beforeDNAT = -100, 100, 0, -110
 	front := frontFields(b.fam, addrScope)
 	jumpServices := []rule{newRule("", jumpPart(chainServices))}
+	jumpServicesHere := []rule{newRule("probes go to the endpoint itself", notProbe(), jumpPart(chainServices))}
 	checkSources := []rule{newRule("", ctNew(), vmap(restricted, front...))}
+	checkSourcesHere := []rule{newRule("", ctNew(), notProbe(), vmap(restricted, front...))}
 	arriving := checkSources
 	if b.fam == dataplane.IPv4 {
 		arriving = append(loopbackGuard(), checkSources...)
@@ -133,10 +135,10 @@ func (b builder) base() []chain {
 	}
 	return append([]chain{
 		{name: "nat-prerouting", hook: natHook(nft.ChainHookPrerouting, dstnat), rules: jumpServices},
-		{name: "nat-output", hook: natHook(nft.ChainHookOutput, dstnat), rules: jumpServices},
+		{name: "nat-output", hook: natHook(nft.ChainHookOutput, dstnat), rules: jumpServicesHere},
 		{name: "nat-postrouting", hook: natHook(nft.ChainHookPostrouting, srcnat), rules: post},
 		{name: "filter-prerouting", hook: filterHook(nft.ChainHookPrerouting, beforeDNAT), rules: arriving},
-		{name: "filter-output-before-dnat", hook: filterHook(nft.ChainHookOutput, beforeDNAT), rules: checkSources},
+		{name: "filter-output-before-dnat", hook: filterHook(nft.ChainHookOutput, beforeDNAT), rules: checkSourcesHere},
 		{name: "filter-input", hook: filterHook(nft.ChainHookInput, filter), rules: []rule{unserved}},
 		{name: "filter-forward", hook: filterHook(nft.ChainHookForward, filter), rules: forward},
 		{name: "filter-output", hook: filterHook(nft.ChainHookOutput, filter), rules: output},
@@ -152,6 +154,19 @@ func (b builder) base() []chain {
 		}},
 		{name: chainMasquerade, comment: "so that the answers come back this way", rules: masqueraded},
 	}, more...)
+}
+
+// answering returns the chains for what weir answers itself. Its packets are not tracked in either direction, so that no rule
+// translates them.
+func (b builder) answering() (chains []chain) {
+	const raw = -300
+	for name, number := range map[string]*nft.ChainHook{"answered-prerouting": nft.ChainHookPrerouting, "answered-output": nft.ChainHookOutput} {
+		chains = append(chains, chain{name: name, hook: &nfnl.Hook{Kind: "filter", Number: uint32(*number), Priority: raw}, rules: []rule{
+			newRule("a question to weir", inSet(answered, frontFields(b.fam, addrScope)...), notrack()),
+			newRule("its answer", inSet(answered, saddr(b.fam), l4proto(), sport()), notrack()),
+		}})
+	}
+	return chains
 }
 
 // loopbackGuard returns the rules that keep neighbours from the loopback addresses of IPv4. Node ports on them need

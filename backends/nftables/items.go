@@ -159,7 +159,7 @@ func parseMember(f dataplane.Family, id setID, key []byte) (memberItem, bool) {
 		n = 0
 	case id == hairpin:
 		n *= 2
-	case id == listeners:
+	case sets[id].ports:
 		n += protoPortLen
 	}
 	return memberItem{f, id, string(key)}, len(key) == n
@@ -184,7 +184,7 @@ func (i memberItem) String() string {
 	switch {
 	case i.key == "":
 		return s + " all other keys, not weir's"
-	case i.set == listeners:
+	case sets[i.set].ports:
 		k, _, _ := parseFront(i.fam, addrScope, []byte(i.key))
 		return s + " " + k.String()
 	case i.set == hairpin && i.key[:n] != i.key[n:]:

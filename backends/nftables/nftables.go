@@ -154,7 +154,7 @@ func (b *Backend) Base() []backends.Item {
 	for _, f := range b.cfg.Families {
 		items = append(items, tableItem{table: table{f, b.name}})
 		for id := range sets {
-			if sets[id].redirects && !b.redirects() {
+			if sets[id].redirects && !b.redirects() || sets[id].rare {
 				continue
 			}
 			items = append(items, setItem{fam: f, name: sets[id].name})
@@ -184,7 +184,7 @@ func (b *Backend) wantedChain(f dataplane.Family, name string) *chain {
 		c := b.builder(f).chain(s)
 		return &c
 	}
-	for _, c := range b.builder(f).base() {
+	for _, c := range append(b.builder(f).base(), b.builder(f).answering()...) {
 		if c.name == name {
 			return &c
 		}

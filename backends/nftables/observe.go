@@ -104,7 +104,7 @@ func (o *observer) items(ctx context.Context) ([]backends.Item, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := o.elements(ctx)
+	data, err := o.elements(ctx, setItems)
 	if err != nil {
 		return nil, err
 	}
@@ -207,12 +207,12 @@ func hash(s string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// elements reads every set that holds configuration.
-func (o *observer) elements(ctx context.Context) ([]backends.Item, error) {
+// elements reads every set that holds configuration. found are the sets that exist.
+func (o *observer) elements(ctx context.Context, found []backends.Item) ([]backends.Item, error) {
 	var items []backends.Item
 	fronts := collected{}
 	for id := range sets {
-		if sets[id].dynamic || sets[id].redirects && !o.b.redirects() {
+		if sets[id].dynamic || sets[id].redirects && !o.b.redirects() || sets[id].rare && !slices.Contains(found, backends.Item(setItem{fam: o.fam, name: sets[id].name})) {
 			continue
 		}
 		members, err := o.set(ctx, setID(id), fronts)

@@ -38,6 +38,9 @@ func (b *Backend) Render(e *dataplane.ServicePort) ([]backends.Item, error) {
 	if err := e.Check(); err != nil {
 		return nil, err
 	}
+	if e.Answered {
+		return b.renderAnswered(e), nil
+	}
 	r := renderer{b: b, e: e, fam: e.Key.Family, comment: comment(e.Key)}
 	items, err := r.fronts()
 	if err != nil {
@@ -50,6 +53,20 @@ func (b *Backend) Render(e *dataplane.ServicePort) ([]backends.Item, error) {
 		}
 	}
 	return append(items, r.hairpins()...), nil
+}
+
+// renderAnswered returns the Items of a ServicePort that weir answers itself. Its other ports are refused as those of any
+// ClusterIP.
+func (b *Backend) renderAnswered(e *dataplane.ServicePort) []backends.Item {
+	fam := e.Key.Family
+	items := []backends.Item{
+		setItem{fam: fam, name: sets[answered].name}, member(clusterIPs, e.ClusterIP),
+		memberItem{fam, answered, string(addrFront(e.ClusterIP, e.Key.Protocol, e.Port).kernelKey())},
+	}
+	for _, c := range b.builder(fam).answering() {
+		items = append(items, newChainItem(fam, c))
+	}
+	return items
 }
 
 // comment returns the name of the Service port, as the comment of its elements.

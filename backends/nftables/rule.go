@@ -235,6 +235,14 @@ func unmarked(mask uint32) part {
 	}}
 }
 
+// notProbe matches all packets but those of probes.
+func notProbe() part {
+	return part{fmt.Sprintf("meta mark != %#08x", dataplane.ProbeMark), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg(0)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg(0), Data: native32(dataplane.ProbeMark)},
+	}}
+}
+
 // tcpReset matches the segments that reset a TCP connection.
 func tcpReset() part {
 	const flagsOffset, rst = 13, 0x04
@@ -310,6 +318,8 @@ func fromInterface(name string, prefix, in bool) part {
 		&expr.Cmp{Op: op, Register: reg(0), Data: data},
 	}}
 }
+
+func notrack() part { return part{"notrack", []expr.Any{&expr.Notrack{}}} }
 
 func masquerade() part {
 	return part{"masquerade fully-random", []expr.Any{&expr.Masq{FullyRandom: true}}}

@@ -35,6 +35,7 @@ const (
 	hairpin
 	nodePortAddresses
 	listeners
+	answered
 	stickyClients
 	nodePortStickyClients
 	numSets
@@ -85,6 +86,10 @@ type set struct {
 	dynamic bool
 	// redirects reports whether only the tables have the set that redirect to listeners of userspace mode.
 	redirects bool
+	// ports reports whether the plain keys are addresses with protocol and port.
+	ports bool
+	// rare reports whether the set exists only while a ServicePort needs it.
+	rare bool
 }
 
 // sets is the layout of all data. It is constant.
@@ -106,7 +111,8 @@ var sets = [numSets]set{
 	clusterIPs:            {name: "cluster-ips", comment: "every ClusterIP: what no Service port takes is rejected"},
 	hairpin:               {name: "hairpin", comment: "endpoints that may reach themselves through their Service"},
 	nodePortAddresses:     {name: "node-port-addresses", comment: "the addresses of the node that serve node ports"},
-	listeners:             {name: "listeners", redirects: true, comment: "where weir itself listens: nobody else may answer there"},
+	listeners:             {name: "listeners", redirects: true, ports: true, comment: "where weir itself listens: nobody else may answer there"},
+	answered:              {name: "answered", ports: true, rare: true, comment: "where weir itself answers: neither translated nor tracked"},
 	stickyClients:         {name: "sticky-clients", dynamic: true, value: markValue, comment: "the endpoint each client was given; the kernel fills it"},
 	nodePortStickyClients: {name: "node-port-sticky-clients", dynamic: true, scope: nodePortScope, value: markValue, comment: "as sticky-clients, for node ports"},
 }
@@ -134,7 +140,7 @@ func (s set) keyTypes(f dataplane.Family) []nft.SetDatatype {
 		types = frontTypes(f, s.scope)
 	case s.name == sets[hairpin].name:
 		return []nft.SetDatatype{addr, addr}
-	case s.redirects:
+	case s.ports:
 		return frontTypes(f, addrScope)
 	default:
 		return []nft.SetDatatype{addr}

@@ -27,6 +27,8 @@ type listen struct {
 	proxyProtocol bool
 	// draining are endpoints that get no new connections or flows, but keep their existing ones.
 	draining []netip.AddrPort
+	// reset reports whether TCP connections to other endpoints end at once, instead of after the grace time.
+	reset bool
 	// idle is how long a UDP flow outlives its last datagram.
 	idle time.Duration
 	// redirected reports whether only traffic that the kernel redirected is served. Otherwise a client that finds the
@@ -56,6 +58,9 @@ func (l *listen) String() string {
 	}
 	if l.proxyProtocol {
 		b.WriteString(" proxy-protocol v2")
+	}
+	if l.reset {
+		b.WriteString(" reset")
 	}
 	if l.protocol == dataplane.UDP {
 		fmt.Fprintf(&b, " idle %s", l.idle)

@@ -154,11 +154,16 @@ func (t *tcpProxy) remove(p *pair) {
 	t.wg.Done()
 }
 
-// drain starts the grace time of a connection whose endpoint was deleted, and ends it if the endpoint exists again. The
-// lock is held.
+// drain starts the grace time of a connection whose endpoint was deleted, and ends it if the endpoint exists again. Without grace
+// time the connection ends. The lock is held.
 func (t *tcpProxy) drain(p *pair) {
 	gone := t.closed || !p.pool.has(p.endpoint)
 	switch {
+	case gone && !t.closed && t.item.Load().reset:
+		if p.drain != nil {
+			p.drain.Stop()
+		}
+		p.drain = p.loop.after(0, p.abort)
 	case gone && p.drain == nil:
 		p.drain = p.loop.after(t.grace, p.abort)
 	case !gone && p.drain != nil:

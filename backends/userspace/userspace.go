@@ -91,8 +91,11 @@ func (b *Backend) Render(e *dataplane.ServicePort) ([]backends.Item, error) {
 	if err := e.Check(); err != nil {
 		return nil, err
 	}
-	if b.Redirect == nil {
+	switch {
+	case b.Redirect == nil:
 		return b.renderRootless(e), nil
+	case e.Answered: // the kernel delivers its packets to weir as they are
+		return b.Redirect.Render(e)
 	}
 	return b.renderRedirected(e)
 }
@@ -126,12 +129,15 @@ func (b *Backend) Redirected(e *dataplane.ServicePort) (*dataplane.ServicePort, 
 // redirect returns the listeners of a ServicePort, one for each policy that it uses, and a ServicePort that has them as
 // endpoints.
 func (b *Backend) redirect(e *dataplane.ServicePort) (*dataplane.ServicePort, []*listen, error) {
+	redirected := *e
+	redirected.Affinity, redirected.Endpoints, redirected.Serving = 0, nil, nil
+	if e.Answered {
+		return &redirected, nil, nil
+	}
 	target, err := b.target(e.Key.Family)
 	if err != nil {
 		return nil, nil, err
 	}
-	redirected := *e
-	redirected.Affinity, redirected.Endpoints, redirected.Serving = 0, nil, nil
 	var listeners []*listen
 	for _, local := range []bool{false, true} {
 		endpoints := e.ClusterEndpoints()
@@ -163,7 +169,7 @@ func usable(endpoints []dataplane.Endpoint) bool {
 }
 
 func (b *Backend) listen(e *dataplane.ServicePort, bind netip.AddrPort, endpoints []dataplane.Endpoint) *listen {
-	l := &listen{protocol: e.Key.Protocol, bind: bind, key: e.Key, endpoints: endpoints, affinity: e.Affinity, proxyProtocol: e.ProxyProtocol}
+	l := &listen{protocol: e.Key.Protocol, bind: bind, key: e.Key, endpoints: endpoints, affinity: e.Affinity, proxyProtocol: e.ProxyProtocol, reset: e.Reset}
 	if e.Key.Protocol == dataplane.UDP {
 		l.idle, l.proxyProtocol = b.UDPIdle, false
 	}

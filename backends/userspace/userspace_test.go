@@ -209,17 +209,26 @@ func TestTCPResetIsCarriedAcross(t *testing.T) {
 	}
 }
 
+// greeted returns a connection through a listener to an echo, which has said its name.
+func greeted(t *testing.T, at netip.AddrPort) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.ReadFull(c, make([]byte, 2)); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 func TestRemovedEndpointDrains(t *testing.T) {
 	a, b := echo(t, "a"), echo(t, "b")
 	item := web(t, a)
 	ls := started(t, Limits{Grace: 300 * time.Millisecond}, item)
-	c, err := net.Dial("tcp", item.bind.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
-	io.ReadFull(c, make([]byte, 2))
+	c := greeted(t, item.bind)
 	changed := *item
 	changed.endpoints = endpoints(b)
 	if _, err := ls.set(&changed); err != nil {
@@ -236,6 +245,35 @@ func TestRemovedEndpointDrains(t *testing.T) {
 	}
 	if _, err := io.ReadAll(c); err == nil || errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("the connection to the removed endpoint outlived its grace: %v", err)
+	}
+}
+
+// TestResetEndsAtOnce has an endpoint leave that is still serving, and then one that is not, of a Service whose connections do not
+// outlive that.
+func TestResetEndsAtOnce(t *testing.T) {
+	a, b := echo(t, "a"), echo(t, "b")
+	item := web(t, a)
+	item.reset = true
+	ls := started(t, Limits{Grace: time.Hour}, item)
+	c := greeted(t, item.bind)
+	terminating := *item
+	terminating.endpoints, terminating.draining = endpoints(b), []netip.AddrPort{a}
+	if _, err := ls.set(&terminating); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatalf("the connection to an endpoint that terminates ended: %v", err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatalf("the connection to an endpoint that terminates ended: %v", err)
+	}
+	gone := terminating
+	gone.draining = nil
+	if _, err := ls.set(&gone); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatalf("the client saw %v, want a reset", err)
 	}
 }
 

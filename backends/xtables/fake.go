@@ -25,8 +25,8 @@ type Fake struct {
 	AtCommit bool
 	// NoGeneration makes the generation unknown, as with the legacy mechanism.
 	NoGeneration bool
-	// WithoutBPF removes xt_bpf, and WithoutLabels xt_connlabel.
-	WithoutBPF, WithoutLabels bool
+	// WithoutBPF removes xt_bpf, WithoutLabels xt_connlabel, and WithoutUntracked xt_CT.
+	WithoutBPF, WithoutLabels, WithoutUntracked bool
 
 	tables     map[fakeKey]fakeTable
 	generation uint64
@@ -43,11 +43,12 @@ type fakeTable map[string][]string
 var fakeBuiltin = map[string][]string{
 	"nat":    {"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"},
 	"filter": {"INPUT", "FORWARD", "OUTPUT"},
+	"raw":    {"PREROUTING", "OUTPUT"},
 	"mangle": {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"},
 }
 
 // fakeTargets are the targets that are not chains.
-var fakeTargets = []string{"ACCEPT", "DROP", "RETURN", "REJECT", "LOG", "DNAT", "SNAT", "REDIRECT", "MASQUERADE", "NETMAP", "MARK", "SET", "QUEUE", "NFQUEUE"}
+var fakeTargets = []string{"ACCEPT", "DROP", "RETURN", "REJECT", "LOG", "DNAT", "SNAT", "REDIRECT", "MASQUERADE", "NETMAP", "MARK", "CT", "SET", "QUEUE", "NFQUEUE"}
 
 // NewFake returns a Fake without rules.
 func NewFake() *Fake {
@@ -66,7 +67,7 @@ func NewFake() *Fake {
 
 // Features implements Kernel.
 func (k *Fake) Features() Features {
-	return Features{RandomFully: true, BPF: !k.WithoutBPF, Labels: !k.WithoutLabels}
+	return Features{RandomFully: true, BPF: !k.WithoutBPF, Labels: !k.WithoutLabels, Untracked: !k.WithoutUntracked}
 }
 
 // Generation implements Kernel.

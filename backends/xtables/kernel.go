@@ -29,6 +29,8 @@ type Features struct {
 	BPF bool
 	// Labels reports whether rules can set and match labels of connections (xt_connlabel).
 	Labels bool
+	// Untracked reports whether rules can exempt packets from connection tracking (xt_CT, in the table raw).
+	Untracked bool
 }
 
 // Kernel is the part of iptables that weir uses.

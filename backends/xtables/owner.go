@@ -77,7 +77,7 @@ func (t *Tables) Ineffective(ctx context.Context) error {
 
 // checkDormant checks that no table is dormant.
 func checkDormant(ctx context.Context, families []dataplane.Family) doctor.Check {
-	if problem := dormant(ctx, families, []string{"mangle", "nat", "filter"}); problem != "" {
+	if problem := dormant(ctx, families, []string{"raw", "mangle", "nat", "filter"}); problem != "" {
 		return doctor.Check{Name: "dormant tables", State: doctor.Missing, Detail: problem}
 	}
 	return doctor.Check{Name: "dormant tables", State: doctor.OK, Detail: "none"}

@@ -156,6 +156,7 @@ func countRules(r io.Reader) (n int) {
 const (
 	tryRandomFully = "-j MASQUERADE --random-fully"
 	tryBPF         = `-m bpf --bytecode "1,6 0 0 0"`
+	tryUntracked   = "-j CT --notrack"
 )
 
 // probe opens the programs of a mechanism, and determines which rules they accept for each family.
@@ -181,8 +182,9 @@ func (k *programs) probe(ctx context.Context, f dataplane.Family, needs map[stri
 		return err
 	}
 	all := append(slices.Collect(maps.Values(needs)), tryBPF, tryRandomFully, SetLabel())
-	bpf, randomFully, labels := true, true, true
-	if k.accepts(ctx, f, all...) != nil {
+	raw := trial{"raw", []string{tryUntracked}}
+	bpf, randomFully, labels, untracked := true, true, true, true
+	if k.acceptsAll(ctx, f, trial{"nat", all}, raw) != nil {
 		var missing []error
 		for _, what := range slices.Sorted(maps.Keys(needs)) {
 			if err := k.accepts(ctx, f, needs[what]); err != nil {
@@ -195,12 +197,14 @@ func (k *programs) probe(ctx context.Context, f dataplane.Family, needs map[stri
 		bpf = k.accepts(ctx, f, tryBPF) == nil
 		randomFully = k.accepts(ctx, f, tryRandomFully) == nil
 		labels = k.accepts(ctx, f, SetLabel()) == nil
+		untracked = k.acceptsAll(ctx, f, raw) == nil
 	}
 	first := len(k.features.Families) == 0
 	k.features.Families = append(k.features.Families, f)
 	k.features.BPF = bpf && (first || k.features.BPF)
 	k.features.RandomFully = randomFully && (first || k.features.RandomFully)
 	k.features.Labels = labels && (first || k.features.Labels)
+	k.features.Untracked = untracked && (first || k.features.Untracked)
 	return nil
 }
 
@@ -217,16 +221,31 @@ func (k *programs) findPrograms(f dataplane.Family) error {
 	return nil
 }
 
-// accepts tries rules without adding them. With the legacy mechanism even a trial would create the table. If the table
-// does not exist, accepts tries the rules in a new network namespace, as far as that is permitted.
+// trial holds rules of one table to try.
+type trial struct {
+	table string
+	rules []string
+}
+
+// accepts tries rules of the nat table; see acceptsAll.
 func (k *programs) accepts(ctx context.Context, f dataplane.Family, rules ...string) error {
+	return k.acceptsAll(ctx, f, trial{"nat", rules})
+}
+
+// acceptsAll tries rules without adding them. With the legacy mechanism even a trial would create the table. If a
+// table does not exist, acceptsAll tries the rules in a new network namespace, as far as that is permitted.
+func (k *programs) acceptsAll(ctx context.Context, f dataplane.Family, trials ...trial) error {
 	var input strings.Builder
-	input.WriteString("*nat\n:WEIR-PROBE - [0:0]\n")
-	for _, rule := range rules {
-		input.WriteString("-A WEIR-PROBE " + rule + "\n")
+	absent := false
+	for _, t := range trials {
+		input.WriteString("*" + t.table + "\n:WEIR-PROBE - [0:0]\n")
+		for _, rule := range t.rules {
+			input.WriteString("-A WEIR-PROBE " + rule + "\n")
+		}
+		input.WriteString("COMMIT\n")
+		absent = absent || !legacyTable(f, t.table)
 	}
-	input.WriteString("COMMIT\n")
-	if k.mode == Legacy && !legacyTable(f, "nat") {
+	if k.mode == Legacy && absent {
 		err := k.restore(ctx, f, []byte(input.String()), &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}, "--noflush", "--test")
 		if !errors.Is(err, os.ErrPermission) {
 			return err

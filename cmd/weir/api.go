@@ -24,8 +24,12 @@ type apiFlags struct {
 	on         bool
 	kubeconfig string
 	master     string
+	// named has headless Services read too, whatever the configuration says of names.
+	named bool
 	// planned has Services planned with what templates of pods promise.
 	planned bool
+	// filters change the slices of all Services.
+	filters []join.Filter
 }
 
 func (f *apiFlags) add(cmd *cobra.Command) {
@@ -38,9 +42,17 @@ func (f *apiFlags) add(cmd *cobra.Command) {
 // asked reports whether a flag asks for the API, whatever else is read.
 func (f *apiFlags) asked() bool { return f.on || f.kubeconfig != "" || f.master != "" }
 
-// source returns the source that the flags name: files with the pods of runtimes, a Kubernetes API, or all of them. Invalid
-// flags are usage errors.
+// source returns the source that the flags name: files with the pods of runtimes, a Kubernetes API, or all of them, with the
+// Service of weir's own names. Invalid flags are usage errors.
 func (f *apiFlags) source(input *inputFlags, node *nodeFlags, pods []join.Layer, log hclog.Logger, metrics prometheus.Registerer) (spec.Source, error) {
+	source, err := f.declared(input, node, pods, log, metrics)
+	if err != nil {
+		return nil, err
+	}
+	return kubedns.New(source, log.Named("dns")), nil
+}
+
+func (f *apiFlags) declared(input *inputFlags, node *nodeFlags, pods []join.Layer, log hclog.Logger, metrics prometheus.Registerer) (spec.Source, error) {
 	only := input.none()
 	if f.asked() || only {
 		input.usable = nil // the kernel holds what the others said too, so it cannot be compared
@@ -50,7 +62,7 @@ func (f *apiFlags) source(input *inputFlags, node *nodeFlags, pods []join.Layer,
 		if err != nil {
 			return nil, err
 		}
-		return kubedns.New(f.join(files, pods...), log.Named("dns")), nil
+		return f.join(files, pods...), nil
 	}
 	allowEmpty := func(files *spec.Snapshot) bool {
 		return input.allowEmpty || !only && files.Weir.AllowEmpty // with --config alone it is set below, for files
@@ -68,16 +80,16 @@ func (f *apiFlags) source(input *inputFlags, node *nodeFlags, pods []join.Layer,
 		return nil, usageError{err}
 	}
 	if input.config == "" {
-		return join.New(join.Static(overrides), api), nil
+		return f.join(join.Static(overrides), api), nil
 	}
 	files := filesource.New(filesource.Options{Config: input.config, Log: log.Named("files"), Reread: input.reread,
 		Overrides: overrides.AllowingEmpty()}) // the file is only needed for its configuration
-	return join.New(input.keeping(files, overrides, log.Named("files")), api), nil
+	return f.join(input.keeping(files, overrides, log.Named("files")), api), nil
 }
 
 // join joins the files with the layers above them.
 func (f *apiFlags) join(files spec.Source, layers ...join.Layer) spec.Source {
-	s := join.New(files, layers...)
+	s := join.New(files, layers...).Filtered(f.filters...)
 	if f.planned {
 		return s.Planned()
 	}
@@ -116,6 +128,7 @@ func (f *apiFlags) follow(node *nodeFlags, log hclog.Logger, metrics *apisource.
 			WaitForPodCIDR: files.Config.DetectLocalMode == config.LocalModeNodeCIDR,
 			ResyncPeriod:   files.Config.ConfigSyncPeriod.Duration,
 			AllowEmpty:     allowEmpty(files),
+			Headless:       files.Weir.DNS.Serve || f.named,
 			Metrics:        metrics,
 			Log:            log,
 		}}
@@ -136,7 +149,7 @@ func (f *apiFlags) connection(c *kubeproxyconfig.KubeProxyConfiguration) apisour
 	cc := &c.ClientConnection
 	conn := apisource.Connection{
 		Kubeconfig: cc.Kubeconfig, Server: f.master, ContentType: cc.ContentType, AcceptContentTypes: cc.AcceptContentTypes,
-		QPS: cc.QPS, Burst: int(cc.Burst), UserAgent: "weir/" + thisBuild().Version,
+		QPS: cc.QPS, Burst: int(cc.Burst), UserAgent: thisBuild().userAgent(),
 	}
 	if f.kubeconfig != "" {
 		conn.Kubeconfig = f.kubeconfig

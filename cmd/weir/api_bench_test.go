@@ -131,7 +131,7 @@ func (a *apiBench) changes(b *testing.B, pid int) {
 	b.Helper()
 	const changes = 300
 	var writes, watched, kernel []time.Duration
-	arrived, generation := a.watch(b), a.generations(b)
+	arrived, generation := a.watch(b), generations(b, a.lab)
 	before := cpuTime(b, pid)
 	for range changes {
 		time.Sleep(20 * time.Millisecond)
@@ -181,10 +181,10 @@ func (a *apiBench) watch(b *testing.B) <-chan time.Time {
 
 // generations opens a socket on the node and returns what asks the kernel for its count of what anybody has committed to
 // nf_tables there. To enter the namespace for each question would take milliseconds.
-func (a *apiBench) generations(b *testing.B) func() string {
+func generations(b *testing.B, lab *netlab.Lab) func() string {
 	b.Helper()
 	socket := &nl.SocketHandle{}
-	err := a.lab.Node().Do(func() (err error) {
+	err := lab.Node().Do(func() (err error) {
 		socket.Socket, err = nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_NETFILTER)
 		return err
 	})

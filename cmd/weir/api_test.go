@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/dns/dnsmessage"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -508,4 +510,71 @@ func (s *nodeAPI) churn(stop <-chan struct{}) {
 		}
 		cancel()
 	}
+}
+
+// TestAPINames answers for the names of Services of an API, headless ones too, also while it is away and after a start without it.
+func TestAPINames(t *testing.T) {
+	t.Parallel()
+	d, s := newAPIDaemon(t, modeNamed(t, "nftables"), 2)
+	const web, db, first = "web.default.svc.cluster.local.", "db.default.svc.cluster.local.", "db-0.db.default.svc.cluster.local."
+	s.createService(newService("web", "10.96.0.80"))
+	s.createService(newService("db", corev1.ClusterIPNone))
+	slice := podSlice("db-1", "db", 1, 2)
+	slice.Labels[corev1.IsHeadlessService] = ""
+	slice.Endpoints[0].Hostname = new("db-0")
+	s.setSlice(slice)
+	both := netlab.PodIPv4(1).String() + " " + netlab.PodIPv4(2).String()
+	d.start()
+	d.awaitRunning()
+	known := func() {
+		t.Helper()
+		d.awaitName(web, "10.96.0.80")
+		d.awaitName(first, netlab.PodIPv4(1).String())
+		d.await("the endpoints of "+db, func() error {
+			_, addrs, err := d.lookup("udp", db)
+			if slices.Sort(addrs); err != nil || strings.Join(addrs, " ") != both {
+				return fmt.Errorf("%v %v", addrs, err)
+			}
+			return nil
+		})
+	}
+	// Names are wanted of a running weir, which has left out the headless Services so far.
+	d.write(map[string]string{"weir.yaml": "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\ndns: {upstreams: [\"127.0.0.1:9\"]}\n"})
+	wrong := make(chan string, 1)
+	d.await("an answer", func() error {
+		rcode, addrs, err := d.lookup("udp", first)
+		if err == nil && rcode == dnsmessage.RCodeNameError {
+			select {
+			case wrong <- rcode.String():
+			default:
+			}
+		}
+		if len(addrs) == 0 {
+			return fmt.Errorf("%v %v", rcode, err)
+		}
+		return nil
+	})
+	if len(wrong) > 0 {
+		t.Error("the name of a headless Service was denied while it was not known")
+	}
+	known()
+	for args, want := range map[string]string{
+		"zone": first + "\t5\tIN\tA\t" + netlab.PodIPv4(1).String(), "lookup web": "10.96.0.80", "lookup db-0.db": netlab.PodIPv4(1).String(),
+	} {
+		out, err := d.lab.Node().Exec(t.Context(), os.Getenv(binaryEnv), append(append([]string{"dns"}, strings.Fields(args)...), "--kubeconfig", s.kubeconfig(s.Address))...)
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("weir dns %s: %v\n%s", args, err, out)
+		}
+	}
+	s.deleteService("web")
+	d.awaitName(web, "RCodeNameError")
+	s.createService(newService("web", "10.96.0.80"))
+	known()
+
+	s.Kill()
+	d.awaitLog("the Kubernetes API does not answer")
+	known()
+	d.terminate() // keeps what it knows
+	d.start()
+	known()
 }

@@ -138,6 +138,31 @@ func TestHairpinOfBridgePorts(t *testing.T) {
 	}
 }
 
+// TestModeChangeKeepsHairpins: what a mode leaves behind is not put back if the next one needs it.
+func TestModeChangeKeepsHairpins(t *testing.T) {
+	t.Parallel()
+	netlab.RequireProgram(t, "nft")
+	m := ruleModes[0]
+	m.flags = nil
+	d := bridgedDaemon(t, m)
+	set := func(mode string) { d.write(map[string]string{"config.yaml": shortSyncs + "mode: " + mode + "\n"}) }
+	set("nftables")
+	d.start()
+	d.awaitSync()
+	d.awaitHairpins("pod1", "pod3")
+	for _, mode := range []string{"iptables", "nftables", "iptables"} {
+		set(mode)
+		d.expectHTTP("http://127.0.0.1:10249/proxyMode", 200, mode)
+		d.awaitSync()
+		d.awaitHairpins("pod1", "pod3")
+		if log := d.logs(); strings.Contains(log, "a bridge port put back") || strings.Contains(log, "changed a bridge port") {
+			t.Fatalf("after the change to %s the log is\n%s", mode, log)
+		}
+	}
+	set("userspace") // needs none
+	d.awaitHairpins("pod3")
+}
+
 // replacePort gives a pod another port on the bridge, with the same name and the same address behind it.
 func (d *daemon) replacePort(pod string) {
 	d.t.Helper()

@@ -113,6 +113,9 @@ func (m *modeManager) openMode(ctx context.Context, chosen *mode, snap *spec.Sna
 		if chosen.hairpins {
 			managed.Hairpins(cfg.BridgedThrough, cfg.NodeAddresses)
 		}
+		if chosen.holds {
+			managed.Holding()
+		}
 		b = managed
 	}
 	m.discard()

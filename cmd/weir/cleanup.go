@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -13,6 +14,7 @@ import (
 	"weir/backends/dataplane"
 	"weir/backends/hostnet"
 	"weir/reconcile"
+	"weir/reconcile/tell/status"
 	"weir/spec"
 	"weir/spec/nodeconfig"
 )
@@ -32,10 +34,11 @@ func newCleanup() *cobra.Command {
 		Use:   "cleanup",
 		Short: "Remove everything that weir programmed, in every mode",
 		Long: `Remove everything that weir owns from this node's kernel, in every mode, and nothing else. Kernel parameters and
-bridge ports that weir set get the values back that they had. With --dry-run, print what would be removed.
+bridge ports that weir set get the values back that they had, as the state directory of weir run remembers them, and what weir
+added to the resolvers of the node goes. With --dry-run, print what would be removed.
 
-Exit codes: 0 nothing that weir owns is left (or the plan was printed); 1 something could not be removed; 2 the command line
-is wrong.`,
+Exit codes: 0 nothing that is known to be weir's is left (or the plan was printed); 1 something could not be removed or put
+back; 2 the command line is wrong.`,
 		Example: "  weir cleanup --dry-run\n  weir cleanup",
 		Args:    noArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
@@ -71,43 +74,74 @@ func (f *cleanupFlags) run(cmd *cobra.Command) error {
 		return errors.New("this node has neither iptables nor nftables that could be read")
 	}
 	// What the rules guard is put back before they go.
-	stale = append([]staleDataPath{p.staleParameters(f.state)}, stale...)
+	stale = append([]staleDataPath{p.staleParameters(f.state), p.staleNames(f.state)}, stale...)
+	_, err := status.LoadRecord(ctx, f.state)
+	recorded := err == nil || hostnet.HasRecord(f.state)
 	if f.dryRun {
-		return f.print(ctx, cmd.OutOrStdout(), stale)
+		found, err := f.print(ctx, cmd.OutOrStdout(), stale)
+		if err == nil && !recorded {
+			err = f.tellUnrecorded(cmd.ErrOrStderr(), found)
+		}
+		return err
 	}
 	var failed error
+	removed := 0
 	cleanup(ctx, stale, func(name string, deleted int, err error) {
 		done := "removed"
-		if name == parametersPath {
+		if name == parametersPath || name == namesPath {
 			done = "put back"
 		}
 		if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("%s: %w", name, err))
 			return
 		}
+		removed += deleted
 		fmt.Fprintf(cmd.OutOrStdout(), "%s: %d %s\n", name, deleted, done)
 	})
+	if !recorded {
+		failed = errors.Join(failed, f.tellUnrecorded(cmd.ErrOrStderr(), removed > 0))
+	}
 	if text := hostnet.LoopbackWarning(hostnet.Sysctl{}, f.state); text != "" {
 		fmt.Fprintln(cmd.ErrOrStderr(), text)
 	}
 	return failed
 }
 
-// print prints what a cleanup would remove.
-func (f *cleanupFlags) print(ctx context.Context, w io.Writer, stale []staleDataPath) error {
+// tellUnrecorded tells that the state directory has no record of what weir set on objects of others, if weir may have set any: there
+// was something of weir's on the node, or ports of bridges have hairpin mode. It is an error if the usual state directory has the
+// record, because then something of weir's is certainly left.
+func (f *cleanupFlags) tellUnrecorded(w io.Writer, found bool) error {
+	text := fmt.Sprintf("%s has no record of the values that kernel parameters and bridge ports of this node had before weir set them, so that none is put back", f.state)
+	if usual := spec.DefaultWeirConfiguration().StateDir; usual != f.state && hostnet.Remaining(hostnet.Sysctl{}, usual) {
+		return fmt.Errorf("%s; %s has: weir cleanup --state-dir %s", text, usual, usual)
+	}
+	ports := hostnet.HairpinPorts()
+	if !found && len(ports) == 0 {
+		return nil
+	}
+	if len(ports) > 0 {
+		text += "; hairpin mode is on at " + strings.Join(ports, ", ") + ", by weir or by another"
+	}
+	fmt.Fprintf(w, "%s %s; give the --state-dir of weir run if it was another one\n", paint(w, yellow, "notice:"), spec.Clean(text))
+	return nil
+}
+
+// print prints what a cleanup would remove, and reports whether that is anything.
+func (f *cleanupFlags) print(ctx context.Context, w io.Writer, stale []staleDataPath) (found bool, err error) {
 	for _, s := range stale {
 		plan, err := s.engine.PlanCleanup(ctx)
 		if err != nil {
-			return readError(err)
+			return found, readError(err)
 		}
+		found = found || !plan.Empty()
 		if f.output.format == "text" {
 			plan.Backend = s.name // userspace mode may have left something in two mechanisms
 		}
 		if err := writePlan(w, plan, f.output.format); err != nil {
-			return err
+			return found, err
 		}
 	}
-	return nil
+	return found, nil
 }
 
 // staleDataPath is a mechanism, not in use now, in which earlier runs may have left something.
@@ -145,6 +179,16 @@ func (p *platform) staleParameters(stateDir string) staleDataPath {
 	p.keeper.Remember(stateDir)
 	return staleDataPath{parametersPath, reconcile.NewEngine(reconcile.Options{
 		DataPath: reconcile.DataPath{Mode: parametersPath, Backend: p.keeper.Manage(nil, nil)}, Log: p.log,
+	})}
+}
+
+// namesPath is the name of the stale data path that holds what has processes ask weir for names.
+const namesPath = "resolvers"
+
+// staleNames returns what weir added to the resolvers of the node and has not taken back.
+func (p *platform) staleNames(stateDir string) staleDataPath {
+	return staleDataPath{namesPath, reconcile.NewEngine(reconcile.Options{
+		DataPath: reconcile.DataPath{Mode: namesPath, Backend: hostnet.NewNodeNames(p.log, stateDir)}, Log: p.log,
 	})}
 }
 

@@ -89,6 +89,8 @@ type daemon struct {
 	flags []string
 	// alone reports that weir finds no program to run.
 	alone bool
+	// etc is the directory that weir and dnsProbe have in place of /etc, or "".
+	etc string
 
 	cmd  *exec.Cmd
 	log  *os.File
@@ -137,7 +139,7 @@ func (d *daemon) args(sub string, more ...string) []string {
 
 // line is what is executed to run weir.
 func (d *daemon) line(args ...string) []string {
-	line := append([]string{os.Getenv(binaryEnv)}, args...)
+	line := d.withEtc(append([]string{os.Getenv(binaryEnv)}, args...)...)
 	if d.alone {
 		const hide = `mount -t tmpfs none /usr/sbin && PATH=/nonexistent exec "$@"`
 		line = append([]string{"unshare", "--mount", "sh", "-c", hide, "sh"}, line...)

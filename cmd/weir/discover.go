@@ -44,8 +44,9 @@ func newDiscover() *cobra.Command {
 		Long: `Ask the container runtimes of this node for the pods that run: podman, docker, the kubelet, and those with Kubernetes'
 Container Runtime Interface, such as containerd. With -f or -k, say which Services of the input select them, and for the other
 Services which pod is nearest to being selected and what its labels lack. Pods with a status in the input count as if a runtime
-had told of them. With -o yaml or json, print the EndpointSlices that weir run makes of the pods, as any cluster takes them.
-Nothing is changed.
+had told of them. With -o yaml or json, print the EndpointSlices that weir run makes of the pods, as any cluster takes them;
+without -f and -k, print the pods themselves, as weir takes them elsewhere with -f. With -n, print the pods and the Services of
+one namespace. Nothing is changed.
 
 A container of podman or docker outside of a pod is a pod of one container. Its namespace is that of its label
 io.kubernetes.pod.namespace, or default.
@@ -54,6 +55,7 @@ Exit codes: 0 printed; 1 the input is not valid, or a runtime does not answer; 2
 		Example: `  weir discover
   weir discover -f ./cluster
   weir discover -f ./cluster -o yaml > endpointslices.yaml
+  weir discover -o yaml > pods.yaml
   weir discover --watch --pod-source podman=unix:///run/podman/podman.sock`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -72,7 +74,7 @@ Exit codes: 0 printed; 1 the input is not valid, or a runtime does not answer; 2
 	f.pods.add(cmd.Flags())
 	fs := cmd.Flags()
 	fs.StringVar(&f.node, "hostname-override", "", "name of this node (default: the host name)")
-	fs.StringVarP(&f.format, "output", "o", "table", "how to print: table, or the EndpointSlices as yaml or json")
+	fs.StringVarP(&f.format, "output", "o", "table", "how to print: table, or the EndpointSlices, or without -f and -k the pods, as yaml or json")
 	fs.BoolVarP(&f.watch, "watch", "w", false, "print a line for each change of a pod, until interrupted")
 	return cmd
 }
@@ -87,7 +89,7 @@ func (f *discoverFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	if err != nil {
 		return usageError{err}
 	}
-	d, weir := discovery{}, overrides.Apply(spec.DefaultWeirConfiguration())
+	d, weir := discovery{namespace: f.input.chosen.Namespace}, overrides.Apply(spec.DefaultWeirConfiguration())
 	if !f.input.none() {
 		source, err := f.input.source(hclog.NewNullLogger())
 		if err != nil {
@@ -111,7 +113,7 @@ func (f *discoverFlags) run(ctx context.Context, cmd *cobra.Command) error {
 			strings.Join(usual, ", "))
 	}
 	if f.watch {
-		return watchPods(ctx, cmd.OutOrStdout(), runtimes, node)
+		return watchPods(ctx, cmd.OutOrStdout(), runtimes, node, d.namespace)
 	}
 	for i, r := range runtimes {
 		pods, err := podReader(r, node).List(ctx)
@@ -119,17 +121,38 @@ func (f *discoverFlags) run(ctx context.Context, cmd *cobra.Command) error {
 			return fmt.Errorf("pods of %s: %w", r, err)
 		}
 		for _, pod := range pods {
-			d.add(i, r.Kind, pod)
+			d.add(i, runtimeName(r, runtimes), pod)
 		}
 	}
-	if f.format == "table" {
+	d.sort()
+	errOut := cmd.ErrOrStderr()
+	for _, p := range d.pods {
+		if p.Status.Message != "" {
+			fmt.Fprintf(errOut, "%s pod %s/%s of %s: %s\n", paint(errOut, yellow, "ignored:"), p.Namespace, p.Name, p.runtime, spec.Clean(p.Status.Message))
+		}
+	}
+	switch {
+	case f.format == "table":
 		return d.table(cmd.OutOrStdout())
+	case f.input.none():
+		return d.list(cmd.OutOrStdout(), f.format)
 	}
 	return d.slices(cmd.OutOrStdout(), f.format)
 }
 
+// runtimeName returns the kind of a source of pods, with its socket if there are several of the kind.
+func runtimeName(s spec.PodSource, all []spec.PodSource) string {
+	for _, other := range all {
+		if other.Kind == s.Kind && other != s {
+			return s.String()
+		}
+	}
+	return s.Kind
+}
+
 // discovery is what runs and what selects it.
 type discovery struct {
+	namespace string // "" stands for all
 	services  spec.Services
 	nodes     map[string]*corev1.Node
 	templates spec.Templates
@@ -159,6 +182,9 @@ func (d *discovery) take(snap *spec.Snapshot) {
 
 // add adds a pod, completed by its template.
 func (d *discovery) add(source int, runtime string, pod *corev1.Pod) {
+	if d.namespace != "" && pod.Namespace != d.namespace {
+		return
+	}
 	pod = endpoints.Completed(pod, d.byLabels.Of(pod))
 	d.index.SetPod(endpoints.PodKey{Source: source, Namespace: pod.Namespace, Name: pod.Name}, pod)
 	d.pods = append(d.pods, foundPod{pod, runtime})
@@ -172,6 +198,12 @@ func (d *discovery) selected(svc *spec.Service) []*corev1.Pod {
 	return d.index.Selected(svc.Name.Namespace, svc.Object.Spec.Selector)
 }
 
+func (d *discovery) sort() {
+	slices.SortFunc(d.pods, func(a, b foundPod) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.runtime, b.runtime))
+	})
+}
+
 func (d *discovery) table(w io.Writer) error {
 	selectedBy := map[*corev1.Pod][]string{}
 	for svc := range d.services.All() {
@@ -179,9 +211,6 @@ func (d *discovery) table(w io.Writer) error {
 			selectedBy[pod] = append(selectedBy[pod], svc.Name.Name)
 		}
 	}
-	slices.SortFunc(d.pods, func(a, b foundPod) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.runtime, b.runtime))
-	})
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(t, "POD\tSTATE\tADDRESSES\tRUNTIME\tSERVICES")
 	for _, p := range d.pods {
@@ -190,9 +219,7 @@ func (d *discovery) table(w io.Writer) error {
 	if d.services.Len() > 0 {
 		fmt.Fprintln(t, "\nSERVICE\tSELECTS\tENDPOINTS")
 		for svc := range d.services.All() {
-			if endpoints.Selects(svc.Object) {
-				fmt.Fprintf(t, "%s\t%s\t%s\n", svc.Name, selectorText(svc.Object.Spec.Selector), d.endpointsText(svc))
-			}
+			fmt.Fprintf(t, "%s\t%s\t%s\n", svc.Name, orDash(selectorText(svc.Object.Spec.Selector)), d.endpointsText(svc))
 		}
 	}
 	return t.Flush()
@@ -215,7 +242,11 @@ func podState(p *corev1.Pod) string {
 	case p.Status.Phase == corev1.PodRunning:
 		return "not ready"
 	}
-	return strings.ToLower(string(p.Status.Phase))
+	state := strings.ToLower(string(p.Status.Phase))
+	if how := endpoints.Ending(p); how != "" {
+		state += " (" + how + ")"
+	}
+	return state
 }
 
 // endpointsText returns the addresses of the endpoints of a Service, or why there are none.
@@ -223,11 +254,14 @@ func (d *discovery) endpointsText(svc *spec.Service) string {
 	if len(svc.Slices) > 0 {
 		return "those in the input, which win over pods"
 	}
+	if !endpoints.Selects(svc.Object) {
+		return "none: it selects no pods"
+	}
 	pods := d.selected(svc)
 	if len(pods) == 0 {
 		return "none: " + d.nearest(svc)
 	}
-	var all, lacking []string
+	var all []string
 	for _, s := range endpoints.Of(svc.Object, pods, d.zone) {
 		for _, e := range s.Endpoints {
 			text := e.Addresses[0]
@@ -237,18 +271,17 @@ func (d *discovery) endpointsText(svc *spec.Service) string {
 			all = append(all, text)
 		}
 	}
-	for i := range svc.Object.Spec.Ports {
-		p := &svc.Object.Spec.Ports[i]
-		if !slices.ContainsFunc(pods, func(pod *corev1.Pod) bool { _, ok := endpoints.FindPort(pod, p); return ok }) {
-			lacking = append(lacking, p.TargetPort.String())
-		}
+	text := strings.Join(all, ", ")
+	if text == "" {
+		text = "none: " + endpoints.WhyNone(pods)
 	}
-	text := cmp.Or(strings.Join(all, ", "), "none: no pod has an address")
 	if slices.ContainsFunc(pods, endpoints.Unprobed) {
-		text += "; their readinessProbe is not asked"
+		text += "; weir run asks their readinessProbe"
 	}
-	if len(lacking) > 0 {
-		text += "; no pod names the port " + strings.Join(lacking, ", ")
+	for i := range svc.Object.Spec.Ports {
+		if wrong := endpoints.UnknownPort(&svc.Object.Spec.Ports[i], pods, nil); wrong != "" {
+			text += fmt.Sprintf("; targetPort %s", wrong)
+		}
 	}
 	return text
 }
@@ -303,8 +336,26 @@ func (d *discovery) slices(w io.Writer, format string) error {
 	return nil
 }
 
-// watchPods prints a line for each change of a pod, until ctx is done.
-func watchPods(ctx context.Context, w io.Writer, runtimes []spec.PodSource, node string) error {
+// list prints the pods as a list that can be an input.
+func (d *discovery) list(w io.Writer, format string) error {
+	list := corev1.PodList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}, Items: []corev1.Pod{}}
+	for _, p := range d.pods {
+		pod := *p.Pod
+		pod.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}
+		list.Items = append(list.Items, pod)
+	}
+	if format == "json" {
+		return writeJSON(w, list)
+	}
+	text, err := yaml.Marshal(list)
+	if err == nil {
+		_, err = w.Write(text)
+	}
+	return err
+}
+
+// watchPods prints a line for each change of a pod of the namespace, or of any, until ctx is done.
+func watchPods(ctx context.Context, w io.Writer, runtimes []spec.PodSource, node, namespace string) error {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, r := range runtimes {
@@ -323,10 +374,13 @@ func watchPods(ctx context.Context, w io.Writer, runtimes []spec.PodSource, node
 				}
 				t := tabwriter.NewWriter(w, 24, 0, 3, ' ', 0)
 				for _, name := range names {
+					if namespace != "" && name.Namespace != namespace {
+						continue
+					}
 					if pod := u.Snapshot.Pods.Get(name); pod != nil {
-						fmt.Fprintln(t, podLine(foundPod{pod, r.Kind}))
+						fmt.Fprintln(t, podLine(foundPod{pod, runtimeName(r, runtimes)}))
 					} else {
-						fmt.Fprintf(t, "%s\tgone\t-\t%s\n", name, r.Kind)
+						fmt.Fprintf(t, "%s\tgone\t-\t%s\n", name, runtimeName(r, runtimes))
 					}
 				}
 				_ = t.Flush()

@@ -68,7 +68,7 @@ wrong.`,
 				ranges = rangesInForce(ctx, state)
 			}
 			report := examine(ctx, newPlatform(hclog.NewNullLogger(), node, false), ranges, state)
-			report.Node = append(report.Node, names.examine(ctx)...)
+			report.Node = append(report.Node, names.examine(ctx, state)...)
 			if err := writeReport(cmd, report, output.format); err != nil {
 				return err
 			}
@@ -135,8 +135,9 @@ func (n *namesAt) check() (err error) {
 }
 
 // examine asks weir, and then the resolvers of the node, for a name that only weir has.
-func (n *namesAt) examine(ctx context.Context) []doctor.Check {
-	return hostnet.Resolvers{}.Doctor(n.at, n.domain, func(server netip.AddrPort) bool { return dns.AnswersFor(ctx, server, n.domain) })
+func (n *namesAt) examine(ctx context.Context, stateDir string) []doctor.Check {
+	kept := hostnet.NewNodeNames(hclog.NewNullLogger(), stateDir).Doctor(dns.AnswersFor(ctx, n.at, n.domain))
+	return append(kept, hostnet.Resolvers{}.Doctor(n.at, n.domain, func(server netip.AddrPort) bool { return dns.AnswersFor(ctx, server, n.domain) })...)
 }
 
 // examine asks every mode. ranges are those of the ClusterIPs, nil for the default ones.
@@ -204,8 +205,9 @@ func networkChecks(ranges []netip.Prefix) []doctor.Check {
 	if err != nil {
 		return []doctor.Check{{Name: "ClusterIPs", State: doctor.Advice, Detail: "the networks of this node cannot be read: " + err.Error()}}
 	}
+	sources, _ := hostnet.Sources() // the remedy has a placeholder then
 	var checks []doctor.Check
-	for _, e := range nodeconfig.ExamineRanges(ranges, networksOf(found), hostnet.Reaches) {
+	for _, e := range nodeconfig.ExamineRanges(ranges, networksOf(found), sources, hostnet.Reaches) {
 		c := doctor.Check{Name: "ClusterIPs " + e.Range.String(), State: doctor.OK, Detail: e.Detail, Mend: e.Remedy}
 		if e.Fault {
 			c.State = doctor.Advice

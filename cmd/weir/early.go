@@ -71,7 +71,7 @@ func (e *earlyAnswers) Updated(u spec.Update) {
 // Configured implements reconcile.Observer.
 func (e *earlyAnswers) Configured(*spec.Snapshot, reconcile.Settings) { e.stop() }
 
-// answerEarly opens the health server and the socket of weir status.
+// answerEarly opens the health server and the socket of weir status, and answers questions for names.
 func (d *daemon) answerEarly(settings *spec.Snapshot) {
 	d.health.Listen(health.Config{
 		HealthzBindAddress: settings.Config.HealthzBindAddress,
@@ -79,6 +79,7 @@ func (d *daemon) answerEarly(settings *spec.Snapshot) {
 		InForce:            settings.Config,
 	})
 	d.status.follow(settings.Weir.StateDir)
+	d.names.answerEarly(settings.Weir.DNS)
 }
 
 // earlierRun is an Observer that finds out, when an input is refused while this process has put nothing in force, what an

@@ -71,6 +71,7 @@ func (f *inputFlags) add(cmd *cobra.Command) {
 	fs.StringVar(&f.nodePortRange, "node-port-range", fmt.Sprintf("%d-%d", d.NodePortMin, d.NodePortMax), "range for the node ports of Services that set none")
 	fs.DurationVar(&f.settleTime, "settle-time", d.SettleTime, "how long the files must stay unchanged before a change is read")
 	fs.StringVar(&f.stateDir, "state-dir", d.StateDir, "directory for state that must survive a restart")
+	completeFlag(cmd, "namespace", completeNamespace(&f.stateDir))
 	fs.BoolVar(&f.allowEmpty, "allow-empty", false, "accept an input without any Service as an instruction to have none")
 }
 
@@ -216,6 +217,7 @@ func (f *nodeFlags) add(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.StringVar(&f.hostname, "hostname-override", "", "name of this node, as endpoints give it in nodeName (default: the configuration's hostnameOverride, else the host name)")
 	fs.StringVar(&f.mode, "proxy-mode", "", orList(knownModes().names())+" (default: the configuration's mode, else "+defaultModes[0]+" if the node has it)")
+	completeValues(cmd, "proxy-mode", knownModes().names()...)
 	f.ipvsFlags.add(fs)
 	f.userspaceFlags.add(fs)
 	f.addVariant(fs)
@@ -248,13 +250,20 @@ func (f *logFlags) add(cmd *cobra.Command, level string) {
 	f.set = fs
 	fs.StringVar(&f.format, "log-format", "text", "text or json")
 	fs.StringVar(&f.level, "log-level", level, "error, warn, info, debug or trace")
+	completeValues(cmd, "log-format", logFormats...)
+	completeValues(cmd, "log-level", logLevels...)
 	fs.IntVarP(&f.verbosity, "v", "v", 0, "verbosity as in kube-proxy: 0 to 1 is info, 2 to 4 debug, 5 and above trace; the more verbose of this and --log-level counts")
 }
 
+var (
+	logFormats = []string{"text", "json"}
+	logLevels  = []string{"error", "warn", "info", "debug", "trace"}
+)
+
 func (f *logFlags) check() error {
 	return errors.Join(
-		oneOf("--log-format", f.format, "text", "json"),
-		oneOf("--log-level", f.level, "error", "warn", "info", "debug", "trace"),
+		oneOf("--log-format", f.format, logFormats...),
+		oneOf("--log-level", f.level, logLevels...),
 	)
 }
 
@@ -272,6 +281,7 @@ type outputFlag struct{ format string }
 
 func (f *outputFlag) add(cmd *cobra.Command, what string) {
 	cmd.Flags().StringVarP(&f.format, "output", "o", "text", "how to print "+what+": text or json")
+	completeValues(cmd, "output", "text", "json")
 }
 
 func (f *outputFlag) check() error { return oneOf("--output", f.format, "text", "json") }

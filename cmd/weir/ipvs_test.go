@@ -466,3 +466,40 @@ func unload(t *testing.T, module string) {
 		}
 	}
 }
+
+// TestIPVSKeepsKubeDNS changes the mode to and from ipvs while weir answers at the ClusterIP of kube-dns: it is answered after each
+// change, untracked, and nothing of it is left at the end.
+func TestIPVSKeepsKubeDNS(t *testing.T) {
+	needIPVS(t)
+	t.Parallel()
+	m := ipvsMode
+	m.flags = []string{"--iptables-variant", "nft"}
+	d := newDaemon(t, netlab.New(t, netlab.Topology{Pods: 1}), m)
+	d.addForeign()
+	before := d.foreignRules()
+	const name, kubeDNS = "web.default.svc.cluster.local.", "10.96.0.10:53"
+	at := netip.AddrPortFrom(netlab.NodeIPv4, 53).String()
+	d.write(map[string]string{
+		"web.yaml":  strings.Replace(webService, serviceIP(t), "10.96.0.80", 1),
+		"weir.yaml": "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\ndns: {listen: [\"" + at + "\"], upstreams: [\"127.0.0.1:9\"], nodeResolver: none}\n",
+	})
+	set := func(mode string) {
+		d.write(map[string]string{"config.yaml": strings.Replace(kubeProxyConfig, "mode: iptables", "mode: "+mode, 1) + "clusterCIDR: 10.244.0.0/16,fd00:244:1::/64\n"})
+	}
+	set("ipvs")
+	d.start()
+	for _, mode := range []string{"ipvs", "nftables", "ipvs", "iptables", "ipvs"} {
+		set(mode)
+		d.expectHTTP("http://127.0.0.1:10249/proxyMode", 200, mode)
+		d.awaitNameAt(kubeDNS, name, "10.96.0.80")
+		d.forgetFlows()
+		d.awaitNameAt(kubeDNS, name, "10.96.0.80")
+		if _, addrs, err := d.lookupFrom(netlab.Client, kubeDNS, "udp", name); err != nil || len(addrs) != 1 {
+			t.Errorf("a pod in mode %s: %v %v", mode, addrs, err)
+		}
+		if tracked := d.questionsTracked(); len(tracked) > 0 {
+			t.Errorf("in mode %s %d questions are tracked, such as %v", mode, len(tracked), tracked[0])
+		}
+	}
+	d.checkLeavesNothing(before)
+}

@@ -10,6 +10,7 @@ import (
 	"weir/reconcile"
 	"weir/reconcile/tell/status"
 	"weir/spec"
+	"weir/spec/kubedns"
 )
 
 // fitsKernel returns why a kept Snapshot must not be served, or nil. The kernel may hold something newer, for example if
@@ -18,6 +19,7 @@ import (
 func fitsKernel(ctx context.Context, log hclog.Logger, flags nodeFlags, kept *spec.Snapshot) error {
 	m := newModeManager(log, flags, false)
 	defer m.discard()
+	kept = kubedns.Added(kept) // weir serves it too, and the kernel holds it
 	n, err := m.resolve(ctx, kept)
 	if err != nil || n.Traits.CarriesTraffic {
 		return nil // the Loop refuses it with the same error; nothing works without a process that carries the traffic

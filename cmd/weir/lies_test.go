@@ -28,6 +28,7 @@ import (
 	"weir/backends/ipvs"
 	"weir/backends/netlab"
 	"weir/spec/filesource"
+	"weir/spec/seed"
 )
 
 // liar is where TestPlansNeverLie tries plans: the network namespace that the tests themselves run in, which is empty and
@@ -64,6 +65,8 @@ func TestPlansNeverLie(t *testing.T) {
 			}
 			if testing.Short() {
 				m.every *= 8
+			} else if seed.Race {
+				m.every *= 2
 			}
 			l := &liar{t: t, mode: m.mode, variant: m.variant, programs: m.programs, state: t.TempDir()}
 			for i, sequence := range append(scenarioSteps(t), randomSteps()...) {

@@ -27,7 +27,7 @@ func newLockLab(t *testing.T) *lockLab {
 }
 
 func (l *lockLab) command(runtime string) *exec.Cmd {
-	cmd := l.node.Command(context.Background(), os.Getenv(binaryEnv), "cleanup")
+	cmd := l.node.Command(context.Background(), os.Getenv(binaryEnv), "cleanup", "--state-dir", filepath.Dir(l.runtime))
 	cmd.Env = append(cmd.Env, "RUNTIME_DIRECTORY="+runtime)
 	return cmd
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -118,6 +119,7 @@ type changeLog struct {
 	book  *notices.Book
 	count func(map[spec.NoticeID]int) // takes the number of notices by kind; may be nil
 	input string                      // the last logged error of the input
+	away  map[string]spec.Away        // the sources of pods that are away, as logged, by name
 
 	// look returns the notices about the networks that the node has now; it may be nil. node and snap are in force.
 	look func(*spec.Snapshot, *nodeConfig) []spec.Notice
@@ -149,6 +151,7 @@ func (c *changeLog) Updated(u spec.Update) {
 			c.log.Info("the input is valid again", "revision", u.Revision.String())
 		}
 		c.input, c.snap = "", u.Snapshot
+		c.tellAway(u.Snapshot.Away)
 		c.tell(c.book.Update(u))
 		return
 	}
@@ -163,6 +166,23 @@ func (c *changeLog) Updated(u spec.Update) {
 			c.log.Error(p)
 		}
 	}
+}
+
+// tellAway logs which sources of pods are away, and which are back.
+func (c *changeLog) tellAway(all []spec.Away) {
+	now := make(map[string]spec.Away, len(all))
+	for _, a := range all {
+		now[a.Source] = a
+		if before, known := c.away[a.Source]; !known || before.Reason != a.Reason {
+			c.log.Warn(spec.Clean(a.Source)+" is away", "error", spec.Clean(a.Reason), "meanwhile", spec.Clean(a.Stands))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.away)) {
+		if _, still := now[name]; !still {
+			c.log.Info(spec.Clean(name) + " is away no more")
+		}
+	}
+	c.away = now
 }
 
 // Applied implements reconcile.Observer. It logs the notices that the round found. A full round looks at the node's

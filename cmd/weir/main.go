@@ -120,8 +120,8 @@ func newRoot() *cobra.Command {
 		Use:   "weir",
 		Short: "Kubernetes Services on a Linux node, from a directory of YAML",
 		Long: `weir gives a Linux node Kubernetes Services without a control plane. It reads a directory of YAML (a Git checkout,
-say) with a KubeProxyConfiguration and Service, EndpointSlice and Endpoints manifests, works out what this node's data
-path should be, reads what the kernel holds, and applies the difference.
+say) with a KubeProxyConfiguration and Service, EndpointSlice, Endpoints and HealthCheckPolicy manifests, works out what this
+node's data path should be, reads what the kernel holds, and applies the difference.
 
 Exit codes: 0 success; 1 the input is not valid, or the kernel could not be programmed; 2 the command
 line is wrong.`,
@@ -150,7 +150,7 @@ line is wrong.`,
 	}
 	root.Flags().BoolVar(&version, "version", false, "print the version of weir")
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(newRun(), newReconcile(), newPlan(), newValidate(), newAllocate(), newStatus(), newSnapshot(), newCleanup(), newDoctor(), newDiscover(), newDNS(), newVersion(), newWarningsHelp())
+	root.AddCommand(newRun(), newReconcile(), newPlan(), newValidate(), newAllocate(), newStatus(), newSnapshot(), newCleanup(), newDoctor(), newDiscover(), newProbe(), newDNS(), newVersion(), newMan(), newWarningsHelp())
 	return root
 }
 

@@ -17,6 +17,7 @@ const binaryEnv = "WEIR_TEST_BINARY"
 
 func TestMain(m *testing.M) {
 	becomeContainer()
+	becomeServer()
 	if err := raiseParallel(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

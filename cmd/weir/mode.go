@@ -53,6 +53,11 @@ type mode struct {
 	// hairpins reports whether a pod on a bridge whose frames pass through the packet filter reaches itself through a Service only
 	// if its port has hairpin mode.
 	hairpins bool
+	// answers reports whether the mode can leave packets to weir itself untranslated and untracked on this node. Nil stands for
+	// a mode that cannot.
+	answers func(context.Context) bool
+	// holds reports whether the mode makes ClusterIPs addresses of the node, so that their packets are delivered here.
+	holds bool
 	// leavesKernel reports whether the mode programs nothing in the kernel.
 	leavesKernel bool
 

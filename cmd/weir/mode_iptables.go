@@ -30,6 +30,7 @@ func iptablesMode(p *platform) mode {
 		name:     modeIPTables,
 		traits:   backends.Traits{HandsOver: true, FailureMetric: "iptables"},
 		hairpins: true,
+		answers:  p.untracked,
 		section:  nodeconfig.IPTables,
 		settings: p.iptablesFamilies,
 		open: func(ctx context.Context, cfg dataplane.Config, _ any) (backends.Backend, reconcile.Flows, error) {
@@ -71,6 +72,12 @@ func iptablesMode(p *platform) mode {
 			return iptables.Doctor(ctx, families(), p.flags.iptablesVariant())
 		},
 	}
+}
+
+// untracked reports whether rules of iptables can exempt packets from connection tracking.
+func (p *platform) untracked(ctx context.Context) bool {
+	kernel, err := p.probeIPTables(ctx)
+	return err == nil && kernel.Features().Untracked
 }
 
 // iptablesFamilies is the settings function of modes that use iptables: they serve only families for which iptables
@@ -170,7 +177,9 @@ func (p *platform) iptablesVariants(ctx context.Context) []iptablesVariant {
 	}
 	p.iptables.variants = []iptablesVariant{}
 	for _, m := range modes {
-		if kernel, err := iptables.Probe(ctx, p.log.Named("iptables"), families(), m); err == nil {
+		if m == p.variant() {
+			p.iptables.variants = append(p.iptables.variants, iptablesVariant{m, p.iptables.kernel})
+		} else if kernel, err := iptables.Probe(ctx, p.log.Named("iptables"), families(), m); err == nil {
 			p.iptables.variants = append(p.iptables.variants, iptablesVariant{m, kernel})
 		} // a variant that this node cannot run holds nothing
 	}

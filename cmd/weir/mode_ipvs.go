@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/pflag"
@@ -28,6 +29,8 @@ func ipvsMode(p *platform) mode {
 		name:     modeIPVS,
 		section:  nodeconfig.IPVS,
 		hairpins: true,
+		answers:  p.untracked,
+		holds:    true,
 		settings: m.settings,
 		open:     m.open,
 		parameters: func(cfg dataplane.Config, settings any) []hostnet.Parameter {
@@ -102,7 +105,20 @@ func (m *ipvsOnNode) open(ctx context.Context, cfg dataplane.Config, settings an
 	for _, warning := range ipvs.Warnings(cfg) {
 		m.log.Warn(warning)
 	}
-	return b, conntrack.ForIPVS(cfg), nil
+	return b, ipvsFlows{conntrack.ForIPVS(cfg), b}, nil
+}
+
+// ipvsFlows are the flows of ipvs mode. A TCP connection is known to IPVS as well as to connection tracking.
+type ipvsFlows struct {
+	*conntrack.Cleaner
+	backend *ipvs.Backend
+}
+
+// Leave implements reconcile.Leavers.
+func (f ipvsFlows) Leave(ctx context.Context, left []*dataplane.ServicePort) (int, error) {
+	err := f.backend.Abandon(left)
+	n, err2 := f.Cleaner.Leave(ctx, left)
+	return n, errors.Join(err, err2)
 }
 
 func (m *ipvsOnNode) leftovers(ctx context.Context, cfg dataplane.Config, inForce bool) []leftover {

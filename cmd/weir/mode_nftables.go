@@ -21,6 +21,7 @@ func nftablesMode(*platform) mode {
 		name:     modeNFTables,
 		traits:   backends.Traits{HandsOver: true, FailureMetric: "nftables"},
 		hairpins: true,
+		answers:  func(context.Context) bool { return true },
 		section:  nodeconfig.NFTables,
 		settings: func(_ context.Context, snap *spec.Snapshot, cfg *dataplane.Config) (any, error) {
 			if snap.Weir.ServiceCIDRsGiven {

@@ -37,6 +37,7 @@ func userspaceMode(p *platform) mode {
 		name:         modeUserspace,
 		traits:       backends.Traits{CarriesTraffic: true},
 		section:      nodeconfig.IPTables,
+		answers:      u.answers,
 		settings:     u.settings,
 		open:         u.open,
 		probe:        u.probe,
@@ -125,6 +126,15 @@ func (u *userspaceOnNode) probe(ctx context.Context) error {
 	return err
 }
 
+// answers reports whether the mode that redirects can leave packets to weir itself.
+func (u *userspaceOnNode) answers(ctx context.Context) bool {
+	if u.flags.rootless {
+		return false
+	}
+	m, err := u.redirector(ctx)
+	return err == nil && m.answers(ctx)
+}
+
 func (u *userspaceOnNode) redirector(ctx context.Context) (*mode, error) {
 	m, err := u.firstUsable(ctx, redirectModes)
 	if err != nil {
@@ -176,13 +186,11 @@ type redirectedFlows struct {
 
 // Clean implements reconcile.Flows.
 func (f redirectedFlows) Clean(ctx context.Context, current, gone []*dataplane.ServicePort) (int, error) {
-	redirected := make([]*dataplane.ServicePort, len(current))
-	for i, p := range current {
-		r, err := f.proxy.Redirected(p)
-		if err != nil {
-			return 0, err
+	redirected := make([]*dataplane.ServicePort, 0, len(current))
+	for _, p := range current {
+		if r, err := f.proxy.Redirected(p); err == nil { // else it is not redirected, and has no flows
+			redirected = append(redirected, r)
 		}
-		redirected[i] = r
 	}
 	return f.cleaner.Clean(ctx, redirected, gone)
 }

@@ -128,7 +128,7 @@ func TestNewModeIsOneFileAndOneLine(t *testing.T) {
 	other := strings.NewReplacer("web", "other", "0.10", "0.11").Replace(toyService)
 	runToy(t, toy, args("run"), func() { write("other.yaml", other) }, "port/default/other/TCP/IPv4")
 
-	if stdout, stderr, code = run("cleanup"); code != exitOK || !strings.Contains(stdout, "toy: ") || len(toy.kernel.Objects()) > 0 {
+	if stdout, stderr, code = run("cleanup", "--state-dir", t.TempDir()); code != exitOK || !strings.Contains(stdout, "toy: ") || len(toy.kernel.Objects()) > 0 {
 		t.Errorf("cleanup: exit %d, %s%s; left %v", code, stdout, stderr, toy.kernel.Objects())
 	}
 }

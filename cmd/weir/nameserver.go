@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/net/dns/dnsmessage"
 	corev1 "k8s.io/api/core/v1"
 
 	"weir/backends/dataplane"
@@ -21,6 +22,7 @@ import (
 	"weir/reconcile/tell/names"
 	"weir/reconcile/tell/status"
 	"weir/spec"
+	"weir/spec/kubedns"
 )
 
 // nameServer is the Observer that answers questions for names, if the configuration or a flag asks for it. Its zone follows
@@ -29,19 +31,28 @@ type nameServer struct {
 	reconcile.NopObserver
 	ctx context.Context
 	log hclog.Logger
-	// refuse says why names cannot be served, or is "".
-	refuse string
 
 	up      *dns.Upstreams
 	metrics *dns.Metrics
 	latency *prometheus.HistogramVec
 	allowed atomic.Pointer[allowed]
+	own     atomic.Pointer[[]netip.AddrPort] // answered, from which the node asks there
+	pods    atomic.Pointer[podNamespaces]
 
-	// The rest belongs to the Loop's goroutine.
+	// The rest belongs to the Loop's goroutine, but for answerEarly: mu guards it until something is in force.
+	mu     sync.Mutex
+	early  bool                         // nothing is in force, and the zone is empty
 	zone   *names.Zone                  // nil while nothing is served
 	shown  atomic.Pointer[dns.Resolver] // of zone, for weir dns lookup
 	config spec.DNS                     // in force
 	stop   func()                       // ends what answers, and waits for it
+	// answered are the ClusterIPs at which weir answers itself, with the port, and families those of the node, which are empty
+	// if the data path cannot deliver to weir.
+	answered []netip.AddrPort
+	families []dataplane.Family
+	told     bool // that it cannot
+
+	node *nodeResolver
 }
 
 // allowed are the addresses that may ask.
@@ -50,9 +61,9 @@ type allowed struct {
 	prefixes []netip.Prefix
 }
 
-func newNameServer(log hclog.Logger, refuse string, r prometheus.Registerer) *nameServer {
+func newNameServer(log hclog.Logger, r prometheus.Registerer) *nameServer {
 	up := dns.NewUpstreams()
-	n := &nameServer{log: log.Named("dns"), refuse: refuse, up: up, metrics: &dns.Metrics{Upstreams: up}, stop: func() {}}
+	n := &nameServer{log: log.Named("dns"), up: up, metrics: &dns.Metrics{Upstreams: up}, stop: func() {}, node: newNodeResolver(log.Named("dns"))}
 	n.latency = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "coredns_kubernetes_dns_programming_duration_seconds",
 		Help:    "Time from when a change of one Service was noticed in the input until its names followed.",
@@ -78,15 +89,48 @@ func (n *nameServer) programmed(svc *spec.Service, took time.Duration) {
 
 // newResolver returns a Resolver of the zone with these settings.
 func newResolver(zone dns.Zone, c spec.DNS) *dns.Resolver {
-	return &dns.Resolver{Zone: zone, Domain: c.ClusterDomain + ".", Pods: dns.PodNames(c.Pods), Hosts: c.Hosts}
+	return &dns.Resolver{Zone: zone, Domain: c.ClusterDomain + ".", Pods: dns.PodNames(c.Pods), Hosts: c.Hosts, Rewrite: dns.NewRewriter(c.Rewrite)}
 }
 
 // Updated implements reconcile.Observer.
 func (n *nameServer) Updated(u spec.Update) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if u.Err == nil && u.Snapshot != nil {
+		n.pods.Store(&podNamespaces{found: u.Snapshot.Found})
+	}
 	if n.zone == nil {
 		return
 	}
 	n.zone.Updated(u)
+	if u.Snapshot == nil {
+		return
+	}
+	if at := n.answeredIn(u.Snapshot); u.Err == nil && !slices.Equal(at, n.answered) {
+		n.stop()
+		n.answerAt(at)
+		n.start()
+	}
+}
+
+// answeredIn returns the addresses at which weir answers pods itself by a Snapshot.
+func (n *nameServer) answeredIn(snap *spec.Snapshot) (at []netip.AddrPort) {
+	svc := snap.Services.Get(kubedns.Name)
+	if svc == nil || !svc.Answered {
+		return nil
+	}
+	for _, text := range svc.Object.Spec.ClusterIPs {
+		if a, err := netip.ParseAddr(text); err == nil && slices.Contains(n.families, dataplane.FamilyOf(a)) {
+			at = append(at, netip.AddrPortFrom(a, 53))
+		}
+	}
+	return at
+}
+
+// answerAt has the next start answer at these ClusterIPs too.
+func (n *nameServer) answerAt(at []netip.AddrPort) {
+	n.answered = at
+	n.own.Store(&at)
 }
 
 // RoundStarts implements reconcile.Observer.
@@ -105,20 +149,34 @@ func (n *nameServer) Applied(r reconcile.Report) {
 
 // Configured implements reconcile.Observer. The node itself and its pods may ask.
 func (n *nameServer) Configured(snap *spec.Snapshot, s reconcile.Settings) {
-	c := snap.Weir.DNS
-	n.allow(s.From.(*nodeConfig), c.Allow)
-	if reflect.DeepEqual(c, n.config) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c, node := snap.Weir.DNS, s.From.(*nodeConfig)
+	defer n.point(snap)
+	n.families = nil
+	if svc := snap.Services.Get(kubedns.Name); node.Node.Answers {
+		n.families = node.DataPlane.Families
+	} else if !n.told && svc != nil && svc.Answered {
+		n.told = true
+		if len(svc.Slices) > 0 {
+			n.log.Info("questions to kube-system/kube-dns are translated and tracked, because this mode or kernel cannot leave them alone; weir doctor names what a kernel lacks")
+		} else {
+			n.log.Info("pods have no kube-dns to ask, because this mode or kernel cannot deliver what is for weir itself; for one, have weir listen at an address of the node that pods reach (--dns-listen)")
+		}
+	}
+	answered := n.answeredIn(snap)
+	n.allow(node, c.Allow)
+	n.endEarly()
+	if reflect.DeepEqual(c, n.config) && slices.Equal(answered, n.answered) {
 		return
 	}
 	n.stop()
 	n.config, n.stop = c, func() {}
+	n.answerAt(answered)
 	n.shown.Store(nil)
 	switch {
 	case !c.Serve:
 		n.zone = nil
-		return
-	case n.refuse != "":
-		n.log.Error("names are not answered: " + n.refuse)
 		return
 	case n.zone == nil:
 		n.zone = names.NewZone()
@@ -126,6 +184,46 @@ func (n *nameServer) Configured(snap *spec.Snapshot, s reconcile.Settings) {
 		n.zone.Updated(spec.Update{Snapshot: snap, Delta: spec.Delta{All: true}})
 	}
 	n.start()
+}
+
+// answerEarly answers while nothing is in force: names of Services with SERVFAIL, so that clients ask again, and others as ever.
+// It is not called after Configured.
+func (n *nameServer) answerEarly(c spec.DNS) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.early && reflect.DeepEqual(c, n.config) || !n.early && n.zone != nil {
+		return
+	}
+	n.endEarly()
+	if c.Serve {
+		n.early, n.config, n.zone = true, c, names.NewZone()
+		n.start()
+	}
+}
+
+// endEarly ends what answerEarly began.
+func (n *nameServer) endEarly() {
+	if n.early {
+		n.stop()
+		n.early, n.stop, n.zone, n.config = false, func() {}, nil, spec.DNS{}
+		n.shown.Store(nil)
+	}
+}
+
+// point has the processes of the node ask for names where they are answered, or nowhere.
+func (n *nameServer) point(snap *spec.Snapshot) {
+	if n.ctx.Err() != nil { // the start has failed
+		return
+	}
+	n.node.follow(n.ctx, resolverWish{stateDir: snap.Weir.StateDir, zone: n.zone, wanted: namesWanted(snap, n.zone)})
+}
+
+// end takes the node back from asking weir, and ends what answers.
+func (n *nameServer) end() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.node.stop()
+	n.stop()
 }
 
 // allow has the node, its pods and further ranges ask.
@@ -159,18 +257,44 @@ func networksBehind(d dataplane.LocalDetector) (found []netip.Prefix) {
 }
 
 func (n *nameServer) mayAsk(addr netip.Addr) bool {
-	a := n.allowed.Load()
-	return addr.IsLoopback() || a != nil && (slices.Contains(a.addrs, addr) ||
-		slices.ContainsFunc(a.prefixes, func(p netip.Prefix) bool { return p.Contains(addr) }))
+	a, own := n.allowed.Load(), n.own.Load()
+	asksItself := own != nil && slices.ContainsFunc(*own, func(at netip.AddrPort) bool { return at.Addr() == addr })
+	return addr.IsLoopback() || asksItself || a != nil && (slices.Contains(a.addrs, addr) ||
+		slices.ContainsFunc(a.prefixes, func(p netip.Prefix) bool { return p.Contains(addr) })) || n.pods.Load().runs(addr)
 }
 
 // lookUp answers weir dns lookup.
-func (n *nameServer) lookUp(name string, types []string) status.NameAnswer {
+func (n *nameServer) lookUp(q status.NameQuestion) status.NameAnswer {
 	r := n.shown.Load()
 	if r == nil {
 		return status.NameAnswer{Error: "this weir answers for no names: give weir run --dns, or a section dns in the WeirConfiguration"}
 	}
-	return lookUp(r, r.Zone.(*names.Zone), name, types)
+	return lookUp(r, r.Zone.(*names.Zone), n.pods.Load(), q, func(name string, t dnsmessage.Type) ([]string, bool, error) {
+		return n.up.Ask(n.ctx, name, t)
+	})
+}
+
+// inForce returns the settings in force.
+func (n *nameServer) inForce() spec.DNS {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.config
+}
+
+// all returns the names that are answered, each with its Service, without those of addresses; nil if none are.
+func (n *nameServer) all() map[string]dataplane.ServiceName {
+	r := n.shown.Load()
+	if r == nil {
+		return nil
+	}
+	zone, services := r.Zone.(*names.Zone).Copy()
+	still := *r
+	still.Zone = zone
+	found := map[string]dataplane.ServiceName{}
+	for _, name := range services {
+		addNames(found, &still, zone.Service(name))
+	}
+	return found
 }
 
 // start answers with the settings in force until stop is called or the process ends.
@@ -179,7 +303,8 @@ func (n *nameServer) start() {
 	var all sync.WaitGroup
 	c, zone := n.config, n.zone
 	n.shown.Store(newResolver(zone, c))
-	all.Go(func() { n.followResolvers(ctx, c) })
+	answered := n.answered
+	all.Go(func() { n.followResolvers(ctx, c, answered) })
 	transfer := func(from netip.Addr) (dns.WholeZone, bool) {
 		if !slices.ContainsFunc(c.Transfer, func(p netip.Prefix) bool { return p.Contains(from) }) {
 			return dns.WholeZone{}, false
@@ -187,21 +312,28 @@ func (n *nameServer) start() {
 		whole, services := zone.Copy()
 		return dns.WholeZone{Zone: whole, Services: services}, true
 	}
+	var namespace func(netip.Addr) (string, bool)
+	if c.Search {
+		namespace = func(addr netip.Addr) (string, bool) { return n.pods.Load().of(addr, zone) }
+	}
 	for _, at := range c.Listen {
-		all.Go(func() { n.serve(ctx, at, newResolver(zone, c), transfer) })
+		all.Go(func() { n.serve(ctx, at, false, newResolver(zone, c), transfer, namespace) })
+	}
+	for _, at := range answered {
+		all.Go(func() { n.serve(ctx, at, true, newResolver(zone, c), transfer, namespace) })
 	}
 	n.stop = func() { cancel(); all.Wait() }
 }
 
-// serve answers at an address until ctx is done. One that cannot be listened at is tried again, because it may come later.
-func (n *nameServer) serve(ctx context.Context, at netip.AddrPort, resolver *dns.Resolver, transfer func(netip.Addr) (dns.WholeZone, bool)) {
+// serve answers at an address until ctx is done. One that cannot be listened at is tried again, because it may come later. early has it listened at before the node has the address.
+func (n *nameServer) serve(ctx context.Context, at netip.AddrPort, early bool, resolver *dns.Resolver, transfer func(netip.Addr) (dns.WholeZone, bool), namespace func(netip.Addr) (string, bool)) {
 	if !at.Addr().IsUnspecified() {
 		resolver.Servers = []netip.Addr{at.Addr()}
 	}
 	told := ""
 	for ctx.Err() == nil {
 		n.log.Debug("answering for names", "address", at.String(), "domain", resolver.Domain)
-		server := &dns.Server{Resolver: resolver, Forwarder: n.up, Allowed: n.mayAsk, Log: n.log, Metrics: n.metrics, Transfer: transfer}
+		server := &dns.Server{Resolver: resolver, Forwarder: n.up, Allowed: n.mayAsk, Early: early, Log: n.log, Metrics: n.metrics, Transfer: transfer, Namespace: namespace}
 		err := server.Serve(ctx, at)
 		if err != nil && ctx.Err() == nil && err.Error() != told {
 			told = err.Error()
@@ -215,10 +347,19 @@ func (n *nameServer) serve(ctx context.Context, at netip.AddrPort, resolver *dns
 }
 
 // followResolvers keeps the resolvers for other names as the configuration or the node say.
-func (n *nameServer) followResolvers(ctx context.Context, c spec.DNS) {
-	routes := map[string][]netip.AddrPort{"": c.Upstreams}
+func (n *nameServer) followResolvers(ctx context.Context, c spec.DNS, answered []netip.AddrPort) {
+	others := func(servers []netip.AddrPort) []netip.AddrPort {
+		return slices.DeleteFunc(slices.Clone(servers), func(at netip.AddrPort) bool {
+			itself := listensAt(slices.Concat(c.Listen, answered), at)
+			if itself {
+				n.log.Warn("a resolver for other names is weir itself, and is not asked", "address", at.String())
+			}
+			return itself
+		})
+	}
+	routes := map[string][]netip.AddrPort{"": others(c.Upstreams)}
 	for domain, servers := range c.Forward {
-		routes[domain] = servers
+		routes[domain] = others(servers)
 	}
 	n.up.Set(routes)
 	if len(c.Upstreams) > 0 {
@@ -230,7 +371,7 @@ func (n *nameServer) followResolvers(ctx context.Context, c spec.DNS) {
 	for {
 		if modified := (hostnet.Resolvers{}).Modified(); modified != read {
 			read = modified
-			routes[""] = n.nodeResolvers(c.Listen)
+			routes[""] = n.nodeResolvers(slices.Concat(c.Listen, answered))
 			n.up.Set(routes)
 		}
 		select {

@@ -46,25 +46,39 @@ endpoints: [{addresses: ["fd00:244:1::1"]}]
 // TestNodeWithoutRouteToServices takes the default routes from a node, as on an edge box that is offline. weir and doctor
 // tell of it, the command that they print mends it, and they stop telling.
 func TestNodeWithoutRouteToServices(t *testing.T) {
-	for _, m := range []mode{iptablesMode("nft"), modes[2], modes[4]} {
-		t.Run(m.name, func(t *testing.T) {
+	type test struct {
+		name  string
+		mode  mode
+		pods  string // the ranges of pods, or ""
+		first bool   // a bridge has a lower address than the node's own
+	}
+	const pods = "clusterCIDR: 10.244.0.0/16,fd00:244::/32\n"
+	for _, test := range []test{{"iptables", iptablesMode("nft"), pods, false}, {"nftables", modes[2], pods, false}, {"userspace", modes[4], pods, false},
+		{"iptables without ranges of pods", iptablesMode("nft"), "", true}, {"nftables without ranges of pods", modes[2], "", true}} {
+		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			d := newDaemon(t, netlab.New(t, netlab.Topology{Pods: 1}), m)
+			d := newDaemon(t, netlab.New(t, netlab.Topology{Pods: 1}), test.mode)
 			d.lab.Host("pod1").Serve(t, netlab.TCP, 80)
-			d.write(map[string]string{"config.yaml": shortSyncs, "web.yaml": dualService})
+			d.write(map[string]string{"config.yaml": strings.Replace(shortSyncs, pods, test.pods, 1), "web.yaml": dualService})
+			if test.first {
+				d.nodeExec("ip", "link", "add", "br0", "type", "bridge")
+				d.nodeExec("ip", "address", "add", "10.9.0.1/24", "dev", "br0")
+				d.nodeExec("ip", "address", "add", "fd00:9::1/64", "dev", "br0", "nodad")
+				d.nodeExec("ip", "link", "set", "br0", "up")
+			}
 			fronts := []netip.AddrPort{netip.MustParseAddrPort("10.96.0.10:80"), netip.MustParseAddrPort("[fd00:10:96::a]:80")}
 			d.nodeExec("ip", "route", "del", "default")
 			d.nodeExec("ip", "-6", "route", "del", "default")
 			d.start()
 			d.awaitSync()
 			d.awaitNotices("W032", 2)
-			d.awaitLog(`ip route add 10\.96\.0\.0/12 dev lo.*W032`)
+			d.awaitLog(`ip route add 10\.96\.0\.0/12 dev lo src \S+ .*W032`)
 			for _, front := range fronts {
 				if r := d.lab.Node().Probe(netlab.TCP, front, patience); r.Server == "pod1" {
 					t.Fatalf("%s answers without a route: the premise of the test is wrong", front)
 				}
 			}
-			remedies := regexp.MustCompile(`ip (-6 )?route add \S+ dev \S+`).FindAllString(d.status(), -1)
+			remedies := regexp.MustCompile(`ip (-6 )?route add \S+ dev \S+ src \S+`).FindAllString(d.status(), -1)
 			r, _ := examine(t, d.lab.Node())
 			for i, cidr := range []string{"10.96.0.0/12", "fd00:10:96::/112"} {
 				c := find(t, r, "", "ClusterIPs "+cidr)

@@ -25,6 +25,7 @@ type notifier struct {
 
 	log   hclog.Logger
 	ready bool
+	away  string // what to add to the verdict of a round, of sources that are away
 	// earlier reports whether an earlier run left something in force, and applied whether this one has put something in
 	// force. The service is not ready before one of them is true. started is the same for other goroutines.
 	earlier, applied bool
@@ -55,6 +56,11 @@ func (n *notifier) Updated(u spec.Update) {
 		default:
 			n.send("STATUS=Nothing is in force, because the input cannot be used: " + firstLine(u.Err))
 		}
+		return
+	}
+	n.away = ""
+	for _, a := range u.Snapshot.Away {
+		n.away += "; " + spec.Clean(a.Source) + " is away"
 	}
 }
 
@@ -63,7 +69,7 @@ func (n *notifier) Applied(r reconcile.Report) {
 	n.round(n.syncPeriod)
 	if r.Err == nil {
 		n.applied = true
-		n.verdict(fmt.Sprintf("%s, revision %s, %s", r.Mode, r.Revision, plural(r.Services, "Service")))
+		n.verdict(fmt.Sprintf("%s, revision %s, %s", r.Mode, r.Revision, plural(r.Services, "Service")) + n.away)
 	}
 }
 

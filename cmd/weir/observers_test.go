@@ -58,9 +58,9 @@ func TestFailedStartChangesNothing(t *testing.T) {
 	end()
 	o.ctx = ended
 	o.Configured(&spec.Snapshot{}, reconcile.Settings{})
-	d := newDaemon(log, nodeFlags{})
+	d := newDaemon(log, nodeFlags{}, nil)
 	d.ctx = ended
-	d.names = newNameServer(log, "", d.health.Registry())
+	d.names = newNameServer(log, d.health.Registry())
 	var order []string
 	for _, observer := range d.observers(spec.Overrides{}, make(chan struct{}, 1)) {
 		order = append(order, fmt.Sprintf("%T", observer))

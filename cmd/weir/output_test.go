@@ -28,6 +28,7 @@ func fullStatus() *status.Status {
 		Revision: "git:4f2a91c", InForce: "revision git:4f2a91c", Kept: "2026-01-01T00:00:00Z", ServiceRanges: []string{"10.96.0.0/12"},
 		Refused: &status.Refused{Revision: "git:77b0d2e", Since: "2026-01-02T03:04:05Z",
 			Errors: []string{"cluster/web.yaml:14: Service default/web: spec.ports[0].port: 0 is not between 1 and 65535"}},
+		Away: []status.Away{{Source: "podman at /run/podman/podman.sock", Since: "2026-01-02T03:04:05Z", Error: "pods of podman at /run/podman/podman.sock: dial unix /run/podman/podman.sock: connect: connection refused", Stands: "3 pods that it told of last stay"}},
 		LastSync: &status.Sync{Time: "2026-01-02T03:04:05.678Z", Reason: "input changed", Seconds: map[string]float64{"apply": 0.0171, "total": 0.0184},
 			Created: 3, Updated: 2, Deleted: 1, Repaired: 1, Error: "iptables-restore: exit status 4"},
 		DriftRepaired: 2, TrafficError: "it is not known",
@@ -38,6 +39,10 @@ func fullStatus() *status.Status {
 				Name: "http", Protocol: "TCP", Family: "IPv4", Addresses: []string{"10.96.0.80:80", "node port 30080"}, Connections: &connections,
 				Endpoints: []status.Endpoint{{Address: "10.244.1.1:8080", Weight: 1, State: "local"}, {Address: "10.244.2.1:8080", Weight: 3, State: "remote"},
 					{Address: "10.244.2.2:8080", Weight: 1}, {Address: "10.244.2.3:8080", State: "drained"}},
+			}}, Probes: &status.Probes{Healthy: 1, Unknown: 1, Unhealthy: 2, Awaited: 1, MinHealthy: "2", Panic: true, Endpoints: []status.ProbedEndpoint{
+				{Address: "10.244.1.1:8080", Asked: "10.244.1.1:9090", State: "unhealthy", Since: "2026-01-02T03:04:05Z", Last: "failure", LastTime: "2026-01-02T03:05:05Z",
+					Said: "status 500", Next: "2026-01-02T03:05:15Z", Probe: "httpGet :9090/ready every 10s, timeout 1s, 3 failures, 1 success", From: "readinessProbe of Deployment default/web, container web, cluster/web.yaml:30"},
+				{Address: "10.244.2.1:8080", State: "awaited", Probe: "tcpSocket every 2s, timeout 1s, 3 failures, 1 success", From: "annotation of Service default/web, cluster/web.yaml:1"},
 			}}},
 			{Namespace: "kube-system", Name: "dns", Ports: []status.Port{{Protocol: "UDP", Family: "IPv6", Addresses: []string{"[fd00:10:96::a]:53"}, Endpoints: []status.Endpoint{}}}},
 		},

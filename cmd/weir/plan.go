@@ -86,7 +86,7 @@ func (f *planFlags) kernel() bool { return f.against == "kernel" || f.against ==
 
 // planKernel prints what a round of the Engine would do on this node. holds reports whether the kernel holds objects of
 // weir for a mode.
-func (f *planFlags) planKernel(ctx context.Context, cmd *cobra.Command, engine *reconcile.Engine, t *nodeConfig, to changes.Input, snap *spec.Snapshot, holds func(mode string) bool) error {
+func (f *planFlags) planKernel(ctx context.Context, cmd *cobra.Command, engine *reconcile.Engine, t *nodeConfig, to changes.Input, snap *spec.Snapshot, answered map[string]dataplane.ServiceName, holds func(mode string) bool) error {
 	c, err := engine.Compare(ctx, "weir reconcile --dry-run")
 	if err != nil {
 		return readError(err)
@@ -108,9 +108,28 @@ func (f *planFlags) planKernel(ctx context.Context, cmd *cobra.Command, engine *
 	promised := changes.PromisedIn(snap)
 	group.Promise(promised)
 	found := changes.Warn(before, changes.State{Mode: t.Mode, Traits: t.Traits, ServicePorts: c.ServicePorts, Promised: promised, Hints: changes.HintsIn(snap)})
+	var nameChanges *changes.NameChanges
+	if answered != nil { // else those before are not known
+		var gone []spec.Notice
+		nameChanges, gone = changes.NamesBetween(answered, namesIn(snap))
+		found = append(found, gone...)
+	}
 	warnings := changes.Warnings(group.Nodes, [][]spec.Notice{append(refused, unsilenced(found, snap)...)}, changes.NewNotices(nil, snap, &t.Node))
 	plan := changes.New(changes.Input{Kind: "kernel"}, to, len(serviceNames(c.ServicePorts)), changes.NotProxied(snap), []changes.Group{group}, warnings)
+	plan.Names = nameChanges
 	return f.print(cmd, plan)
+}
+
+// answeredNow returns the names that the running weir answers, nil if none does, and the Snapshot as that weir would have it: its
+// flags may have it answer, and serve kube-dns.
+func answeredNow(ctx context.Context, snap *spec.Snapshot) (map[string]dataplane.ServiceName, *spec.Snapshot) {
+	answered, err := status.Zone(ctx, snap.Weir.StateDir)
+	if err != nil || answered.Given == nil {
+		return answered.Names, snap
+	}
+	with := *snap
+	with.Weir.DNS = *answered.Given
+	return answered.Names, kubedns.Added(&with)
 }
 
 // refusal returns why the kernel would refuse every change, or nil.
@@ -226,20 +245,29 @@ func planned(ctx context.Context, snap *spec.Snapshot) (*spec.Snapshot, error) {
 	return join.New(join.Given(snap)).Planned().Load(ctx)
 }
 
-// recordedPods returns a layer with the pods that ran on the node that weir snapshot has written down, if the plan is made
-// against such a file and that has any.
-func (f *planFlags) recordedPods(ctx context.Context) []join.Layer {
+// recordedPods returns layers with the pods that ran on the node that weir snapshot has written down, if the plan is made
+// against such a file and that has any. There is more than one if several runtimes had a pod of the same name.
+func (f *planFlags) recordedPods(ctx context.Context) (layers []join.Layer) {
 	rec, err := snapshotFile(ctx, f.against)
-	if err != nil || len(rec.Pods) == 0 {
+	if err != nil {
 		return nil // base tells what is wrong with it
 	}
-	b := spec.Pods{}.Edit()
-	for _, pod := range rec.Pods {
-		b.Put(dataplane.ServiceName{Namespace: pod.Namespace, Name: pod.Name}, pod)
+	for left := rec.Pods; len(left) > 0 && len(layers) <= spec.MaxPodSources; {
+		b := spec.Pods{}.Edit()
+		var again []*corev1.Pod
+		for _, pod := range left {
+			name := dataplane.ServiceName{Namespace: pod.Namespace, Name: pod.Name}
+			if b.Get(name) != nil {
+				again = append(again, pod)
+				continue
+			}
+			b.Put(name, pod)
+		}
+		layer := join.Fixed("the snapshot of "+rec.Node, join.Given(&spec.Snapshot{Pods: b.Commit()}))
+		layer.GivesPods = true
+		layers, left = append(layers, layer), again
 	}
-	layer := join.Fixed("the snapshot of "+rec.Node, join.Given(&spec.Snapshot{Pods: b.Commit()}))
-	layer.GivesPods = true
-	return []join.Layer{layer}
+	return layers
 }
 
 // named returns the node of a plan for the one node that was named, or nil.

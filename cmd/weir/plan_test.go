@@ -127,20 +127,31 @@ func TestPlanOfTemplates(t *testing.T) {
 		"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec: {replicas: 3, template: {metadata: {labels: {app: web}}, spec: {containers: [{name: c, ports: [{name: http, containerPort: 8080}]}]}}}\n"
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web-pod-0", Labels: map[string]string{"app": "web"}},
 		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "10.89.0.6"}}, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}}
-	rec := changes.Record{Node: "edge-7", Families: []dataplane.Family{dataplane.IPv4}, State: changes.State{Mode: "iptables"}, Pods: []*corev1.Pod{pod}}
+	other := pod.DeepCopy() // of another runtime, of the same name
+	other.Status.PodIPs[0].IP = "10.90.0.6"
+	rec := changes.Record{Node: "edge-7", Families: []dataplane.Family{dataplane.IPv4}, State: changes.State{Mode: "iptables"}, Pods: []*corev1.Pod{pod, other}}
 	var b bytes.Buffer
 	if err := errors.Join(rec.Write(&b), os.WriteFile(app, []byte(text), 0o600), os.WriteFile(snapshot, b.Bytes(), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	for against, want := range map[string][]string{
 		"empty":  {"promisedEndpoint", "by Deployment default/web (3 replicas), at addresses not known here", "W040", "1 notice."},
-		snapshot: {"10.89.0.6:8080", "0 to remove.\n"},
+		snapshot: {"10.89.0.6:8080", "10.90.0.6:8080", "0 to remove.\n"},
 	} {
 		out, errOut, code := weirCommand(t, "plan", "-f", app, "--against", against, "--fail-on", "warning")
 		for _, part := range want {
 			if code != exitOK || !strings.Contains(out, part) {
 				t.Errorf("against %s: exit code %d, no %q in\n%s%s", against, code, part, out, errOut)
 			}
+		}
+	}
+	if err := os.WriteFile(app, []byte(strings.Replace(text, "targetPort: http", "targetPort: https", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const unknown = `app.yaml:1: Service default/web: spec.ports[0].targetPort: is "https" (TCP), and no container of Deployment default/web has a port of that name; they have http (TCP)`
+	for _, args := range [][]string{{"plan", "--against", "empty"}, {"validate"}} {
+		if out, errOut, _ := weirCommand(t, append(args, "-f", app)...); strings.Count(out+errOut, unknown) != 1 {
+			t.Errorf("%v does not tell of the port:\n%s%s", args, out, errOut)
 		}
 	}
 	if err := os.WriteFile(app, []byte(strings.Replace(text, "selector: {app: web}", "selector: {app: wep}", 1)), 0o600); err != nil {

@@ -3,22 +3,26 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"weir/backends/dataplane"
 	"weir/backends/hostnet"
 	"weir/spec"
 	"weir/spec/config"
 	"weir/spec/join"
 	"weir/spec/lastgood"
+	"weir/spec/liveness"
 	"weir/spec/podsource"
 )
 
@@ -30,6 +34,43 @@ type podFlags struct {
 	found *[]spec.PodSource // those that are there, once that was looked after
 	// mute are sockets, by what identifies their files, of runtimes that said that they cannot be asked.
 	mute map[unix.Stat_t]bool
+	executors
+}
+
+// executors are the runtimes that are followed and run commands in containers.
+type executors struct {
+	mu  sync.Mutex
+	all []podsource.Executor
+	of  []spec.PodSource
+}
+
+// exec returns what runs commands in a pod's containers, or nil if no runtime does.
+func (x *executors) exec(pod dataplane.ServiceName) liveness.Exec {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.all) == 0 {
+		return nil
+	}
+	return func(ctx context.Context, container string, command []string) (exit int, output []byte, err error) {
+		x.mu.Lock()
+		all := slices.Clone(x.all)
+		x.mu.Unlock()
+		for _, e := range all {
+			if exit, output, err = e.Exec(ctx, pod, container, command); !errors.Is(err, podsource.ErrNoContainer) {
+				break
+			}
+		}
+		return exit, output, err
+	}
+}
+
+// followed notes the reader of a source.
+func (x *executors) followed(s spec.PodSource, r podsource.Reader) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if e, ok := r.(podsource.Executor); ok && !slices.Contains(x.of, s) {
+		x.all, x.of = append(x.all, e), append(x.of, s)
+	}
 }
 
 func (f *podFlags) add(fs *pflag.FlagSet) {
@@ -147,8 +188,8 @@ func (f *podFlags) layers(ctx context.Context, node *nodeFlags, log hclog.Logger
 	if slices.Equal(f.sources, []string{"none"}) {
 		return nil
 	}
-	p := &podLayers{sources: map[spec.PodSource]func(*spec.Snapshot) (spec.Source, error){}, follow: func(s spec.PodSource) func(*spec.Snapshot) (spec.Source, error) {
-		return followPods(s, node, log.Named("pods"))
+	p := &podLayers{sources: map[spec.PodSource]func(*spec.Snapshot) (*namedPods, error){}, follow: func(s spec.PodSource, former *namedPods) func(*spec.Snapshot) (*namedPods, error) {
+		return followPods(s, former, node, log.Named("pods"), f.followed)
 	}}
 	var layers []join.Layer
 	for i := range p.slots {
@@ -185,52 +226,115 @@ func (f *podFlags) follow(ctx context.Context, changed func()) {
 type podLayers struct {
 	// slots are the sources by layer. The first one is for a kubelet, because of a pod that several tell of it counts.
 	slots   [1 + spec.MaxPodSources]spec.PodSource
-	sources map[spec.PodSource]func(*spec.Snapshot) (spec.Source, error)
-	follow  func(spec.PodSource) func(*spec.Snapshot) (spec.Source, error)
+	made    [1 + spec.MaxPodSources]*namedPods // what the layers have now
+	sources map[spec.PodSource]func(*spec.Snapshot) (*namedPods, error)
+	follow  func(s spec.PodSource, former *namedPods) func(*spec.Snapshot) (*namedPods, error)
 }
 
+// assign gives layers to sources. One that comes while another of its kind goes takes its place: it may be the same runtime at
+// another socket, and until it has answered, what the other one said last stands. The pods of any other source that goes, go.
 func (p *podLayers) assign(all []spec.PodSource) {
+	var free, before []int
 	for i, s := range p.slots {
-		if !slices.Contains(all, s) {
-			p.slots[i] = spec.PodSource{}
-			delete(p.sources, s)
+		switch {
+		case slices.Contains(all, s):
+		case s == (spec.PodSource{}):
+			free = append(free, i)
+		default:
+			before = append(before, i)
 		}
 	}
+	var added []spec.PodSource
 	for _, s := range all {
 		if slices.Contains(p.slots[:], s) {
 			continue
 		}
-		first := 1
-		if s.Kind == "kubelet" {
-			first = 0
+		at := slices.IndexFunc(before, func(i int) bool { return p.slots[i].Kind == s.Kind })
+		if at < 0 {
+			added = append(added, s)
+			continue
 		}
-		i := first + slices.Index(p.slots[first:], spec.PodSource{})
-		p.slots[i], p.sources[s] = s, p.follow(s)
+		i := before[at]
+		before = slices.Delete(before, at, at+1)
+		delete(p.sources, p.slots[i])
+		p.slots[i], p.sources[s] = s, p.follow(s, p.made[i])
+	}
+	for _, i := range before {
+		delete(p.sources, p.slots[i])
+		p.slots[i] = spec.PodSource{}
+		free = append(free, i)
+	}
+	slices.Sort(free)
+	for _, s := range added {
+		at := slices.IndexFunc(free, func(i int) bool { return i > 0 || s.Kind == "kubelet" })
+		i := free[at]
+		free = slices.Delete(free, at, at+1)
+		p.slots[i], p.sources[s] = s, p.follow(s, nil)
 	}
 }
 
 func (p *podLayers) source(i int, files *spec.Snapshot) (spec.Source, error) {
-	if follow := p.sources[p.slots[i]]; follow != nil {
-		return follow(files)
+	follow := p.sources[p.slots[i]]
+	if follow == nil {
+		p.made[i] = nil
+		return nil, nil
 	}
-	return nil, nil
+	source, err := follow(files)
+	if err != nil {
+		return nil, err
+	}
+	p.made[i] = source
+	return source, nil
 }
 
 // namedPods is a source of pods with the name of its runtime.
 type namedPods struct {
 	spec.Source
 	name string
+	// succeeds is the name of the source whose pods stand until this one answers, and said what is in force of either.
+	succeeds string
+	said     atomic.Pointer[spec.Snapshot]
+	answered atomic.Bool
 }
 
+// Name implements join.Named.
 func (n *namedPods) Name() string { return n.name }
 
-// followPods returns a function that makes the runtime's source for a configuration. It returns the same source while the name
-// of the node and the state directory are the same.
-func followPods(s spec.PodSource, node *nodeFlags, log hclog.Logger) func(*spec.Snapshot) (spec.Source, error) {
+// Succeeds implements join.Successor.
+func (n *namedPods) Succeeds() string { return n.succeeds }
+
+// Watch implements spec.Source.
+func (n *namedPods) Watch(ctx context.Context, sink func(spec.Update)) error {
+	return n.Source.Watch(ctx, func(u spec.Update) {
+		if u.Err == nil {
+			n.said.Store(u.Snapshot)
+			n.answered.Store(true)
+		}
+		sink(u)
+	})
+}
+
+// inherit takes over what a former source said last. It returns that, or nil.
+func (n *namedPods) inherit(former *namedPods) *spec.Snapshot {
+	if former == nil {
+		return nil
+	}
+	n.succeeds = former.name
+	if former.succeeds != "" && !former.answered.Load() {
+		n.succeeds = former.succeeds
+	}
+	said := former.said.Load()
+	n.said.Store(said)
+	return said
+}
+
+// followPods returns a function that makes the runtime's source for a configuration, in the place of a former one or nil. It
+// returns the same source while the name of the node and the state directory are the same.
+func followPods(s spec.PodSource, former *namedPods, node *nodeFlags, log hclog.Logger, followed func(spec.PodSource, podsource.Reader)) func(*spec.Snapshot) (*namedPods, error) {
 	type target struct{ node, stateDir string }
 	var current target
 	var source *namedPods
-	return func(files *spec.Snapshot) (spec.Source, error) {
+	return func(files *spec.Snapshot) (*namedPods, error) {
 		name, err := nodeName(node.hostname, files.Config.HostnameOverride)
 		if err != nil {
 			return nil, err
@@ -240,13 +344,18 @@ func followPods(s spec.PodSource, node *nodeFlags, log hclog.Logger) func(*spec.
 			return source, nil
 		}
 		current = t
-		pods := podsource.New(podsource.Options{Name: s.String(), Log: log, Reader: podReader(s, name)})
+		reader := podReader(s, name)
+		followed(s, reader)
+		pods := podsource.New(podsource.Options{Name: s.String(), Log: log, Reader: reader, Backoff: s.Kind == "kubelet"})
 		file := podsFile(t.stateDir, s)
-		source = &namedPods{name: s.String(), Source: lastgood.New(lastgood.Options{
-			Source: pods, Input: "the pods of " + s.String(), Node: name, Log: log,
+		next := &namedPods{name: s.String()}
+		next.Source = lastgood.New(lastgood.Options{
+			Source: pods, Input: "the pods of " + s.String(), Node: name, Log: log, Former: next.inherit(cmp.Or(source, former)),
 			Interval: 100 * time.Millisecond, // what a crash forgets would be taken from the kernel if the runtime were away then
+			Grace:    time.Second,
 			File:     func(*spec.Snapshot) string { return file }, Cluster: func() string { return s.String() },
-		})}
+		})
+		source = next
 		return source, nil
 	}
 }
@@ -257,13 +366,14 @@ func podsFile(stateDir string, s spec.PodSource) string {
 }
 
 func podReader(s spec.PodSource, node string) podsource.Reader {
+	agent := thisBuild().userAgent()
 	switch s.Kind {
 	case "kubelet":
-		return &podsource.Kubelet{Socket: s.Socket, Node: node, HostAddresses: hostAddresses}
+		return &podsource.Kubelet{Socket: s.Socket, Node: node, HostAddresses: hostAddresses, UserAgent: agent}
 	case "cri":
-		return &podsource.CRI{Socket: s.Socket, Node: node, HostAddresses: hostAddresses}
+		return &podsource.CRI{Socket: s.Socket, Node: node, HostAddresses: hostAddresses, UserAgent: agent}
 	}
-	return &podsource.Containers{Socket: s.Socket, Node: node, HostAddresses: hostAddresses}
+	return &podsource.Containers{Socket: s.Socket, Node: node, HostAddresses: hostAddresses, UserAgent: agent}
 }
 
 // hostAddresses returns the addresses that a pod in the node's own network has: the node's primary ones.

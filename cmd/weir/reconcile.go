@@ -13,10 +13,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"weir/backends"
+	"weir/backends/dataplane"
+	"weir/backends/hostnet"
 	"weir/reconcile"
 	"weir/reconcile/tell/changes"
 	"weir/spec"
 	"weir/spec/join"
+	"weir/spec/liveness"
 	"weir/spec/stall"
 )
 
@@ -104,6 +107,7 @@ func (f *reconcileFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	var pods []join.Layer
 	if !f.dryRun || f.plan.kernel() { // a plan of inputs needs no runtime, as in CI
 		pods = f.pods.layers(ctx, &f.node, log)
+		f.api.filters = []join.Filter{liveness.New(liveness.Options{Remembered: true, Exec: f.pods.exec})}
 	} else {
 		pods = f.plan.recordedPods(ctx)
 	}
@@ -127,6 +131,10 @@ func (f *reconcileFlags) run(ctx context.Context, cmd *cobra.Command) error {
 		printProblems(cmd.ErrOrStderr(), err)
 		return errReported
 	}
+	var answered map[string]dataplane.ServiceName
+	if f.dryRun {
+		answered, snap = answeredNow(ctx, snap)
+	}
 	m := newModeManager(log, f.node, false)
 	t, err := m.resolve(ctx, snap)
 	if err != nil {
@@ -135,10 +143,15 @@ func (f *reconcileFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	if !f.dryRun && t.Traits.CarriesTraffic {
 		return fmt.Errorf("%s mode works only as long as its process runs: use weir run", t.Mode)
 	}
+	if managed, ok := t.DataPath.Backend.(*hostnet.Managed); ok && f.dryRun && snap.Weir.DNS.Serve {
+		names := hostnet.NewNodeNames(log, snap.Weir.StateDir) // which weir run sets
+		names.Want(namesWanted(snap, zoneOf(snap)))
+		managed.Names(names)
+	}
 	engine := reconcile.NewEngine(reconcile.Options{DataPath: t.DataPath, Node: t.Node, Log: log.Named("engine")})
 	engine.SetSnapshot(snap, spec.Delta{All: true})
 	if f.dryRun {
-		return f.plan.planKernel(ctx, cmd, engine, t, f.api.described(&f.input, snap), snap, func(mode string) bool { return m.holds(ctx, t.Mode, mode) })
+		return f.plan.planKernel(ctx, cmd, engine, t, f.api.described(&f.input, snap), snap, answered, func(mode string) bool { return m.holds(ctx, t.Mode, mode) })
 	}
 	newHost(log).apply(ctx, t)
 	r := engine.Round(ctx, reconcile.Request{Reason: "weir reconcile", Full: true})

@@ -6,18 +6,22 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"weir/backends/dataplane"
 	"weir/backends/hostnet"
 	"weir/reconcile"
 	"weir/reconcile/tell/health"
 	"weir/reconcile/tell/status"
 	"weir/spec"
 	"weir/spec/config"
+	"weir/spec/join"
+	"weir/spec/liveness"
 	"weir/spec/stall"
 )
 
@@ -50,8 +54,9 @@ which only a running weir serves. On SIGHUP weir reads the files again. Only one
 
 With --dns, or a section dns in the WeirConfiguration, weir answers for the names of Services at --dns-listen, over UDP and
 TCP, as the Kubernetes DNS specification says, for this node and its pods. A name leads to an address once the kernel serves
-it. weir asks --dns-upstream for all other names. With --dns-only it does nothing else, and needs no privileges but for ports
-below 1024.
+it. weir asks --dns-upstream for all other names. While weir answers, it has the processes of this node ask it, as
+--dns-node-resolver says: by systemd-resolved, /etc/resolv.conf or /etc/hosts. With --dns-only it programs nothing in the
+kernel, and needs privileges only for ports below 1024 and for the files of the node.
 
 weir serves, on healthzBindAddress: /healthz, /livez. On metricsBindAddress: /metrics, /proxyMode, /configz, /healthz,
 and /debug/pprof/ if enableProfiling is set. weir notifies the service manager (systemd: Type=notify or notify-reload).
@@ -90,22 +95,27 @@ func (f *runFlags) run(cmd *cobra.Command) error {
 	out.told = log.lossLine
 	f.input.reread = outliveTerminal()
 	f.input.more, f.input.serveDNS = func(in *config.WeirFields) { f.names.fields(in); f.pods.fields(in) }, f.names.given()
-	refuse := ""
-	if f.api.asked() || f.input.none() {
-		refuse = "names are of Services from files only: of an API, weir does not read the endpoints of headless Services"
-	}
-	if serve := f.input.serveDNS; serve != nil && *serve && refuse != "" {
-		return usageError{errors.New("--dns: " + refuse + "; leave out --dns, or the API")}
-	}
-	d := newDaemon(log, f.node)
-	d.names = newNameServer(log, refuse, d.health.Registry())
+	d := newDaemon(log, f.node, f.pods.exec)
+	d.names = newNameServer(log, d.health.Registry())
 	d.socket.Lookup = d.names.lookUp
+	d.socket.Zone = func() status.ZoneAnswer {
+		answer := status.ZoneAnswer{Names: d.names.all()}
+		if given := f.names.given(); answer.Names != nil && given != nil && *given {
+			answer.Given = new(d.names.inForce())
+		}
+		return answer
+	}
+	d.socket.Questions = func(name string) status.QuestionAnswer {
+		return status.QuestionAnswer{Questions: d.liveness.Questions(name), Hosts: d.liveness.Hosts()}
+	}
 	f.input.usable = func(ctx context.Context, kept *spec.Snapshot) error {
-		if len(f.pods.inForce(ctx, kept.Weir)) > 0 {
-			return nil // the kernel holds what the runtimes said too, so it cannot be compared
+		probed := func(svc *spec.Service) bool { return !svc.Probes.Empty() }
+		if len(f.pods.inForce(ctx, kept.Weir)) > 0 || slices.ContainsFunc(slices.Collect(kept.Services.All()), probed) {
+			return nil // the kernel holds what the runtimes and the probes said too, so it cannot be compared
 		}
 		return fitsKernel(ctx, log.Named("kept"), f.node, kept)
 	}
+	f.api.filters = []join.Filter{d.liveness}
 	pods := f.pods.layers(cmd.Context(), &f.node, log)
 	source, err := f.api.source(&f.input, &f.node, pods, log, d.health.Registry())
 	if err != nil {
@@ -140,12 +150,14 @@ type daemon struct {
 	record *recorder
 	node   *nodeObserver
 	names  *nameServer
+	// liveness is the layer that probes.
+	liveness *liveness.Layer
 
 	ctx  context.Context
 	fail context.CancelCauseFunc
 }
 
-func newDaemon(log *liveLogger, flags nodeFlags) *daemon {
+func newDaemon(log *liveLogger, flags nodeFlags, exec func(pod dataplane.ServiceName) liveness.Exec) *daemon {
 	b := thisBuild()
 	m := newModeManager(log, flags, true)
 	board := status.NewBoard()
@@ -155,12 +167,14 @@ func newDaemon(log *liveLogger, flags nodeFlags) *daemon {
 		log:    log,
 		modes:  m,
 		host:   newHost(log),
-		health: health.New(health.NewMetrics(b.Version, b.Commit, b.GoVersion), log.Named("health")),
+		health: health.New(health.NewMetrics(health.Build{Version: b.Version, Commit: b.commit(), Date: b.Time, GoVersion: b.GoVersion}), log.Named("health")),
 		notify: &notifier{log: log},
 		record: &recorder{log: log, board: board},
 		engine: reconcile.NewEngine(reconcile.Options{Log: log.Named("engine")}),
+
+		liveness: liveness.New(liveness.Options{Log: log.Named("liveness"), Exec: exec}),
 	}
-	d.health.Registry().MustRegister(m.keeper)
+	d.health.Registry().MustRegister(m.keeper, d.liveness)
 	for _, mode := range m.platform.modes {
 		if mode.metrics != nil {
 			d.health.Registry().MustRegister(mode.metrics)
@@ -172,7 +186,7 @@ func newDaemon(log *liveLogger, flags nodeFlags) *daemon {
 // run works until ctx is done, or until the start fails beyond repair.
 func (d *daemon) run(ctx context.Context, source spec.Source, overrides spec.Overrides, cleanup bool) error {
 	b := thisBuild()
-	d.log.Info("starting", "version", b.Version, "commit", b.Commit, "go", b.GoVersion, "pid", os.Getpid())
+	d.log.Info("starting", "version", b.Version, "commit", b.commit(), "date", b.Time, "go", b.GoVersion, "pid", os.Getpid())
 	d.ctx, d.fail = context.WithCancelCause(ctx)
 	defer d.fail(nil)
 	nodeChanges := make(chan struct{}, 1)
@@ -197,7 +211,7 @@ func (d *daemon) run(ctx context.Context, source spec.Source, overrides spec.Ove
 	wg.Go(func() { d.notify.extend(d.ctx) })
 	d.must(loop.Run(d.ctx))
 	d.notify.stopping()
-	wg.Go(func() { d.names.stop() })
+	wg.Go(func() { d.names.end() })
 	d.leave(&wg)
 	d.record.file.wait()
 
@@ -272,6 +286,7 @@ func (d *daemon) observers(overrides spec.Overrides, nodeChanges chan<- struct{}
 	told := newChangeLog(d.log)
 	told.count, told.look = d.health.SetNotices, d.modes.networkNoticesNow
 	d.board.Noticed(told.book.All)
+	d.board.Probed(d.liveness.State)
 	d.names.ctx = d.ctx
 	return []reconcile.Observer{
 		d.early,
@@ -282,10 +297,10 @@ func (d *daemon) observers(overrides spec.Overrides, nodeChanges chan<- struct{}
 		told,
 		d.notify,
 		d.status,
+		d.names, // before what takes its time
 		d.record,
 		&sweeper{ctx: d.ctx, log: d.log, modes: d.modes},
 		newMemory(),
-		d.names,
 	}
 }
 
@@ -294,6 +309,8 @@ func modeReason(flag string, snap *spec.Snapshot, fallback string) string {
 	switch {
 	case fallback != "":
 		return fallback
+	case flag == modeNames:
+		return "--dns-only"
 	case flag != "":
 		return "--proxy-mode"
 	case snap.Config.Mode != "":

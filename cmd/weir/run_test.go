@@ -5,13 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"weir/backends/netlab"
 )
@@ -27,13 +30,14 @@ iptables: {minSyncPeriod: 10ms}
 
 // httpGet asks a server on the node.
 func httpGet(d *daemon, url string) (code int, body string, err error) {
-	out, err := d.lab.Node().Exec(context.Background(), "curl", "-s", "-m", "10", "-w", "\n%{http_code}", url)
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: d.lab.Node().DialContext}}
+	res, err := client.Get(url)
 	if err != nil {
 		return 0, "", err
 	}
-	i := strings.LastIndex(out, "\n")
-	_, err = fmt.Sscan(out[i+1:], &code)
-	return code, out[:i], err
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	return res.StatusCode, string(text), err
 }
 
 // expectHTTP waits until the server answers so.

@@ -42,6 +42,8 @@ type options struct {
 	Run map[string][]string `json:"run"`
 	// Flags are added to every weir command line.
 	Flags []string `json:"flags"`
+	// Lives reports that weir is not killed between the steps, because proxied connections would end with it.
+	Lives bool `json:"lives"`
 }
 
 // step is one state of the input: files that are written over those of the step before, or removed if they are empty, and
@@ -50,6 +52,16 @@ type step struct {
 	name  string
 	files map[string]string
 	rows  []row
+	// probes is its probes.yaml, or nil.
+	probes *probes
+}
+
+// probes is what probes of endpoints meet.
+type probes struct {
+	// Answer lists the hosts that accept connections on probedPort.
+	Answer []string `json:"answer"`
+	// Status is what weir status says of the probes of Services in the namespace default.
+	Status map[string]string `json:"status"`
 }
 
 // row is one line of a step's expect.yaml. It holds for every combination of From, To and Protocol.
@@ -150,7 +162,14 @@ func readScenario(file string) (scenario, error) {
 		if steps[dir] == nil {
 			steps[dir] = &step{name: dir, files: map[string]string{}}
 		}
-		if rest != "expect.yaml" {
+		switch rest {
+		case "probes.yaml":
+			if err := yaml.UnmarshalStrict(f.Data, &steps[dir].probes); err != nil {
+				return s, fmt.Errorf("%s: %w", f.Name, err)
+			}
+			continue
+		case "expect.yaml":
+		default:
 			steps[dir].files[rest] = string(f.Data)
 			continue
 		}

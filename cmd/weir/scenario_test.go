@@ -4,10 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"flag"
+	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -24,12 +27,22 @@ func TestScenario(t *testing.T) {
 	netlab.Require(t)
 	t.Parallel()
 	scenarios := readScenarios(t)
+	every := 1 // with WEIR_TEST_EVERY=3 each third scenario is taken
+	if text := os.Getenv("WEIR_TEST_EVERY"); text != "" {
+		var err error
+		if every, err = strconv.Atoi(text); err != nil || every < 1 {
+			t.Fatalf("WEIR_TEST_EVERY is %q", text)
+		}
+	}
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
 			if m.needs != nil {
 				m.needs(t)
 			}
-			for _, s := range scenarios {
+			for i, s := range scenarios {
+				if i%every != 0 {
+					continue
+				}
 				t.Run(s.name, func(t *testing.T) {
 					if reason := s.skipReason(m); reason != "" {
 						t.Skip(reason)
@@ -93,9 +106,14 @@ func runScenario(t *testing.T, s scenario, m mode) {
 	}
 	flows := map[string]*netlab.Flow{}
 	defer closeFlows(flows)
+	probed := probedPorts{d: d, open: map[string]net.Listener{}}
+	defer probed.answer(nil)
 
 	for i, st := range s.steps {
 		d.write(st.files)
+		if st.probes != nil {
+			probed.answer(st.probes.Answer)
+		}
 		made := func() {}
 		if i == 0 {
 			checkGolden(t, d, s.name)
@@ -113,10 +131,13 @@ func runScenario(t *testing.T, s scenario, m mode) {
 		if m.inTurn {
 			st.rows = takingTurns(st.rows)
 		}
+		if st.probes != nil {
+			d.awaitProbes(st.probes.Status)
+		}
 		d.awaitSync()
 		made()
 		d.checkRows(st.name, st.rows, flows)
-		if m.kills() && random.IntN(2) == 0 {
+		if m.kills() && !s.opts.Lives && random.IntN(2) == 0 {
 			d.kill()
 			if m.proxies {
 				closeFlows(flows) // a proxy's connections end with it
@@ -138,6 +159,71 @@ func runScenario(t *testing.T, s scenario, m mode) {
 	if diff := cmp.Diff(parameters, d.kernelParameters()); diff != "" {
 		t.Errorf("cleanup left other kernel parameters than there were (-before +after):\n%s", diff)
 	}
+}
+
+// probedPort is the port that the probes in scenarios ask.
+const probedPort = 9000
+
+// probedPorts are the listeners on probedPort, by host.
+type probedPorts struct {
+	d    *daemon
+	open map[string]net.Listener
+}
+
+// answer has exactly these hosts accept connections on probedPort.
+func (p probedPorts) answer(hosts []string) {
+	p.d.t.Helper()
+	for host, ln := range p.open {
+		if !slices.Contains(hosts, host) {
+			ln.Close()
+			delete(p.open, host)
+		}
+	}
+	for _, host := range hosts {
+		if p.open[host] != nil {
+			continue
+		}
+		var ln net.Listener
+		if err := p.d.lab.Host(host).Do(func() (err error) {
+			ln, err = net.Listen("tcp", fmt.Sprintf(":%d", probedPort))
+			return err
+		}); err != nil {
+			p.d.t.Fatal(err)
+		}
+		p.open[host] = ln
+		go func() {
+			for {
+				conn, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				conn.Close()
+			}
+		}()
+	}
+}
+
+// awaitProbes waits until weir status says this of the probes of Services in the namespace default.
+func (d *daemon) awaitProbes(want map[string]string) {
+	d.t.Helper()
+	d.await("the verdicts", func() error {
+		out, err := d.weir("status")
+		if err != nil {
+			return err
+		}
+		got, service := map[string]string{}, ""
+		for line := range strings.Lines(out) {
+			if name, ok := strings.CutPrefix(line, "default/"); ok {
+				service = strings.Fields(name)[0]
+			} else if said, ok := strings.CutPrefix(strings.TrimSpace(line), "probes: "); ok {
+				got[service], _, _ = strings.Cut(said, ":")
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			return fmt.Errorf("verdicts (-want +got):\n%s", diff)
+		}
+		return nil
+	})
 }
 
 // giveAddresses gives the node the addresses of Services that are asked for.

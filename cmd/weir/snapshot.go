@@ -34,7 +34,7 @@ func warnUnrecorded(log hclog.Logger, err error) {
 }
 
 // recorder is an Observer that writes the record after each full sync, not after each change. Writing costs time for
-// every Service, and the record only supplies names.
+// every Service, and the record only supplies what the kernel does not hold: names and probes.
 type recorder struct {
 	reconcile.NopObserver
 	ctx      context.Context

@@ -72,6 +72,7 @@ wrong; 3 no weir is running.`,
 	cmd.Flags().BoolVar(&traffic, "traffic", false, "also print the number of connections of each Service, if the proxy mode counts them; needs a full read of the kernel")
 	cmd.Flags().BoolVar(&verbose, "verbose", false, "print each notice on a line of its own")
 	output.add(cmd, "the status")
+	cmd.ValidArgsFunction = completeService(&stateDir)
 	return cmd
 }
 

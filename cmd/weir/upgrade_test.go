@@ -15,7 +15,7 @@ import (
 	"weir/backends/netlab"
 )
 
-// oldBinaryEnv names the version to upgrade from, where it cannot be built: in a virtual machine.
+// oldBinaryEnv names the version to upgrade from, where it cannot be built: in a virtual machine, or without a network.
 const oldBinaryEnv = "WEIR_TEST_OLD_BINARY"
 
 var errNoHistory = errors.New("there is no version to upgrade from: the history of this checkout is missing or shallow (git fetch --unshallow)")
@@ -23,7 +23,7 @@ var errNoHistory = errors.New("there is no version to upgrade from: the history 
 // oldWeir returns the version to upgrade from, and builds it once. It costs the compilation of weir's own packages.
 // errNoHistory says that there is no such version here.
 var oldWeir = sync.OnceValues(func() (binary string, err error) {
-	if binary, given := os.LookupEnv(oldBinaryEnv); given {
+	if binary := os.Getenv(oldBinaryEnv); binary != "" {
 		return binary, nil
 	}
 	binary = filepath.Join(filepath.Dir(os.Getenv(binaryEnv)), "old", "weir") // goes with the binary that is tested

@@ -133,6 +133,91 @@ func (l *load) end(t *testing.T) {
 	}
 }
 
+// TestUserspaceWithoutIPv6 has a Service of both families, and the kube-dns that weir answers for, on a node without an address of
+// one family, from the start or later: the other is served, and its flows are cleaned.
+func TestUserspaceWithoutIPv6(t *testing.T) {
+	for name, later := range map[string]bool{"from the start": false, "later": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			withoutIPv6(t, later)
+		})
+	}
+}
+
+func withoutIPv6(t *testing.T, later bool) {
+	lab := netlab.New(t, netlab.Topology{})
+	for _, name := range []string{"pod1", "pod2"} {
+		lab.Host(name).Serve(t, netlab.UDP, 53)
+	}
+	disable := func() {
+		if _, err := lab.Node().Exec(t.Context(), "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !later {
+		disable()
+	}
+	const service = `apiVersion: v1
+kind: Service
+metadata: {name: kube-dns, namespace: kube-system}
+spec:
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10, "fd00:10:96::10"]
+  ipFamilies: [IPv4, IPv6]
+  ipFamilyPolicy: RequireDualStack
+  selector: {k8s-app: kube-dns}
+  ports: [{name: dns, port: 53, protocol: UDP}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: dns}
+spec:
+  clusterIP: 10.96.0.11
+  clusterIPs: [10.96.0.11, "fd00:10:96::11"]
+  ipFamilies: [IPv4, IPv6]
+  ipFamilyPolicy: RequireDualStack
+  ports: [{port: 53, protocol: UDP}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: dns-6, labels: {kubernetes.io/service-name: dns}}
+addressType: IPv6
+ports: [{port: 53, protocol: UDP}]
+endpoints: [{addresses: ["fd00:10:244:1::1"]}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: dns-4, labels: {kubernetes.io/service-name: dns}}
+addressType: IPv4
+ports: [{port: 53, protocol: UDP}]
+endpoints: [{addresses: [10.244.1.1]}]
+`
+	d := newDaemon(t, lab, userspaceMode(t))
+	d.flags = append(d.flags, "--dns", "--dns-upstream", "127.0.0.1:9")
+	d.write(map[string]string{"config.yaml": painConfig, "dns.yaml": service})
+	d.start()
+	flow, err := lab.Host(netlab.Client).Open(netlab.UDP, netip.MustParseAddrPort("10.96.0.11:53"), answerWait)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer flow.Close()
+	for _, pod := range []string{"pod1", "pod2"} {
+		d.await(pod, func() error {
+			if r := flow.Ask(time.Second); r.Server != pod {
+				return fmt.Errorf("got %v", r)
+			}
+			return nil
+		})
+		if later {
+			disable()
+		}
+		d.write(map[string]string{"dns.yaml": strings.Replace(service, "10.244.1.1", "10.244.1.2", 1)})
+	}
+	if log := d.logs(); strings.Contains(log, "stale") {
+		t.Errorf("the log has:\n%s", log)
+	}
+}
+
 // TestUserspaceRollingReplacement replaces every endpoint, one after the other, under load.
 func TestUserspaceRollingReplacement(t *testing.T) {
 	d := painDaemon(t, userspaceMode(t))

@@ -170,6 +170,9 @@ func summary(snap *spec.Snapshot) string {
 	if n := snap.Pods.Len(); n > 0 {
 		objects = append(objects, plural(n, "pod"))
 	}
+	if n := probesIn(snap); n > 0 {
+		objects = append(objects, plural(n, "probe"))
+	}
 	mode := string(snap.Config.Mode)
 	if mode == "" {
 		mode = "chosen by each node"
@@ -183,6 +186,19 @@ func summary(snap *spec.Snapshot) string {
 		parts = append(parts, "skipped: "+skipped)
 	}
 	return strings.Join(parts, "; ")
+}
+
+// probesIn counts the probes that are written in the input.
+func probesIn(snap *spec.Snapshot) (n int) {
+	for svc := range snap.Services.All() {
+		for range svc.Probes.All() {
+			n++
+		}
+	}
+	for t := range snap.Templates.All() {
+		n += len(t.Probes)
+	}
+	return n
 }
 
 // maxKinds is how many kinds of skipped documents a summary names.

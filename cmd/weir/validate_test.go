@@ -202,7 +202,7 @@ func TestHostileFindings(t *testing.T) {
 	}
 }
 
-// TestWarningsAreDocumented compares the IDs that the code declares with those that "weir help warnings" and README have.
+// TestWarningsAreDocumented compares the IDs that the code declares with those that "weir help warnings" and README.md have.
 func TestWarningsAreDocumented(t *testing.T) {
 	declared := declaredIDs(t)
 	var kinds []string
@@ -216,7 +216,7 @@ func TestWarningsAreDocumented(t *testing.T) {
 		t.Errorf("declared: %v\ndescribed: %v", declared, kinds)
 	}
 	help, _, _ := weirCommand(t, "help", "warnings")
-	readme, err := os.ReadFile("../../README.md")
+	readme, err := os.ReadFile("README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +228,7 @@ func TestWarningsAreDocumented(t *testing.T) {
 			t.Errorf("weir help warnings does not have %s", k.ID)
 		}
 		if row := "| `" + string(k.ID) + "` | " + string(k.Severity) + " | " + k.Meaning + " |"; !bytes.Contains(readme, []byte(row)) {
-			t.Errorf("README does not have the row\n%s", row)
+			t.Errorf("README.md does not have the row\n%s", row)
 		}
 	}
 }

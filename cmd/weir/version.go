@@ -5,6 +5,7 @@ import (
 	"io"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -43,6 +44,40 @@ func thisBuild() build {
 	return b
 }
 
+// String returns "weir v0.4.0 commit 1a2b3c4d5e6f7081a2b3c4d5e6f7081a2b3c4d5e of 2026-11-30T03:15:00Z go1.26.8 linux/amd64".
+// What is not known is left out.
+func (b build) String() string {
+	text := "weir " + b.Version
+	if b.Commit != "" {
+		text += " commit " + b.commit()
+	}
+	if b.Time != "" {
+		text += " of " + b.Time
+	}
+	return text + " " + b.GoVersion + " " + b.Platform
+}
+
+// userAgent returns how weir names itself to servers: "weir/v0.4.0 (linux/amd64; commit 1a2b3c4d5e6f; 2026-11-30T03:15:00Z)".
+func (b build) userAgent() string {
+	comment := []string{b.Platform}
+	if b.Commit != "" {
+		comment = append(comment, "commit "+b.Commit[:min(12, len(b.Commit))])
+	}
+	if b.Time != "" {
+		comment = append(comment, b.Time)
+	}
+	// The parentheses of "(devel)" would begin a comment.
+	return "weir/" + strings.Trim(b.Version, "()") + " (" + strings.Join(comment, "; ") + ")"
+}
+
+// commit returns the commit, marked if the source differed from it.
+func (b build) commit() string {
+	if b.Modified && b.Commit != "" {
+		return b.Commit + "-dirty"
+	}
+	return b.Commit
+}
+
 func newVersion() *cobra.Command {
 	var output outputFlag
 	cmd := &cobra.Command{
@@ -65,15 +100,7 @@ func newVersion() *cobra.Command {
 }
 
 func printVersion(w io.Writer) error {
-	b := thisBuild()
-	commit := b.Commit
-	if b.Modified {
-		commit += "-dirty"
-	}
-	if commit != "" {
-		commit = " commit " + commit
-	}
-	_, err := fmt.Fprintf(w, "weir %s%s %s %s\n", b.Version, commit, b.GoVersion, b.Platform)
+	_, err := fmt.Fprintln(w, thisBuild())
 	return err
 }
 

@@ -117,6 +117,7 @@ func (m *modeManager) resolve(ctx context.Context, snap *spec.Snapshot) (*nodeCo
 		Hurries:       !snap.MinSyncPeriodGiven,
 		From:          n,
 	}
+	n.Node.Answers = chosen.answers != nil && chosen.answers(ctx)
 	n.opening = m.opening(chosen.name)
 	if n.Object != nil {
 		n.Node.Zone = n.Object.Labels[corev1.LabelTopologyZone]
@@ -143,7 +144,8 @@ func (m *modeManager) networkNotices(snap *spec.Snapshot, chosen *mode) []spec.N
 	}
 	l.notices = l.clusterIPs.OverlapNotices(networksOf(found))
 	if chosen.name != modeIPVS { // in which ClusterIPs are addresses of the node
-		l.notices = append(l.notices, l.clusterIPs.RouteNotices(networksOf(found), hostnet.Reaches)...)
+		sources, _ := hostnet.Sources() // the remedy has a placeholder then
+		l.notices = append(l.notices, l.clusterIPs.RouteNotices(networksOf(found), sources, hostnet.Reaches)...)
 	}
 	return l.notices
 }

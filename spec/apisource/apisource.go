@@ -70,7 +70,7 @@ func (s *Source) Load(ctx context.Context) (*spec.Snapshot, error) {
 func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
 	l := &loop{
 		Options: s.opts, sink: sink, events: make(chan event, 64), trim: manifest.NewTrimmer(),
-		index: newIndex(s.opts.NodeName), started: time.Now(),
+		index: newIndex(s.opts.NodeName, s.opts.Headless), started: time.Now(),
 	}
 	defer l.disconnect()
 	return l.run(ctx)
@@ -169,7 +169,7 @@ func (l *loop) reconnect(ctx context.Context) {
 	l.Metrics.sessions.Inc()
 	ctx, l.cancel = context.WithCancel(ctx)
 	for r := range resources {
-		f := &feed{session: l.session, resource: r, node: l.NodeName, client: c.core, trim: l.trim, stall: l.StallTimeout, events: l.events, done: ctx.Done(),
+		f := &feed{session: l.session, resource: r, node: l.NodeName, client: c.core, trim: l.trim, headless: l.Headless, stall: l.StallTimeout, events: l.events, done: ctx.Done(),
 			maxAnswer: l.MaxAnswer, maxHeld: l.MaxHeld, held: &l.held[r]}
 		if r == endpointSlices {
 			f.client = c.discovery

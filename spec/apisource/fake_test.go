@@ -183,29 +183,46 @@ func TestClientConnectionIsHonoured(t *testing.T) {
 	}
 }
 
-func TestHeadlessServicesAreDropped(t *testing.T) {
+// TestHeadlessServices are dropped, because a proxy needs none, unless they are wanted.
+func TestHeadlessServices(t *testing.T) {
 	t.Parallel()
-	changed := make(chan string)
-	api := serve(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprintf(w, `{"kind": "ServiceList", "apiVersion": "v1", "metadata": {"resourceVersion": "10"}, "items": [%s, %s]}`, serviceJSON("a", "10.96.0.1"), serviceJSON("b", "None"))
-	}, func(w http.ResponseWriter, r *http.Request) {
-		for {
-			select {
-			case object := <-changed:
-				say(w, "MODIFIED", object)
-			case <-r.Context().Done():
-				return
+	for _, wanted := range []bool{false, true} {
+		changed := make(chan string)
+		api := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprintf(w, `{"kind": "ServiceList", "apiVersion": "v1", "metadata": {"resourceVersion": "10"}, "items": [%s, %s]}`, serviceJSON("a", "10.96.0.1"), serviceJSON("b", "None"))
+		}, func(w http.ResponseWriter, r *http.Request) {
+			for {
+				select {
+				case object := <-changed:
+					say(w, "MODIFIED", object)
+				case <-r.Context().Done():
+					return
+				}
 			}
+		})
+		o := api.options(t)
+		o.Headless = wanted
+		headless, selector := 0, "!service.kubernetes.io/headless"
+		if wanted {
+			headless, selector = 1, ""
 		}
-	})
-	w := watch(t, api.options(t))
-	w.await("a Snapshot", func() bool { return w.services() == 1 })
-	if w.endpoints("a") != 0 {
-		t.Error("the Service that has a ClusterIP is not there")
+		w := watch(t, o)
+		w.await("a Snapshot", func() bool { return w.services() == 1+headless })
+		if w.endpoints("a") != 0 {
+			t.Error("the Service that has a ClusterIP is not there")
+		}
+		if w.snap.Revision.ProxyOnly == wanted {
+			t.Errorf("wanted: %t, left out: %t", wanted, w.snap.Revision.ProxyOnly)
+		}
+		if r := api.requested("/apis/discovery.k8s.io/v1/endpointslices", false); r[0].URL.Query().Get("labelSelector") != selector {
+			t.Errorf("wanted: %t, slices are selected by %q", wanted, r[0].URL.Query().Get("labelSelector"))
+		}
+		changed <- serviceJSON("a", "None")
+		w.await("it becomes headless", func() bool {
+			return w.services() == 2*headless && (!wanted || w.model[dataplane.ServiceName{Namespace: "default", Name: "a"}].Object.Spec.ClusterIP == "None")
+		})
 	}
-	changed <- serviceJSON("a", "None")
-	w.await("it becomes headless", func() bool { return w.services() == 0 })
 }
 
 // TestSilence has a watch go silent while its connection stays open and lives.

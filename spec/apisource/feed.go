@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"sync/atomic"
 	"time"
@@ -53,7 +54,7 @@ func without(label string) string {
 
 // The selectors are kube-proxy's: Services that are not for another proxy, and slices that are not of headless
 // Services. kube-proxy also selects Services by their clusterIP, but servers before 1.35 cannot do this. So weir drops
-// headless Services here.
+// headless Services here, unless their names are wanted.
 var (
 	servicesHere = without("service.kubernetes.io/service-proxy-name")
 	slicesHere   = without(corev1.IsHeadlessService)
@@ -98,6 +99,7 @@ type feed struct {
 	node     string
 	client   rest.Interface
 	trim     *manifest.Trimmer
+	headless bool // see Options.Headless
 	stall    time.Duration
 	events   chan<- event
 	done     <-chan struct{}
@@ -141,7 +143,9 @@ func (f *feed) options(o *metav1.ListOptions) *metav1.ListOptions {
 	case services:
 		o.LabelSelector = servicesHere
 	case endpointSlices:
-		o.LabelSelector = slicesHere
+		if o.LabelSelector = slicesHere; f.headless {
+			o.LabelSelector = ""
+		}
 	case nodes:
 		o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, f.node).String()
 	}
@@ -313,7 +317,7 @@ func (f *feed) Add(o any) error { return f.Update(o) }
 
 // Update implements cache.ReflectorStore.
 func (f *feed) Update(o any) error {
-	if headless(o) {
+	if f.drops(o) {
 		return f.Delete(o)
 	}
 	t, err := f.trimmed(o)
@@ -336,7 +340,7 @@ func (f *feed) Delete(o any) error {
 func (f *feed) Replace(list []any, version string) error {
 	c := change{version: version, complete: true, listed: len(list), objects: make([]object, 0, len(list))}
 	for _, o := range list {
-		if headless(o) {
+		if f.drops(o) {
 			continue
 		}
 		t, err := f.trimmed(o)
@@ -348,10 +352,10 @@ func (f *feed) Replace(list []any, version string) error {
 	return f.sendChange(c)
 }
 
-// headless reports whether the object is a headless Service, which needs no proxy.
-func headless(o any) bool {
+// drops reports whether the object is a headless Service, which needs no proxy, and its names are not wanted.
+func (f *feed) drops(o any) bool {
 	svc, ok := o.(*corev1.Service)
-	return ok && svc.Spec.ClusterIP == corev1.ClusterIPNone
+	return ok && !f.headless && svc.Spec.ClusterIP == corev1.ClusterIPNone
 }
 
 // Resync implements cache.ReflectorStore.
@@ -378,11 +382,10 @@ func (f *feed) Transformer() cache.TransformFunc {
 }
 
 func withLabel(m map[string]string, key, value string) map[string]string {
-	if m == nil {
-		m = map[string]string{}
-	}
-	m[key] = value
-	return m
+	c := make(map[string]string, len(m)+1) // the map is shared
+	maps.Copy(c, m)
+	c[key] = value
+	return c
 }
 
 func (f *feed) trimmed(o any) (object, error) {

@@ -15,12 +15,14 @@ import (
 	"weir/backends/dataplane"
 	"weir/spec"
 	"weir/spec/config"
+	"weir/spec/manifest"
 )
 
 // index joins Services, EndpointSlices and the Node. Only one goroutine may use it; all may use the Snapshots that it
 // returns.
 type index struct {
 	nodeName string
+	headless bool // see Options.Headless
 
 	services map[dataplane.ServiceName]service
 	slices   map[dataplane.ServiceName]slice
@@ -52,9 +54,9 @@ type slice struct {
 	owner  dataplane.ServiceName
 }
 
-func newIndex(nodeName string) *index {
+func newIndex(nodeName string, headless bool) *index {
 	return &index{
-		nodeName: nodeName, services: map[dataplane.ServiceName]service{}, slices: map[dataplane.ServiceName]slice{},
+		nodeName: nodeName, headless: headless, services: map[dataplane.ServiceName]service{}, slices: map[dataplane.ServiceName]slice{},
 		byService: map[dataplane.ServiceName][]*discoveryv1.EndpointSlice{}, dirty: map[dataplane.ServiceName]struct{}{},
 		badSlices: map[*discoveryv1.EndpointSlice]string{}, faults: map[dataplane.ServiceName]string{},
 	}
@@ -251,7 +253,9 @@ func (x *index) snapshot() (*spec.Snapshot, spec.Delta) {
 		case old != nil && old.Object == s.object && slices.Equal(old.Slices, x.byService[name]):
 			continue
 		default:
-			all.Put(name, &spec.Service{Name: name, Object: s.object, Slices: x.byService[name], Origin: spec.Origin{ResourceVersion: s.version}})
+			svc := &spec.Service{Name: name, Object: s.object, Slices: x.byService[name], Origin: spec.Origin{ResourceVersion: s.version}}
+			svc.Probes, svc.Notices = manifest.ProbesOf(s.object, svc.Origin)
+			all.Put(name, svc)
 		}
 		delta.Services = append(delta.Services, name)
 	}
@@ -264,7 +268,7 @@ func (x *index) snapshot() (*spec.Snapshot, spec.Delta) {
 	snap := &spec.Snapshot{
 		Services: all.Commit(),
 		Slices:   loose.Commit(),
-		Revision: spec.Revision{ID: x.revision()},
+		Revision: spec.Revision{ID: x.revision(), ProxyOnly: !x.headless},
 		Config:   config.Default().KubeProxyConfiguration,
 		Weir:     spec.DefaultWeirConfiguration(),
 		Nodes:    map[string]*corev1.Node{},

@@ -13,6 +13,8 @@ type Options struct {
 	NodeName string
 	// WaitForPodCIDR delays the first Snapshot until the Node has its podCIDRs, as detectLocalMode NodeCIDR needs.
 	WaitForPodCIDR bool
+	// Headless adds headless Services and their endpoints, which have names but no proxy.
+	Headless bool
 	// ResyncPeriod is configSyncPeriod: the interval at which the whole state is sent again, as an informer does,
 	// without a request to the API. 0 means never.
 	ResyncPeriod time.Duration

@@ -17,16 +17,22 @@ type DNSFields struct {
 	Listen        []string            `json:"listen"` // ADDRESS:PORT
 	ClusterDomain string              `json:"clusterDomain"`
 	Pods          string              `json:"pods"`
+	NodeResolver  string              `json:"nodeResolver"`
 	Upstreams     []string            `json:"upstreams"` // ADDRESS or ADDRESS:PORT
 	Forward       map[string][]string `json:"forward"`   // resolvers by domain
 	Allow         []string            `json:"allow"`     // CIDRs
 	Transfer      []string            `json:"transfer"`  // CIDRs
 	Hosts         map[string][]string `json:"hosts"`     // addresses by name
+	Rewrite       map[string]string   `json:"rewrite"`   // names by name
+	Search        bool                `json:"search"`
 }
+
+// NodeResolvers are the values of nodeResolver: how the processes of the node find the names of Services.
+var NodeResolvers = []string{"auto", "none", "resolved", "networkmanager", "dnsmasq", "resolv.conf", "hosts"}
 
 // dns returns the fields as settings. It reports invalid ones, in which case the result is not usable.
 func (in *DNSFields) dns(report func(field, format string, args ...any)) spec.DNS {
-	d := spec.DNS{Pods: in.Pods}
+	d := spec.DNS{Pods: in.Pods, NodeResolver: in.NodeResolver, Search: in.Search}
 	for i, text := range in.Listen {
 		at, err := netip.ParseAddrPort(text)
 		if err != nil {
@@ -39,6 +45,9 @@ func (in *DNSFields) dns(report func(field, format string, args ...any)) spec.DN
 	}
 	if known := []string{"", "disabled", "insecure", "verified"}; !slices.Contains(known, in.Pods) {
 		report("dns.pods", "%q is not one of %s", in.Pods, strings.Join(known[1:], ", "))
+	}
+	if in.NodeResolver != "" && !slices.Contains(NodeResolvers, in.NodeResolver) {
+		report("dns.nodeResolver", "%q is not one of %s", in.NodeResolver, strings.Join(NodeResolvers, ", "))
 	}
 	d.Upstreams = resolvers(in.Upstreams, "dns.upstreams", report)
 	for _, name := range slices.Sorted(maps.Keys(in.Forward)) {
@@ -53,7 +62,33 @@ func (in *DNSFields) dns(report func(field, format string, args ...any)) spec.DN
 	}
 	d.Allow, d.Transfer = ranges(in.Allow, "dns.allow", report), ranges(in.Transfer, "dns.transfer", report)
 	in.hosts(&d, report)
+	in.rewrite(&d, report)
 	return d
+}
+
+// rewrite reads names that stand for others. A chain of them would be followed by no server, so it is refused.
+func (in *DNSFields) rewrite(d *spec.DNS, report func(field, format string, args ...any)) {
+	for _, text := range slices.Sorted(maps.Keys(in.Rewrite)) {
+		field := "dns.rewrite." + text
+		from, below := strings.CutPrefix(text, "*.")
+		to, belowToo := strings.CutPrefix(in.Rewrite[text], "*.")
+		from, to = domain(from, field, report), domain(to, field, report)
+		switch {
+		case below != belowToo:
+			report(field, "%q: write *. before both domains, or before none", in.Rewrite[text])
+		case from == to:
+			report(field, "stands for itself")
+		case below:
+			from, to = "*."+from, "*."+to
+		}
+		if d.Rewrite == nil {
+			d.Rewrite = map[string]string{}
+		}
+		if _, twice := d.Rewrite[from]; twice {
+			report(field, "is there twice, in another case or with a dot at its end")
+		}
+		d.Rewrite[from] = to
+	}
 }
 
 // ranges returns a list of CIDRs.

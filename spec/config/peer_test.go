@@ -112,7 +112,7 @@ func TestPeer(t *testing.T) {
 			add(map[string]any{p: v})
 		}
 	}
-	for range 3000 {
+	for range seed.Steps(3000) {
 		fields := map[string]any{}
 		for range 2 + random.IntN(4) {
 			p := paths[random.IntN(len(paths))]

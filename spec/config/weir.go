@@ -38,6 +38,8 @@ type WeirFields struct {
 	Selector  string   `json:"selector"`
 	// DNS, if it is there, has weir answer for names.
 	DNS *DNSFields `json:"dns"`
+	// Liveness is about the probes of endpoints.
+	Liveness *LivenessFields `json:"liveness"`
 }
 
 type weirDocument struct {
@@ -116,6 +118,9 @@ func (in *WeirFields) Overrides(report func(field, format string, args ...any)) 
 	}
 	if in.DNS != nil {
 		o.DNS = in.DNS.dns(report)
+	}
+	if in.Liveness != nil {
+		o.Liveness = in.Liveness.liveness(report)
 	}
 	o.Choice = in.choice(report)
 	return o

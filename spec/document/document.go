@@ -168,10 +168,17 @@ func (d *Document) locate(path string) (line int, written string) {
 // Decode decodes the document into out, as the API server does with strict field validation, but it reports all faults.
 // It leaves out what it cannot decode, so that the rest can be validated as well. A problem without a Field means that
 // nothing was decoded. Decode does not repeat what Problems returns.
-func (d *Document) Decode(out any) []Problem {
-	problems := decodeStrict(d.json, out)
+func (d *Document) Decode(out any) []Problem { return d.DecodeField("", d.json, out) }
+
+// DecodeField decodes the field with the given path, of which data is the JSON, into out as Decode does. The Fields of the
+// problems begin with the path.
+func (d *Document) DecodeField(path string, data []byte, out any) []Problem {
+	problems := decodeStrict(data, out)
 	for i := range problems {
 		p := &problems[i]
+		if path != "" {
+			p.Field = strings.TrimSuffix(path+"."+p.Field, ".")
+		}
 		line, written := d.locate(p.Field)
 		if p.Line = line; d.renamed {
 			p.Field = written

@@ -315,7 +315,7 @@ func randomYAML(rng *rand.Rand) []byte {
 func TestRandomMeaning(t *testing.T) {
 	rng := seed.Rand(t)
 	read, files := 0, 0
-	for range 15_000 {
+	for range seed.Steps(15_000) {
 		doc := randomYAML(rng)
 		if checkMeaning(t, doc) {
 			read++
@@ -324,7 +324,7 @@ func TestRandomMeaning(t *testing.T) {
 			files++
 		}
 	}
-	if t.Logf("%d documents, %d files of several", read, files); read < 1000 || files < 100 {
+	if t.Logf("%d documents, %d files of several", read, files); read < seed.Steps(1000) || files < seed.Steps(100) {
 		t.Errorf("only %d documents, %d files of several", read, files)
 	}
 }
@@ -345,7 +345,7 @@ func FuzzMeaning(f *testing.F) {
 // TestRandomMerges compares mappings that merge others with what yaml/v3 makes of them.
 func TestRandomMerges(t *testing.T) {
 	rng := seed.Rand(t)
-	for range 3000 {
+	for range seed.Steps(3000) {
 		var b strings.Builder
 		n := 2 + rng.IntN(5)
 		for i := range n {
@@ -384,7 +384,7 @@ func TestRandomMerges(t *testing.T) {
 func TestRandomFiles(t *testing.T) {
 	rng := seed.Rand(t)
 	breaks := []string{"\n", "\r\n", "\r", "\u0085", "\u2028", "\u2029"}
-	for range 5000 {
+	for range seed.Steps(5000) {
 		var b strings.Builder
 		line := 1
 		newline := breaks[rng.IntN(len(breaks))]

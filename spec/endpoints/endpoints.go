@@ -19,10 +19,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/endpointslice/trafficdist"
-)
 
-// ManagedBy is the value of the label that tells slices of this package from others.
-const ManagedBy = "weir"
+	"weir/spec"
+)
 
 // maxEndpoints is the greatest number of endpoints in a slice, as with the EndpointSlice controller.
 const maxEndpoints = 100
@@ -80,7 +79,7 @@ func labelsOf(svc *corev1.Service) map[string]string {
 			l[k] = v
 		}
 	}
-	l[discoveryv1.LabelServiceName], l[discoveryv1.LabelManagedBy] = svc.Name, ManagedBy
+	l[discoveryv1.LabelServiceName], l[discoveryv1.LabelManagedBy] = svc.Name, spec.ManagedBy
 	if svc.Spec.ClusterIP == corev1.ClusterIPNone {
 		l[corev1.IsHeadlessService] = ""
 	}
@@ -102,6 +101,42 @@ func families(svc *corev1.Service) []discoveryv1.AddressType {
 // ended reports whether the pod will not run again.
 func ended(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded
+}
+
+// WhyNone returns why none of the pods that a Service selects is an endpoint: "pod default/web-0 has these labels, and is not
+// running (exit code 1)". There is at least one pod; one that runs counts first.
+func WhyNone(pods []*corev1.Pod) string {
+	pod := pods[0]
+	if i := slices.IndexFunc(pods, func(p *corev1.Pod) bool { return !ended(p) }); i >= 0 {
+		pod = pods[i]
+	}
+	text := fmt.Sprintf("pod %s/%s has these labels, and ", pod.Namespace, pod.Name)
+	switch how := Ending(pod); {
+	case !ended(pod):
+		text += "no address"
+	case how != "":
+		text += "is not running (" + how + ")"
+	default:
+		text += "is not running"
+	}
+	switch more := len(pods) - 1; more {
+	case 0:
+	case 1:
+		text += "; 1 more has them too"
+	default:
+		text += fmt.Sprintf("; %d more have them too", more)
+	}
+	return text
+}
+
+// Ending returns how the containers of a pod ended, such as "exit code 1", or "" if that is not known.
+func Ending(pod *corev1.Pod) string {
+	for _, c := range pod.Status.ContainerStatuses {
+		if t := c.State.Terminated; t != nil && (t.ExitCode != 0 || pod.Status.Phase == corev1.PodSucceeded) {
+			return fmt.Sprintf("exit code %d", t.ExitCode)
+		}
+	}
+	return ""
 }
 
 func endpoint(svc *corev1.Service, pod *corev1.Pod, family discoveryv1.AddressType, zone func(string) string) discoveryv1.Endpoint {
@@ -160,14 +195,7 @@ func FindPort(pod *corev1.Pod, p *corev1.ServicePort) (int32, bool) {
 	if p.TargetPort.Type == intstr.Int {
 		return p.TargetPort.IntVal, true
 	}
-	named := func(c *corev1.Container) (int32, bool) {
-		for _, port := range c.Ports {
-			if port.Name == p.TargetPort.StrVal && cmp.Or(port.Protocol, corev1.ProtocolTCP) == p.Protocol {
-				return port.ContainerPort, true
-			}
-		}
-		return 0, false
-	}
+	named := func(c *corev1.Container) (int32, bool) { return namedPort(c.Ports, p) }
 	for i := range pod.Spec.Containers {
 		if n, ok := named(&pod.Spec.Containers[i]); ok {
 			return n, true
@@ -180,6 +208,74 @@ func FindPort(pod *corev1.Pod, p *corev1.ServicePort) (int32, bool) {
 		}
 	}
 	return 0, false
+}
+
+// namedPort returns the port with the name that a Service port leads to.
+func namedPort(ports []corev1.ContainerPort, p *corev1.ServicePort) (int32, bool) {
+	for _, port := range ports {
+		if port.Name == p.TargetPort.StrVal && cmp.Or(port.Protocol, corev1.ProtocolTCP) == p.Protocol {
+			return port.ContainerPort, true
+		}
+	}
+	return 0, false
+}
+
+// maxNamed is how many templates, and how many ports, UnknownPort names.
+const maxNamed = 3
+
+// UnknownPort returns what is wrong with a Service port whose target is a name that none of the selected pods, or, as long as
+// there are none, of the templates of such pods, gives to a port. It returns "" if there are neither.
+func UnknownPort(p *corev1.ServicePort, pods []*corev1.Pod, templates []*spec.Template) string {
+	if p.TargetPort.Type == intstr.Int || len(pods)+len(templates) == 0 {
+		return ""
+	}
+	var whose, others []string
+	more := func(list *[]string, text string) {
+		if !slices.Contains(*list, text) && len(*list) <= maxNamed {
+			*list = append(*list, text)
+		}
+	}
+	ports := func(all []corev1.ContainerPort) {
+		for _, port := range all {
+			if port.Name != "" {
+				more(&others, port.Name+" ("+string(cmp.Or(port.Protocol, corev1.ProtocolTCP))+")")
+			}
+		}
+	}
+	for _, pod := range pods {
+		if _, ok := FindPort(pod, p); ok {
+			return ""
+		}
+		more(&whose, "pod "+pod.Namespace+"/"+pod.Name)
+		for _, c := range slices.Concat(pod.Spec.Containers, pod.Spec.InitContainers) {
+			ports(c.Ports)
+		}
+	}
+	if len(pods) == 0 {
+		for _, t := range templates {
+			if _, ok := namedPort(t.Ports, p); ok {
+				return ""
+			}
+			more(&whose, t.String())
+			ports(t.Ports)
+		}
+	}
+	text := fmt.Sprintf("is %q (%s), and no container of %s has a port of that name", p.TargetPort.StrVal, p.Protocol, listed(whose))
+	switch {
+	case len(others) > 0:
+		return text + "; they have " + listed(others)
+	case len(templates) == 0:
+		return text + "; podman and docker tell no names of ports: add what the pods were made of to the input, or give the number"
+	}
+	return text + "; name one there, or give the number"
+}
+
+// listed returns the first texts of a list.
+func listed(all []string) string {
+	if len(all) > maxNamed {
+		all = append(slices.Clone(all[:maxNamed]), "others")
+	}
+	return strings.Join(all, ", ")
 }
 
 // portsKey returns a string that is the same for the same ports.

@@ -24,6 +24,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"weir/backends/dataplane"
+	"weir/spec"
 	"weir/spec/seed"
 )
 
@@ -114,7 +115,7 @@ func controller(t *testing.T, nodes corelisters.NodeLister, svc *corev1.Service,
 		made = append(made, s)
 		return true, s, nil
 	})
-	r := endpointslice.NewReconciler(client, nodes, maxEndpoints, endpointsliceutil.NewEndpointSliceTracker(), nil, record.NewFakeRecorder(10), ManagedBy, endpointslice.WithPreferSameTrafficDistributionEnabled(true))
+	r := endpointslice.NewReconciler(client, nodes, maxEndpoints, endpointsliceutil.NewEndpointSliceTracker(), nil, record.NewFakeRecorder(10), spec.ManagedBy, endpointslice.WithPreferSameTrafficDistributionEnabled(true))
 	if err := r.Reconcile(klog.Background(), svc, pods, nil, metav1.Now().Time); err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +163,7 @@ func TestPeer(t *testing.T) {
 		}
 	}
 	nodes := corelisters.NewNodeLister(store)
-	for range 3000 {
+	for range seed.Steps(3000) {
 		svc := randomService(r)
 		var pods []*corev1.Pod
 		for i := range r.IntN(8) {
@@ -222,7 +223,7 @@ func TestIndex(t *testing.T) {
 		return l
 	}
 	selected := func(svc *corev1.Service) []*corev1.Pod { return x.Selected(svc.Namespace, svc.Spec.Selector) }
-	for range 5000 {
+	for range seed.Steps(5000) {
 		if ns := pick(r, "n", "m"); r.IntN(3) == 0 {
 			name := dataplane.ServiceName{Namespace: ns, Name: pick(r, "s", "t", "u", "v")}
 			var svc *corev1.Service

@@ -21,16 +21,28 @@ const (
 )
 
 // Nearest returns which of the pods and templates of a namespace is nearest to a selector that selects none of them, label by
-// label: "pod default/web-0 has app=wep, wanted app=web". It returns "" if none has any of the labels.
+// label: "pod default/web-0 has app=wep, wanted app=web". Pods that have ended count only if nothing else is near. It returns ""
+// if none has any of the labels.
 func Nearest(selector map[string]string, pods iter.Seq[*corev1.Pod], templates iter.Seq[*spec.Template]) string {
 	n := nearest{selector: selector, keys: slices.Sorted(maps.Keys(selector)), least: 2 * len(selector)}
-	if pods != nil {
+	among := func(dead bool) {
+		if pods == nil {
+			return
+		}
 		bounded(pods, func(p *corev1.Pod) {
-			n.consider(p.Labels, func() string { return "pod " + p.Namespace + "/" + p.Name })
+			if ended(p) == dead {
+				n.consider(p.Labels, func() string { return "pod " + p.Namespace + "/" + p.Name })
+			}
 		})
 	}
+	among(false)
 	if templates != nil {
 		bounded(templates, func(t *spec.Template) { n.consider(t.Labels, t.String) })
+	}
+	if n.text == "" {
+		if among(true); n.text != "" {
+			n.text += ", and is not running"
+		}
 	}
 	return n.text
 }

@@ -31,6 +31,20 @@ func TestNearest(t *testing.T) {
 		{"both", labels{"app": "web", "tier": "x", "z": "z"}, []*corev1.Pod{pod("a", labels{"app": "wep", "z": "z"})}, "pod d/a has app=wep, wanted app=web, and lacks tier=x"},
 		{"many", labels{"a": "1", "b": "1", "c": "1", "d": "1", "e": "1"}, []*corev1.Pod{pod("p", labels{"a": "1"})}, "pod d/p lacks b=1, and lacks c=1, and lacks d=1, and differs in 1 more"},
 	}
+	dead := func(name string, l labels) *corev1.Pod {
+		p := pod(name, l)
+		p.Status.Phase = corev1.PodFailed
+		return p
+	}
+	tests = append(tests, []struct {
+		name     string
+		selector labels
+		pods     []*corev1.Pod
+		want     string
+	}{
+		{"one that runs, although a dead one is nearer", labels{"app": "web"}, []*corev1.Pod{dead("a", labels{"app": "wex"}), pod("b", labels{"app": "database"})}, "pod d/b has app=database, wanted app=web"},
+		{"only a dead one", labels{"app": "web"}, []*corev1.Pod{dead("a", labels{"app": "wex"})}, "pod d/a has app=wex, wanted app=web, and is not running"},
+	}...)
 	for _, tt := range tests {
 		if got := Nearest(tt.selector, slices.Values(tt.pods), nil); got != tt.want {
 			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)

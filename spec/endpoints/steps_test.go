@@ -24,6 +24,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"weir/backends/dataplane"
+	"weir/spec"
 	"weir/spec/seed"
 )
 
@@ -56,7 +57,7 @@ func newKept(nodes corelisters.NodeLister) *kept {
 		}
 		return false, nil, nil
 	})
-	k.reconciler = endpointslice.NewReconciler(k.client, nodes, maxEndpoints, endpointsliceutil.NewEndpointSliceTracker(), nil, record.NewFakeRecorder(1), ManagedBy, endpointslice.WithPreferSameTrafficDistributionEnabled(true))
+	k.reconciler = endpointslice.NewReconciler(k.client, nodes, maxEndpoints, endpointsliceutil.NewEndpointSliceTracker(), nil, record.NewFakeRecorder(1), spec.ManagedBy, endpointslice.WithPreferSameTrafficDistributionEnabled(true))
 	return k
 }
 

@@ -15,6 +15,17 @@ import (
 // because it runs.
 const ReasonRuns = "Runs"
 
+// ReasonHealthy is the reason of a pod's condition Ready if the health check of its runtime succeeds.
+const ReasonHealthy = "Healthy"
+
+// ReasonUnhealthy is the reason of a pod's condition Ready if it runs, and only the health check of its runtime fails or has not
+// succeeded yet.
+const ReasonUnhealthy = "Unhealthy"
+
+// ReasonUnsettled is the reason of a pod's condition Ready if it ended and began again several times, and has not run for long
+// enough since.
+const ReasonUnsettled = "Unsettled"
+
 // Templates holds templates of pods by the labels of the pods. The Name of a key is the Template's Key. One goroutine at a time
 // may use it. The zero value is empty.
 type Templates struct {
@@ -127,8 +138,8 @@ func named(pod *corev1.Pod, t *held) int {
 	return 0
 }
 
-// Completed returns the pod with what its template says and its runtime does not: named ports, the host name, and that there
-// is a readiness probe. It returns the pod itself without a template.
+// Completed returns the pod with what its template says and its runtime does not: named ports, the host name, that there
+// is a readiness probe, and that the health check of the runtime is a liveness probe, so that the pod is ready while it runs. It returns the pod itself without a template.
 func Completed(pod *corev1.Pod, t *spec.Template) *corev1.Pod {
 	if t == nil {
 		return pod
@@ -147,13 +158,25 @@ func Completed(pod *corev1.Pod, t *spec.Template) *corev1.Pod {
 			c.Spec.Hostname = pod.Name
 		}
 	}
+	if t.Lives {
+		c.Status.Conditions = slices.Clone(pod.Status.Conditions)
+		for i := range c.Status.Conditions {
+			if r := &c.Status.Conditions[i]; r.Type == corev1.PodReady && (r.Reason == ReasonHealthy || r.Reason == ReasonUnhealthy) {
+				r.Status, r.Reason = corev1.ConditionTrue, ReasonRuns
+			}
+		}
+	}
 	return &c
 }
 
-// Unprobed reports whether a pod is ready only because it runs, although it has a readiness probe.
+// Unprobed reports whether the runtime of a pod with a readiness probe does not ask it: the pod is ready only because it runs.
 func Unprobed(pod *corev1.Pod) bool {
-	return slices.ContainsFunc(pod.Spec.Containers, func(c corev1.Container) bool { return c.ReadinessProbe != nil }) &&
-		slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
-			return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue && c.Reason == ReasonRuns
-		})
+	return Runs(pod) && slices.ContainsFunc(pod.Spec.Containers, func(c corev1.Container) bool { return c.ReadinessProbe != nil })
+}
+
+// Runs reports whether a pod is ready only because it runs.
+func Runs(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue && c.Reason == ReasonRuns
+	})
 }

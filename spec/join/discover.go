@@ -11,10 +11,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"weir/backends/dataplane"
 	"weir/spec"
 	"weir/spec/endpoints"
+	"weir/spec/probe"
 )
 
 // takePods takes the pods and templates of a layer's new Snapshot, and returns the Services that they may matter to.
@@ -101,7 +103,7 @@ func allNames(keys []endpoints.PodKey, more iter.Seq[dataplane.ServiceName]) (na
 // known returns a text that differs if Services with selectors have other sources of pods. It is "" if there are none, and no
 // templates either.
 func (u *union) known() string {
-	known := u.asked()
+	known := strings.Join(u.givers(func(i int) string { return u.names[i] }), " and ")
 	if u.templates.Len() > 0 {
 		known += " and templates"
 	}
@@ -120,10 +122,10 @@ func (u *union) discover(svc *spec.Service) *spec.Service {
 	pods := u.pods.Selected(svc.Name.Namespace, svc.Object.Spec.Selector)
 	switch {
 	case len(svc.Slices) > 0 && len(pods) > 0:
-		return with(svc, svc.Slices, []spec.Notice{spec.PodsNotUsed.Notice(svc.Origin, spec.ServiceObject(svc.Name), "spec.selector",
+		return with(u.probedAs(svc), svc.Slices, []spec.Notice{spec.PodsNotUsed.Notice(svc.Origin, spec.ServiceObject(svc.Name), "spec.selector",
 			"selects pods of "+u.asked()+", and the EndpointSlices in the input are used instead; remove those to follow the pods")})
 	case len(svc.Slices) > 0:
-		return svc
+		return u.probedAs(svc)
 	}
 	made := endpoints.Of(svc.Object, pods, u.zone)
 	if before := u.made[svc.Name]; reflect.DeepEqual(before, made) {
@@ -135,22 +137,113 @@ func (u *union) discover(svc *spec.Service) *spec.Service {
 		u.made = map[dataplane.ServiceName][]*discoveryv1.EndpointSlice{}
 	}
 	u.made[svc.Name] = made
+	notices := u.unknownPorts(svc, pods)
 	if len(pods) == 0 {
 		u.setLacking(svc.Name, true)
-		return u.without(svc)
+		return with(u.without(svc), nil, notices)
 	}
 	if len(made) == 0 { // they start or have ended
 		asked := *svc
 		asked.Asked = u.asked()
-		asked.Hint = fmt.Sprintf("pod %s/%s has these labels, and no address", pods[0].Namespace, pods[0].Name)
-		return &asked
+		asked.Hint = endpoints.WhyNone(pods)
+		return with(&asked, nil, notices)
 	}
-	var notices []spec.Notice
-	if slices.ContainsFunc(pods, endpoints.Unprobed) {
-		notices = []spec.Notice{spec.ProbeNotAsked.Notice(svc.Origin, spec.ServiceObject(svc.Name), "spec.selector",
-			"selects pods with a readinessProbe, and weir does not ask it: a pod is ready while it runs")}
+	discovered := *u.probed(svc, pods)
+	discovered.OfPods = true
+	return with(&discovered, made, notices)
+}
+
+// probed returns the Service with the readinessProbes of the pods that are ready only because they run. Where a runtime knows
+// more, it has asked itself.
+func (u *union) probed(svc *spec.Service, pods []*corev1.Pod) *spec.Service {
+	var all []spec.PodProbes
+	for _, pod := range pods {
+		if !endpoints.Runs(pod) {
+			continue
+		}
+		if t := u.templates.Of(pod); t != nil && len(t.Probes) > 0 {
+			all = append(all, spec.PodProbes{Pod: pod.Name, Probes: t.Probes})
+		}
 	}
-	return with(svc, made, notices)
+	if len(all) == 0 {
+		return svc
+	}
+	changed := *svc
+	changed.Probes = withPods(svc.Probes, all)
+	if len(all) == len(pods) {
+		changed.Notices = withNotUsed(svc, all[0].Probes[0].Origin)
+	}
+	return &changed
+}
+
+// withNotUsed returns the notices of a Service, and one about its annotation if a readinessProbe comes before that.
+func withNotUsed(svc *spec.Service, by probe.Origin) []spec.Notice {
+	if svc.Probes == nil {
+		return svc.Notices
+	}
+	for _, p := range svc.Probes.Ports {
+		if o := p.Probe.Origin; o.Form == probe.Annotation {
+			return append(slices.Clip(svc.Notices), spec.ProbeNotUsed.Notice(spec.Origin{File: o.File, Line: o.Line}, spec.ServiceObject(svc.Name),
+				"metadata.annotations[weir/probe]", fmt.Sprintf("is not used, since the readinessProbe of %s at %s:%d tells which pods work; remove the annotation", by.Object, by.File, by.Line)))
+		}
+	}
+	return svc.Notices
+}
+
+// probedAs returns the Service, whose EndpointSlices are in the input, with the readinessProbes of the templates that it selects.
+// An endpoint there names no pod, so that all of them must ask the same.
+func (u *union) probedAs(svc *spec.Service) *spec.Service {
+	if !slices.ContainsFunc(svc.Slices, func(s *discoveryv1.EndpointSlice) bool { return !spec.OfControlPlane(s) }) {
+		return svc
+	}
+	templates := u.templates.Selected(svc.Name.Namespace, svc.Object.Spec.Selector)
+	i := slices.IndexFunc(templates, func(t *spec.Template) bool { return len(t.Probes) > 0 })
+	if i < 0 {
+		return svc
+	}
+	first := templates[i]
+	changed := *svc
+	for _, t := range templates {
+		if !slices.EqualFunc(t.Probes, first.Probes, (*probe.Probe).Equal) {
+			at := first.Probes[0].Origin
+			changed.Notices = append(slices.Clip(svc.Notices), spec.ProbeNotUsed.Notice(spec.Origin{File: at.File, Line: at.Line}, spec.ServiceObject(svc.Name), "",
+				fmt.Sprintf("the readinessProbe of %s is not asked, since %s has another or none, and the EndpointSlices in the input do not tell which endpoint is of which; remove them, or ask by the annotation weir/probe", first, t)))
+			return &changed
+		}
+	}
+	changed.Notices = withNotUsed(svc, first.Probes[0].Origin)
+	changed.Probes = &spec.Probes{Template: first.Probes}
+	if svc.Probes != nil {
+		changed.Probes.Ports, changed.Probes.MinHealthy = svc.Probes.Ports, svc.Probes.MinHealthy
+	}
+	return &changed
+}
+
+// withPods returns the Probes, which may be nil, with those of pods. Two runtimes may know one pod.
+func withPods(p *spec.Probes, pods []spec.PodProbes) *spec.Probes {
+	if len(pods) == 0 {
+		return p
+	}
+	all := spec.Probes{Pods: slices.SortedFunc(slices.Values(pods), func(a, b spec.PodProbes) int { return strings.Compare(a.Pod, b.Pod) })}
+	all.Pods = slices.CompactFunc(all.Pods, func(a, b spec.PodProbes) bool { return a.Pod == b.Pod })
+	if p != nil {
+		all.Ports, all.MinHealthy = p.Ports, p.MinHealthy
+	}
+	return &all
+}
+
+// unknownPorts returns a notice for each port of the Service whose target is a name that its pods do not know.
+func (u *union) unknownPorts(svc *spec.Service, pods []*corev1.Pod) (notices []spec.Notice) {
+	for i := range svc.Object.Spec.Ports {
+		p := &svc.Object.Spec.Ports[i]
+		if p.TargetPort.Type == intstr.Int {
+			continue
+		}
+		if wrong := endpoints.UnknownPort(p, pods, u.templates.Selected(svc.Name.Namespace, svc.Object.Spec.Selector)); wrong != "" {
+			notices = append(notices, spec.TargetPortUnknown.Notice(svc.Origin, spec.ServiceObject(svc.Name), fmt.Sprintf("spec.ports[%d].targetPort", i), wrong))
+		}
+	}
+	return notices
 }
 
 // without returns a Service that selects no pod, with what is known about why.
@@ -159,17 +252,22 @@ func (u *union) without(svc *spec.Service) *spec.Service {
 	asked := *svc
 	asked.Asked = u.asked()
 	var promises []string
+	var probes []spec.PodProbes
 	for _, t := range u.templates.Selected(ns, selector) {
 		if len(promises) == maxPromises {
 			promises = append(promises, "others")
 			break
 		}
 		promises = append(promises, t.Promise())
+		if len(t.Probes) > 0 {
+			probes = append(probes, spec.PodProbes{Pod: t.Key(), Probes: t.Probes})
+		}
 	}
 	promised := strings.Join(promises, " and ")
 	switch {
-	case promised != "" && u.plans && !slices.Contains(u.givesPods, true):
+	case promised != "" && u.plans && (!slices.Contains(u.givesPods, true) || slices.ContainsFunc(u.away, func(a *spec.Away) bool { return a != nil })):
 		asked.Promised = promised
+		asked.Probes = withPods(svc.Probes, probes)
 	case promised != "":
 		asked.Hint = promised + " is to make such pods"
 		if len(promises) > 1 {
@@ -235,18 +333,54 @@ func (u *union) forget(name dataplane.ServiceName) {
 	delete(u.made, name)
 }
 
-// asked returns the names of the layers that give pods, or "".
+// asked returns the names of the layers that give pods, with those that do not answer marked as such, or "".
 func (u *union) asked() string {
-	var names []string
+	return strings.Join(u.givers(func(i int) string {
+		if u.away[i] != nil {
+			return u.names[i] + " (which does not answer)"
+		}
+		return u.names[i]
+	}), " and ")
+}
+
+// givers returns the names of the layers that give pods, each once.
+func (u *union) givers(name func(layer int) string) (names []string) {
 	for i, gives := range u.givesPods {
+		text := ""
 		switch {
 		case gives && u.names[i] != "":
-			names = append(names, u.names[i])
+			text = name(i)
 		case !gives && u.said[i] != nil && u.said[i].Pods.Len() > 0:
-			names = append(names, "the input")
+			text = "the input"
+		}
+		if text != "" && !slices.Contains(names, text) {
+			names = append(names, text)
 		}
 	}
-	return strings.Join(names, " and ")
+	return names
+}
+
+// setAway notes that the source of a layer cannot be read, or, with nil, that it can. It returns the Services whose notices tell
+// of it.
+func (u *union) setAway(layer int, away *spec.Away) (affected []dataplane.ServiceName) {
+	if before := u.away[layer]; before == away || before != nil && away != nil && *before == *away {
+		return nil
+	}
+	u.away[layer] = away
+	for _, in := range u.lacking {
+		affected = slices.AppendSeq(affected, maps.Keys(in))
+	}
+	return affected
+}
+
+// awayNow returns the sources that cannot be read.
+func (u *union) awayNow() (all []spec.Away) {
+	for _, a := range u.away {
+		if a != nil {
+			all = append(all, *a)
+		}
+	}
+	return all
 }
 
 // zone returns the zone of a node, or "".
@@ -261,18 +395,26 @@ func (u *union) zone(node string) string {
 func lost(before, now []*discoveryv1.EndpointSlice) bool {
 	ready := map[string]bool{}
 	for _, s := range now {
-		for _, e := range s.Endpoints {
-			if *e.Conditions.Ready {
-				ready[e.Addresses[0]] = true
+		for i := range s.Endpoints {
+			if addr, ok := readyAddress(&s.Endpoints[i]); ok {
+				ready[addr] = true
 			}
 		}
 	}
 	for _, s := range before {
-		for _, e := range s.Endpoints {
-			if *e.Conditions.Ready && !ready[e.Addresses[0]] {
+		for i := range s.Endpoints {
+			if addr, ok := readyAddress(&s.Endpoints[i]); ok && !ready[addr] {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// readyAddress returns the address of an endpoint, and whether it is ready.
+func readyAddress(e *discoveryv1.Endpoint) (string, bool) {
+	if len(e.Addresses) == 0 || e.Conditions.Ready != nil && !*e.Conditions.Ready {
+		return "", false
+	}
+	return e.Addresses[0], true
 }

@@ -160,7 +160,7 @@ func TestPodsAreEndpoints(t *testing.T) {
 // counting is a Filter that counts how often each Service is joined.
 type counting map[dataplane.ServiceName]int
 
-func (c counting) Slices(name dataplane.ServiceName, svc *spec.Service) []*discoveryv1.EndpointSlice {
+func (c counting) Slices(name dataplane.ServiceName, svc, _ *spec.Service) []*discoveryv1.EndpointSlice {
 	c[name]++
 	if svc == nil {
 		return nil

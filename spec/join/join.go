@@ -10,7 +10,11 @@ package join
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"time"
 
+	"golang.org/x/sync/errgroup"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"weir/backends/dataplane"
@@ -25,7 +29,7 @@ type Layer struct {
 	GivesPods bool
 	// Source returns the Source of the layer for a Snapshot of the base. If it returns the same Source as before,
 	// nothing changes. A different Source replaces it; the last Snapshot of the former stands until the new one sends
-	// its first. Without a Source, the layer has nothing. A Source that is Named gives its name to the layer.
+	// its first, but that of a layer that gives pods only if the new one is its Successor. Without a Source, the layer has nothing. A Source that is Named gives its name to the layer.
 	Source func(base *spec.Snapshot) (spec.Source, error)
 	// Watch, if set, calls changed whenever Source may return another one for the same Snapshot, until ctx is done.
 	Watch func(ctx context.Context, changed func())
@@ -37,6 +41,14 @@ type Named interface {
 	Name() string
 }
 
+// Successor is a Source of pods that takes the place of another one. What that said last stands until the Successor has sent a
+// Snapshot.
+type Successor interface {
+	spec.Source
+	// Succeeds returns the name of the other Source, or "" if there is none.
+	Succeeds() string
+}
+
 // Fixed returns a Layer that always has the same Source.
 func Fixed(name string, source spec.Source) Layer {
 	return Layer{Name: name, Source: func(*spec.Snapshot) (spec.Source, error) { return source, nil }}
@@ -45,12 +57,20 @@ func Fixed(name string, source spec.Source) Layer {
 // Filter changes the slices of Services. For example, it sets the conditions of endpoints by the results of probes.
 type Filter interface {
 	// Slices returns the slices to use for the Service, sorted by name. It returns svc.Slices itself if nothing
-	// changes, and otherwise copies, because its input is shared. A nil svc means that the Service is gone. Slices does
-	// not block, and is called from one goroutine at a time.
-	Slices(name dataplane.ServiceName, svc *spec.Service) []*discoveryv1.EndpointSlice
+	// changes, and otherwise copies, because its input is shared. A nil svc means that the Service is gone. before is the
+	// Service as all Filters left it last, or nil. Slices does not block, and is called from one goroutine at a time.
+	Slices(name dataplane.ServiceName, svc, before *spec.Service) []*discoveryv1.EndpointSlice
 	// Watch calls changed with the Services whose Slices may have changed, until ctx is done. changed calls Slices
 	// before it returns, so Watch must not hold a lock that Slices needs.
 	Watch(ctx context.Context, changed func(...dataplane.ServiceName))
+}
+
+// Configurable is a Filter that depends on the configuration.
+type Configurable interface {
+	Filter
+	// Configure takes the Snapshot of the base before each round of calls to Slices. It returns the Services whose Slices may
+	// have changed with it.
+	Configure(base *spec.Snapshot) []dataplane.ServiceName
 }
 
 // Source joins Sources.
@@ -79,7 +99,7 @@ func (s *Source) Planned() *Source {
 }
 
 func (s *Source) newUnion() *union {
-	u := &union{names: []string{""}, givesPods: []bool{false}, said: make([]*spec.Snapshot, 1+len(s.layers)), filters: s.filters, plans: s.plans}
+	u := &union{names: []string{""}, givesPods: []bool{false}, said: make([]*spec.Snapshot, 1+len(s.layers)), away: make([]*spec.Away, 1+len(s.layers)), filters: s.filters, plans: s.plans}
 	for _, l := range s.layers {
 		u.names, u.givesPods = append(u.names, l.Name), append(u.givesPods, l.GivesPods)
 	}
@@ -119,19 +139,56 @@ func (s *Source) Load(ctx context.Context) (*spec.Snapshot, error) {
 	}
 	u := s.newUnion()
 	u.said[0] = base
+	var g errgroup.Group
 	for i, source := range sources {
 		u.use(i, s.layers[i], source)
 		if source == nil {
 			u.said[1+i] = &spec.Snapshot{}
 			continue
 		}
-		if u.said[1+i], err = source.Load(ctx); err != nil {
-			return nil, err
-		}
+		g.Go(func() (err error) {
+			u.said[1+i], err = s.load(ctx, source, s.layers[i].GivesPods)
+			var lost *unanswered
+			if errors.As(err, &lost) {
+				u.said[1+i] = &spec.Snapshot{Notices: []spec.Notice{spec.RuntimeNotAsked.Notice(spec.Origin{}, "", "", lost.Error()+"; the plan is made with what templates promise")}}
+				u.away[1+i] = &spec.Away{Source: u.names[1+i], Reason: lost.Error(), Stands: "what templates promise is planned"}
+				return nil
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
 	}
 	for i, snap := range u.said {
 		u.takePods(i, snap, spec.Delta{All: true})
 	}
 	snap, _ := u.update(spec.Delta{All: true}, false)
 	return snap, nil
+}
+
+// planLimit is how long a plan waits for a runtime.
+const planLimit = 2 * time.Second
+
+// unanswered is the error of a source of pods in a plan.
+type unanswered struct{ error }
+
+// load loads a layer. A plan does not need the pods that a runtime may have.
+func (s *Source) load(ctx context.Context, source spec.Source, pods bool) (*spec.Snapshot, error) {
+	if !pods || !s.plans {
+		return source.Load(ctx)
+	}
+	limited, cancel := context.WithTimeout(ctx, planLimit)
+	defer cancel()
+	snap, err := source.Load(limited)
+	switch {
+	case err == nil || ctx.Err() != nil:
+		return snap, err
+	case limited.Err() != nil:
+		err = fmt.Errorf("%w: no answer within %v", err, planLimit)
+		if named, ok := source.(Named); ok {
+			err = fmt.Errorf("pods of %s: no answer within %v", named.Name(), planLimit)
+		}
+	}
+	return nil, &unanswered{err}
 }

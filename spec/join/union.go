@@ -23,6 +23,8 @@ type union struct {
 	filters []Filter
 
 	givesPods []bool // the layers that give pods
+	// away are the layers that give pods and cannot be read at the moment.
+	away []*spec.Away
 	// plans reports whether Services are to be planned with what templates promise.
 	plans bool
 	// pods are those of all layers, completed by the templates of all layers, and made has the slices that were made of them.
@@ -51,6 +53,11 @@ func (u *union) complete() bool { return !slices.Contains(u.said, nil) }
 
 // update brings the union up to date after any Snapshot changed. It returns the union and its Delta.
 func (u *union) update(delta spec.Delta, outdated bool) (*spec.Snapshot, spec.Delta) {
+	for _, f := range u.filters {
+		if c, ok := f.(Configurable); ok {
+			delta.Services = append(slices.Clip(delta.Services), c.Configure(u.said[0])...)
+		}
+	}
 	if known := u.known(); known != u.knew {
 		u.knew, delta.All = known, true
 	}
@@ -69,20 +76,22 @@ func (u *union) update(delta spec.Delta, outdated bool) (*spec.Snapshot, spec.De
 	snap := *u.said[0]
 	snap.Services, snap.Slices, snap.Nodes, snap.Notices = u.services, u.slices, u.nodes, u.notices
 	snap.Pods, snap.Templates, snap.Found = spec.Pods{}, spec.Templates{}, u.found()
+	snap.Away = u.awayNow()
 	for _, other := range u.said[1:] {
 		snap.Silenced = merged(snap.Silenced, other.Silenced)
 	}
 	snap.Revision = u.revision()
 	snap.Kept = u.kept()
 	snap.Revision.Outdated = snap.Revision.Outdated || outdated
+	snap.Revision.Away = len(snap.Away) > 0
 	return &snap, delta
 }
 
-// found returns the pods of each layer that has any.
+// found returns the pods of each layer that has any. As in the index, those of the base come last.
 func (u *union) found() (all []spec.Pods) {
-	for _, snap := range u.said {
-		if snap.Pods.Len() > 0 {
-			all = append(all, snap.Pods)
+	for source := range u.said {
+		if pods := u.said[u.layer(source)].Pods; pods.Len() > 0 {
+			all = append(all, pods)
 		}
 	}
 	return all
@@ -117,7 +126,9 @@ func (u *union) all() {
 	services, loose := u.said[0].Services.Edit(), spec.ByName[spec.Slices]{}.Edit()
 	put := func(name dataplane.ServiceName) {
 		svc, rest := u.join(name, nil)
-		set(services, name, svc, svc != nil)
+		if svc == nil || services.Get(name) != svc { // what is shared with the base stays so
+			set(services, name, svc, svc != nil)
+		}
 		set(loose, name, rest, len(rest.List) > 0)
 	}
 	for i, snap := range u.said {
@@ -191,14 +202,21 @@ func (u *union) join(name dataplane.ServiceName, before *spec.Service) (*spec.Se
 
 // filter returns the slices of the Service after all Filters.
 func (u *union) filter(name dataplane.ServiceName, svc *spec.Service) []*discoveryv1.EndpointSlice {
+	if len(u.filters) == 0 && svc != nil {
+		return svc.Slices
+	}
+	before, given := u.services.Get(name), svc
 	for _, f := range u.filters {
-		list := f.Slices(name, svc)
+		list := f.Slices(name, svc, before)
 		if svc != nil {
 			svc = with(svc, list, nil)
 		}
 	}
 	if svc == nil {
 		return nil
+	}
+	if before != nil && svc != given && !sameList(before.Slices, svc.Slices) {
+		u.lost = u.lost || lost(before.Slices, svc.Slices)
 	}
 	return svc.Slices
 }
@@ -241,7 +259,7 @@ func sameList(a, b []*discoveryv1.EndpointSlice) bool { return slices.Equal(a, b
 
 // same reports whether two Services have the same parts.
 func same(a, b *spec.Service) bool {
-	return a == b || a.Object == b.Object && a.Origin == b.Origin && a.Asked == b.Asked && a.Hint == b.Hint && a.Promised == b.Promised && sameList(a.Slices, b.Slices) && slices.Equal(a.Notices, b.Notices) && slices.Equal(a.Allocated, b.Allocated)
+	return a == b || a.Object == b.Object && a.Origin == b.Origin && a.OfPods == b.OfPods && a.Asked == b.Asked && a.Hint == b.Hint && a.Promised == b.Promised && sameList(a.Slices, b.Slices) && a.Probes.Identical(b.Probes) && slices.Equal(a.Notices, b.Notices) && slices.Equal(a.Allocated, b.Allocated)
 }
 
 // mergeNodes merges the Nodes by name.
@@ -317,6 +335,7 @@ func (u *union) revision() (r spec.Revision) {
 		r.Dirty = r.Dirty || snap.Revision.Dirty
 		r.Stale = r.Stale || snap.Revision.Stale
 		r.Outdated = r.Outdated || snap.Revision.Outdated
+		r.ProxyOnly = r.ProxyOnly || snap.Revision.ProxyOnly
 	}
 	r.ID = strings.Join(ids, "+")
 	return r

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"weir/backends/dataplane"
 	"weir/spec"
@@ -79,18 +80,25 @@ func (w *watch) follow(base *spec.Snapshot) (changed bool, err error) {
 			continue
 		}
 		changed = true
+		if source == nil || w.layers[i].GivesPods && w.running[i].source != nil && predecessor(source) == "" {
+			w.empty(i)
+		}
 		if w.union.use(i, w.layers[i], source); source != nil {
 			w.start(i, source)
-			continue
 		}
-		if stop := w.running[i].stop; stop != nil {
-			stop()
-		}
-		nothing := &spec.Snapshot{}
-		w.running[i], w.faults[1+i], w.union.said[1+i] = running{}, nil, nothing
-		w.union.takePods(1+i, nothing, spec.Delta{All: true})
 	}
 	return changed, nil
+}
+
+// empty stops the Source of a layer, and drops what it said.
+func (w *watch) empty(i int) {
+	if stop := w.running[i].stop; stop != nil {
+		stop()
+	}
+	nothing := &spec.Snapshot{}
+	w.running[i], w.faults[1+i], w.union.said[1+i] = running{}, nil, nothing
+	w.union.setAway(1+i, nil)
+	w.union.takePods(1+i, nothing, spec.Delta{All: true})
 }
 
 // followAgain follows the last Snapshot of the base again. What is wrong with that is told with the next one.
@@ -102,6 +110,10 @@ func (w *watch) followAgain() {
 		w.send(spec.Delta{All: true})
 	}
 }
+
+// answerLimit is how long a source of pods may take until it is told that it has not answered. What is declared does not wait longer
+// for it.
+const answerLimit = 2 * time.Second
 
 func (w *watch) start(i int, source spec.Source) {
 	if stop := w.running[i].stop; stop != nil {
@@ -121,6 +133,20 @@ func (w *watch) start(i int, source spec.Source) {
 			w.take(1+i, u)
 		})
 	}
+	if w.layers[i].GivesPods {
+		w.wg.Go(func() {
+			select {
+			case <-time.After(answerLimit):
+			case <-ctx.Done():
+				return
+			}
+			w.locked(func() {
+				if ctx.Err() == nil && !w.running[i].begun && w.union.away[1+i] == nil {
+					w.takeAway(1+i, spec.Update{Err: errors.New("it has not answered yet")})
+				}
+			})
+		})
+	}
 	w.wg.Go(func() {
 		err := source.Watch(ctx, take)
 		take(spec.Update{Err: fmt.Errorf("%s is not watched any more: %w", name, err)}) // unless ctx is done
@@ -132,14 +158,8 @@ func (w *watch) take(i int, u spec.Update) {
 	if u.Err != nil {
 		u.Snapshot = nil
 		w.faults[i] = &u
-		if i == 0 || !w.layers[i-1].GivesPods || w.union.said[i] != nil {
-			w.sink(u)
-			return
-		}
-		// What is declared does not wait for a runtime. That the Snapshot is stale keeps what the kernel has of its pods.
-		w.union.said[i] = &spec.Snapshot{Revision: spec.Revision{Stale: true}}
-		if w.union.complete() {
-			w.send(spec.Delta{All: true})
+		if i > 0 && w.layers[i-1].GivesPods {
+			w.takeAway(i, u)
 		} else {
 			w.sink(u)
 		}
@@ -147,9 +167,60 @@ func (w *watch) take(i int, u spec.Update) {
 	}
 	w.faults[i] = nil
 	w.union.said[i] = u.Snapshot
+	var away *spec.Away
+	if i > 0 && w.layers[i-1].GivesPods && u.Snapshot.Revision.Stale {
+		away = &spec.Away{Source: w.union.names[i], Reason: "it has not answered yet", Stands: w.stands(i)}
+	}
 	u.Delta.Services = append(slices.Clip(u.Delta.Services), w.union.takePods(i, u.Snapshot, u.Delta)...)
+	u.Delta.Services = append(u.Delta.Services, w.union.setAway(i, away)...)
 	u.Delta.Pods, u.Delta.Templates = nil, nil
 	w.send(u.Delta)
+}
+
+// takeAway takes the error of a layer that gives pods. The joined Snapshot tells of it, because what is declared does not wait for
+// a runtime.
+func (w *watch) takeAway(i int, u spec.Update) {
+	delta := spec.Delta{}
+	if w.union.said[i] == nil {
+		// That the Snapshot is stale keeps what the kernel has of its pods.
+		w.union.said[i] = &spec.Snapshot{Revision: spec.Revision{Stale: true}}
+		delta.All = true
+	}
+	delta.Services = w.union.setAway(i, &spec.Away{Source: w.union.names[i], Reason: u.Err.Error(), Stands: w.stands(i)})
+	if w.union.complete() {
+		w.send(delta)
+	} else {
+		w.sink(u)
+	}
+}
+
+// stands says what is in force of the pods of a layer that cannot be read.
+func (w *watch) stands(i int) string {
+	said := w.union.said[i]
+	before := predecessor(w.running[i-1].source)
+	n, stay := fmt.Sprintf("%d pods", said.Pods.Len()), "stay"
+	if said.Pods.Len() == 1 {
+		n, stay = "1 pod", "stays"
+	}
+	switch {
+	case said.Pods.Len() == 0 && said.Revision.Stale:
+		return "its pods are not known: what the kernel has of them stays, and nothing is deleted"
+	case said.Pods.Len() == 0:
+		return "no pod of it is known"
+	case before != "" && !w.running[i-1].begun:
+		return fmt.Sprintf("%s of %s, which it replaces, %s until it answers", n, before, stay)
+	case said.Revision.Stale:
+		return fmt.Sprintf("%s that it had before weir started %s", n, stay)
+	}
+	return fmt.Sprintf("%s that it told of last %s", n, stay)
+}
+
+// predecessor returns the name of the source whose pods stand until this one has sent a Snapshot, or "".
+func predecessor(source spec.Source) string {
+	if s, ok := source.(Successor); ok {
+		return s.Succeeds()
+	}
+	return ""
 }
 
 // send sends the joined Snapshot, and after it the errors that remain.
@@ -159,18 +230,18 @@ func (w *watch) send(delta spec.Delta) {
 	}
 	snap, delta := w.union.update(delta, w.outdated())
 	w.sink(spec.Update{Snapshot: snap, Delta: delta, Revision: snap.Revision})
-	for _, u := range w.faults {
-		if u != nil {
+	for i, u := range w.faults {
+		if u != nil && (i == 0 || !w.layers[i-1].GivesPods) {
 			w.sink(*u)
 		}
 	}
 }
 
 // outdated reports whether some Source cannot read its input. A Source that read its input and found it invalid does
-// not count.
+// not count, nor does one of pods.
 func (w *watch) outdated() bool {
-	for _, u := range w.faults {
-		if u != nil && !errors.As(u.Err, new(spec.Problems)) {
+	for i, u := range w.faults {
+		if u != nil && (i == 0 || !w.layers[i-1].GivesPods) && !errors.As(u.Err, new(spec.Problems)) {
 			return true
 		}
 	}

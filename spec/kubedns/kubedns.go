@@ -1,9 +1,10 @@
 // Package kubedns has a spec.Source that adds the Service kube-system/kube-dns to those of another Source, with the addresses
-// at which weir answers for names as its endpoints. So pods find names at the address that every kubelet gives them, and
-// every mode serves it as it serves any Service.
+// at which weir answers pods as its endpoints. So pods find names at the address that every kubelet gives them, and
+// every mode serves it as it serves any Service. Where weir has port 53, if only on loopback, the Service is marked as one that
+// weir can answer for itself (spec.Service.Answered). It may have no endpoints then.
 //
 // A kube-dns that is declared with endpoints is used as it is. The package reads nothing: what it adds follows from the
-// Snapshot. cmd/weir wraps the source of files in it.
+// Snapshot. cmd/weir wraps the joined sources in it.
 package kubedns
 
 import (
@@ -72,8 +73,9 @@ func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
 // adder holds what was added last. A change that is not about the Service costs it O(1) for each Service that changed.
 type adder struct {
 	log hclog.Logger
-	// endpoints are the addresses of weir that the rest was made from.
+	// endpoints are the addresses of weir that the rest was made from, and answers is whether weir can answer for the Service.
 	endpoints []netip.AddrPort
+	answers   bool
 	declared  *spec.Service
 	added     *spec.Service
 	// holder is the Service that has the address, if another one does.
@@ -83,10 +85,10 @@ type adder struct {
 
 // add returns the Snapshot with the Service.
 func (a *adder) add(snap *spec.Snapshot, delta spec.Delta) (*spec.Snapshot, spec.Delta) {
-	endpoints, declared := reachable(&snap.Weir.DNS), snap.Services.Get(Name)
+	endpoints, answers, declared := reachable(&snap.Weir.DNS), answerable(&snap.Weir.DNS), snap.Services.Get(Name)
 	before := a.added
-	if delta.All || a.declared != declared || !slices.Equal(a.endpoints, endpoints) || a.moved(snap, delta) {
-		a.endpoints, a.declared = endpoints, declared
+	if delta.All || a.declared != declared || a.answers != answers || !slices.Equal(a.endpoints, endpoints) || a.moved(snap, delta) {
+		a.endpoints, a.answers, a.declared = endpoints, answers, declared
 		a.make(snap)
 	}
 	if a.added != before && !delta.All {
@@ -118,16 +120,24 @@ func (a *adder) make(snap *spec.Snapshot) {
 	before := a.added
 	a.added, a.holder = nil, dataplane.ServiceName{}
 	switch svc := a.declared; {
-	case len(a.endpoints) == 0:
+	case len(a.endpoints) == 0 && !a.answers:
 		return
 	case svc == nil:
-		a.added = undeclared(snap, a.endpoints)
+		if a.added = undeclared(snap, a.serves); a.added != nil {
+			a.added.Slices = endpointSlices(a.added.Object.Spec.Ports, a.endpoints)
+			a.added.Answered = a.answers
+		}
 	case svc.Object.Spec.Type == corev1.ServiceTypeExternalName || slices.ContainsFunc(svc.Slices, hasEndpoints):
 		a.tell("kube-system/kube-dns is declared with endpoints: it is used, and does not lead to this node")
 		return
 	default:
 		own := *svc
 		own.Slices = endpointSlices(svc.Object.Spec.Ports, a.endpoints)
+		own.Answered = a.answers && svc.Object.Spec.Type == corev1.ServiceTypeClusterIP && len(svc.Object.Spec.ExternalIPs) == 0
+		if len(own.Slices) == 0 && !own.Answered {
+			a.tell("kube-system/kube-dns has addresses besides its ClusterIP, and leads nowhere: have weir listen at an address of the node that pods reach (--dns-listen)")
+			return
+		}
 		a.added = &own
 	}
 	for svc := range snap.Services.All() {
@@ -170,8 +180,54 @@ func reachable(d *spec.DNS) (found []netip.AddrPort) {
 	return found
 }
 
+// answerable reports whether weir can listen at port 53 of the Service's own address as well: it has that port at another
+// address, and not at all of them, which would include that one.
+func answerable(d *spec.DNS) bool {
+	has := false
+	for _, at := range d.Listen {
+		if at.Port() != 53 {
+			continue
+		}
+		if at.Addr().IsUnspecified() {
+			return false
+		}
+		has = true
+	}
+	return has && d.Serve
+}
+
+// serves reports whether the Service can have the address: with endpoints, they are of its family too.
+func (a *adder) serves(ip netip.Addr) bool {
+	return len(a.endpoints) == 0 || slices.ContainsFunc(a.endpoints, func(at netip.AddrPort) bool { return at.Addr().Is4() == ip.Is4() })
+}
+
+// addresses returns where kubelets have pods ask, the first in each family.
+func addresses(snap *spec.Snapshot) (all []netip.Addr) {
+	add := func(ip netip.Addr) {
+		if !slices.ContainsFunc(all, func(a netip.Addr) bool { return a.Is4() == ip.Is4() }) {
+			all = append(all, ip)
+		}
+	}
+	for _, ip := range snap.Weir.DNS.ClusterIPs {
+		add(ip)
+	}
+	if all != nil {
+		return all
+	}
+	for _, r := range snap.Weir.ServiceCIDRs {
+		ip := r.Addr()
+		for range place {
+			ip = ip.Next()
+		}
+		if r.Contains(ip) {
+			add(ip)
+		}
+	}
+	return all
+}
+
 // undeclared returns the Service as an API server would have it, or nil if no range has an address for it.
-func undeclared(snap *spec.Snapshot, endpoints []netip.AddrPort) *spec.Service {
+func undeclared(snap *spec.Snapshot, serves func(netip.Addr) bool) *spec.Service {
 	o := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: Name.Namespace, Name: Name.Name}}
 	cluster, single := corev1.ServiceInternalTrafficPolicyCluster, corev1.IPFamilyPolicySingleStack
 	o.Spec = corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP, SessionAffinity: corev1.ServiceAffinityNone, InternalTrafficPolicy: &cluster, IPFamilyPolicy: &single}
@@ -179,13 +235,8 @@ func undeclared(snap *spec.Snapshot, endpoints []netip.AddrPort) *spec.Service {
 		p.Port, p.TargetPort = 53, intstr.FromInt32(53)
 		o.Spec.Ports = append(o.Spec.Ports, p)
 	}
-	for _, r := range snap.Weir.ServiceCIDRs {
-		same := func(at netip.AddrPort) bool { return at.Addr().Is4() == r.Addr().Is4() }
-		ip := r.Addr()
-		for range place {
-			ip = ip.Next()
-		}
-		if !slices.ContainsFunc(endpoints, same) || !r.Contains(ip) {
+	for _, ip := range addresses(snap) {
+		if !serves(ip) {
 			continue
 		}
 		o.Spec.ClusterIPs = append(o.Spec.ClusterIPs, ip.String())
@@ -198,7 +249,7 @@ func undeclared(snap *spec.Snapshot, endpoints []netip.AddrPort) *spec.Service {
 		*o.Spec.IPFamilyPolicy = corev1.IPFamilyPolicyRequireDualStack
 	}
 	o.Spec.ClusterIP = o.Spec.ClusterIPs[0]
-	return &spec.Service{Name: Name, Object: o, Slices: endpointSlices(o.Spec.Ports, endpoints), Origin: spec.Origin{File: "weir's own names"}}
+	return &spec.Service{Name: Name, Object: o, Origin: spec.Origin{File: "weir's own names"}}
 }
 
 // endpointSlices returns a slice for each address: their ports may differ.

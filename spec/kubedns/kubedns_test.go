@@ -33,6 +33,14 @@ func snapshot(listen string, all ...*spec.Service) *spec.Snapshot {
 	return &spec.Snapshot{Weir: weir, Services: spec.ServicesOf(all...)}
 }
 
+// pointed returns the Snapshot with the addresses at which kubelets have pods ask.
+func pointed(snap *spec.Snapshot, addrs ...string) *spec.Snapshot {
+	for _, a := range addrs {
+		snap.Weir.DNS.ClusterIPs = append(snap.Weir.DNS.ClusterIPs, netip.MustParseAddr(a))
+	}
+	return snap
+}
+
 // show returns the ClusterIPs and endpoints of the Service in a Snapshot.
 func show(snap *spec.Snapshot) string {
 	svc := snap.Services.Get(Name)
@@ -61,7 +69,9 @@ func TestSource(t *testing.T) {
 		told bool // the Delta names the Service
 	}{
 		{"nothing is answered", snapshot(""), true, other, "", false},
-		{"on loopback only", snapshot("127.0.0.1:53 [::]:53"), false, other, "", false},
+		{"on all addresses", snapshot("127.0.0.1:53 [::]:53"), false, other, "", false},
+		{"on loopback only", snapshot("127.0.0.1:53"), false, other, "10.96.0.10 fd00:10:96::a", true},
+		{"where kubelets point", pointed(snapshot("127.0.0.1:53"), "10.96.0.53", "10.96.0.54"), true, other, "10.96.0.53", false},
 		{"on an address of the node", snapshot(node), false, other, "10.96.0.10 192.168.1.1", true},
 		{"another Service", snapshot(node, service(other, "10.96.0.9")), false, other, "10.96.0.10 192.168.1.1", false},
 		{"which takes the address", snapshot(node, service(other, "10.96.0.10")), false, other, "", true},

@@ -50,11 +50,13 @@ const (
 
 // header names the cluster and node that a file belongs to.
 type header struct {
-	Cluster  string    `json:"cluster"`
-	Node     string    `json:"node"`
-	Revision string    `json:"revision"`
-	Dirty    bool      `json:"dirty,omitempty"`
-	Saved    time.Time `json:"saved"`
+	Cluster  string `json:"cluster"`
+	Node     string `json:"node"`
+	Revision string `json:"revision"`
+	Dirty    bool   `json:"dirty,omitempty"`
+	// ProxyOnly is that of the Revision.
+	ProxyOnly bool      `json:"proxyOnly,omitempty"`
+	Saved     time.Time `json:"saved"`
 }
 
 // settings are the configuration in a Snapshot.
@@ -74,6 +76,7 @@ type place struct {
 	Service   dataplane.ServiceName `json:",omitzero"`
 	Object    string                `json:",omitempty"`
 	Files     []string              `json:",omitempty"` // of the slices
+	Probes    *spec.Probes          `json:",omitempty"`
 }
 
 // errForeign means that a file belongs to another node or cluster.
@@ -112,7 +115,7 @@ func (w *writer) all(h header, snap *spec.Snapshot) {
 	}
 	for svc := range snap.Services.All() {
 		if svc.Origin.File != "" {
-			w.json(recordPlace, place{Origin: svc.Origin, Allocated: svc.Allocated, Files: svc.SliceFiles})
+			w.json(recordPlace, place{Origin: svc.Origin, Allocated: svc.Allocated, Files: svc.SliceFiles, Probes: svc.Probes})
 		}
 		object := *svc.Object
 		object.ResourceVersion = svc.Origin.ResourceVersion
@@ -287,7 +290,7 @@ func (c *collector) add(kind byte, data []byte) error {
 	case recordPlace:
 		return json.Unmarshal(data, &c.place)
 	case recordService:
-		svc := &spec.Service{Object: &corev1.Service{}, Origin: c.place.Origin, Allocated: c.place.Allocated, SliceFiles: c.place.Files}
+		svc := &spec.Service{Object: &corev1.Service{}, Origin: c.place.Origin, Allocated: c.place.Allocated, SliceFiles: c.place.Files, Probes: c.place.Probes}
 		c.place = place{}
 		err := svc.Object.Unmarshal(data)
 		svc.Name = dataplane.ServiceName{Namespace: svc.Object.Namespace, Name: svc.Object.Name}
@@ -317,7 +320,7 @@ func (c *collector) add(kind byte, data []byte) error {
 }
 
 func (c *collector) finish() *spec.Snapshot {
-	c.snap.Revision = spec.Revision{ID: c.header.Revision, Dirty: c.header.Dirty, Stale: true}
+	c.snap.Revision = spec.Revision{ID: c.header.Revision, Dirty: c.header.Dirty, ProxyOnly: c.header.ProxyOnly, Stale: true}
 	c.snap.Kept = c.header.Saved
 	c.snap.Services, c.snap.Slices = c.services.Commit(), c.loose.Commit()
 	c.snap.Pods, c.snap.Templates = c.pods.Commit(), c.templates.Commit()

@@ -36,6 +36,9 @@ type Options struct {
 	Overrides spec.Overrides
 	// Usable, if set, returns why the kept Snapshot must not be used, or nil. It may take its time.
 	Usable func(ctx context.Context, kept *spec.Snapshot) error
+	// Former, if set, is the last Snapshot of a Source that this one replaces. It is kept in the place of what the file has, so
+	// that a start finds it while this Source has not answered.
+	Former *spec.Snapshot
 	// Served, if set, is called once with the kept Snapshot when it was sent.
 	Served func(kept *spec.Snapshot)
 	// Grace is how long a start waits for the wrapped Source before it uses the file; an error ends the wait. Default:
@@ -84,6 +87,12 @@ func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	w := &watch{Source: s, ctx: ctx, sink: sink}
+	if s.o.Former != nil {
+		w.locked(func() {
+			w.served, w.unsaved = true, s.o.Former
+			w.save()
+		})
+	}
 	grace := time.AfterFunc(s.o.Grace, func() { w.locked(func() { w.serve(nil) }) })
 	err := s.o.Source.Watch(ctx, func(u spec.Update) { w.locked(func() { w.take(u) }) })
 	grace.Stop()
@@ -289,8 +298,12 @@ func (s *Source) restore(ctx context.Context, file, cluster string) *spec.Snapsh
 			return nil
 		}
 	}
-	s.o.Log.Warn(s.o.Input+" cannot be used yet; using its last good state, which an earlier run kept", "file", file,
-		"saved", h.Saved.Format(time.RFC3339), "revision", h.Revision, "services", snap.Services.Len())
+	what := []any{"revision", h.Revision, "services", snap.Services.Len()}
+	if h.Revision == "" && snap.Services.Len() == 0 { // it has pods only
+		what = []any{"pods", snap.Pods.Len()}
+	}
+	s.o.Log.Warn(s.o.Input+" cannot be used yet; using its last good state, which an earlier run kept",
+		append([]any{"file", file, "saved", h.Saved.Format(time.RFC3339)}, what...)...)
 	return snap
 }
 
@@ -303,7 +316,7 @@ func (w *watch) keep(ctx context.Context, snap *spec.Snapshot) error {
 	if cluster == "" {
 		return errUnknownOwner
 	}
-	h := header{Cluster: cluster, Node: w.o.Node, Revision: snap.Revision.ID, Dirty: snap.Revision.Dirty, Saved: time.Now().UTC()}
+	h := header{Cluster: cluster, Node: w.o.Node, Revision: snap.Revision.ID, Dirty: snap.Revision.Dirty, ProxyOnly: snap.Revision.ProxyOnly, Saved: time.Now().UTC()}
 	file := w.o.File(snap)
 	return w.gate.Do(ctx, writeLimit, "writing "+file, func() error { return save(file, h, snap) })
 }

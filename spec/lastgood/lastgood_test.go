@@ -22,6 +22,7 @@ import (
 
 	"weir/backends/dataplane"
 	"weir/spec"
+	"weir/spec/probe"
 )
 
 var name = dataplane.ServiceName{Namespace: "default", Name: "web"}
@@ -78,6 +79,14 @@ func runUntil(t *testing.T, file string, cluster func() string, enough func([]sp
 func TestServesWhatWasKept(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "state", "api")
 	good := snapshot("7")
+	half, err := probe.ParseMinHealthy("50%")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := *good.Services.Get(name)
+	asked.Origin = spec.Origin{File: "a.yaml", Line: 3}
+	asked.Probes = &spec.Probes{MinHealthy: half, Ports: []spec.PortProbe{{Port: "http", Probe: &probe.Probe{Kind: probe.TCP, Period: time.Second, Send: "x", Origin: probe.Origin{File: "a.yaml", Line: 9}}}}}
+	good.Services = spec.ServicesOf(&asked)
 	run(t, file, "c", 1, spec.Update{Snapshot: good, Delta: spec.Delta{All: true}})
 	fi, err := os.Stat(file)
 	if err != nil || fi.Mode().Perm() != 0o600 {
@@ -89,7 +98,7 @@ func TestServesWhatWasKept(t *testing.T) {
 	if got[0].Snapshot == nil || !got[0].Delta.All || got[0].Revision.String() != "7-stale" || got[1].Err == nil {
 		t.Fatalf("without the API: %+v", got)
 	}
-	if d := cmp.Diff(good.Services.Get(name), got[0].Snapshot.Services.Get(name)); d != "" {
+	if d := cmp.Diff(good.Services.Get(name), got[0].Snapshot.Services.Get(name), cmp.AllowUnexported(probe.MinHealthy{})); d != "" {
 		t.Errorf("not what was kept (-want +got):\n%s", d)
 	}
 	if got := run(t, file, "c", 1, spec.Update{Snapshot: snapshot("8"), Delta: spec.Delta{All: true}}); got[0].Snapshot.Revision.Stale {

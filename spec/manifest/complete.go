@@ -258,15 +258,17 @@ func (u *update) build() (spec.Services, spec.ByName[spec.Slices]) {
 				loose.Delete(name)
 			}
 			u.pinnedForNone(name, e != nil && e.pin != nil && !u.leftOut(name))
+			mark(&u.undo, u.strayPolicies, name, e != nil && len(e.policies) > 0 && !u.leftOut(name))
 			continue
 		}
 		loose.Delete(name)
 		u.pinnedForNone(name, false)
+		mark(&u.undo, u.strayPolicies, name, false)
 		svc := u.service(name, e)
 		switch {
 		case old == nil || !sameService(old, svc):
 			u.changed = append(u.changed, name)
-		case old.Origin == svc.Origin && slices.Equal(old.SliceFiles, svc.SliceFiles):
+		case old.Origin == svc.Origin && slices.Equal(old.SliceFiles, svc.SliceFiles) && old.Probes.Identical(svc.Probes):
 			e.service.service.base = old.Object
 			continue
 		}
@@ -318,11 +320,16 @@ func (e *entry) sliceFiles(own string) []string {
 
 // pinnedForNone records whether values are pinned for a Service that does not exist.
 func (u *update) pinnedForNone(name dataplane.ServiceName, pinned bool) {
+	mark(&u.undo, u.unusedPins, name, pinned)
+}
+
+// mark adds a name to a set, or removes it.
+func mark(u *undo, set map[dataplane.ServiceName]bool, name dataplane.ServiceName, in bool) {
 	switch {
-	case pinned:
-		put(&u.undo, u.unusedPins, name, true)
-	case u.unusedPins[name]:
-		remove(&u.undo, u.unusedPins, name)
+	case in:
+		put(u, set, name, true)
+	case set[name]:
+		remove(u, set, name)
 	}
 }
 
@@ -340,7 +347,7 @@ func (e *entry) pinned() *pin {
 
 // sameService reports whether two Services differ at most in their Origin.
 func sameService(a, b *spec.Service) bool {
-	return reflect.DeepEqual(a.Object, b.Object) && slices.Equal(a.Allocated, b.Allocated) && sameSlices(a.Slices, b.Slices) && slices.EqualFunc(a.Notices, b.Notices, func(x, y spec.Notice) bool {
+	return reflect.DeepEqual(a.Object, b.Object) && slices.Equal(a.Allocated, b.Allocated) && sameSlices(a.Slices, b.Slices) && a.Probes.Equal(b.Probes) && slices.EqualFunc(a.Notices, b.Notices, func(x, y spec.Notice) bool {
 		x.Origin, y.Origin = spec.Origin{}, spec.Origin{}
 		return x == y
 	})
@@ -356,6 +363,7 @@ func (u *update) service(name dataplane.ServiceName, e *entry) *spec.Service {
 		u.serviceNotices(svc, e)
 	}
 	u.lockNotices(svc, e)
+	u.probes(svc, e)
 	return svc
 }
 

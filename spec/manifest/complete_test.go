@@ -135,6 +135,65 @@ ports: [{port: 8080}]
 endpoints: [{addresses: [10.2.0.1]}]
 `
 
+// TestManyEndpointsForNames has headless Services with as many endpoints as an answer for their name has room for, and with more.
+func TestManyEndpointsForNames(t *testing.T) {
+	for name, tc := range map[string]struct {
+		family, address string
+		most            int
+	}{"IPv4": {"IPv4", "10.0.%d.%d", 4092}, "IPv6": {"IPv6", `"fd00::%d:%d"`, 2338}} {
+		for _, n := range []int{tc.most, tc.most + 1} {
+			text := yamlService("a", "  clusterIP: None\n  ipFamilies: ["+tc.family+"]\n")
+			for i := range n {
+				if i%1000 == 0 {
+					text += fmt.Sprintf("---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a-%d, labels: {kubernetes.io/service-name: a}}\naddressType: %s\nports: [{port: 80}]\nendpoints:\n", i, tc.family)
+				}
+				text += fmt.Sprintf("- {addresses: ["+tc.address+"]}\n", i/250, i%250+1)
+			}
+			snap, _ := mustUpdate(t, NewSet(Options{}), File{Path: "a.yaml", Data: []byte(text)})
+			notices := snap.NoticesOf(dataplane.ServiceName{Namespace: "default", Name: "a"})
+			if told := len(notices) == 1 && notices[0].ID() == spec.EndpointsSkipped && strings.Contains(notices[0].Detail, fmt.Sprint("room for about ", tc.most)); told != (n > tc.most) || len(notices) > 1 {
+				t.Errorf("%s, %d endpoints: %v", name, n, notices)
+			}
+		}
+	}
+}
+
+// TestWhoMadeEndpoints has slices and Endpoints of a control plane and of others. The former are known as such, and addresses keep
+// their host names.
+func TestWhoMadeEndpoints(t *testing.T) {
+	slice := func(labels string) string {
+		return "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a, labels: {kubernetes.io/service-name: a" + labels + "}}\naddressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [10.0.0.1], hostname: h}]\n"
+	}
+	endpoints := func(meta string) string {
+		return "apiVersion: v1\nkind: Endpoints\nmetadata: {name: a" + meta + "}\nsubsets: [{addresses: [{ip: 10.0.0.1, hostname: h}], ports: [{port: 80}]}]\n"
+	}
+	for name, tc := range map[string]struct {
+		text string
+		want bool
+	}{
+		"slice by hand":                    {slice(""), false},
+		"slice of the controller":          {slice(", endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io"), true},
+		"slice of the mirror":              {slice(", endpointslice.kubernetes.io/managed-by: endpointslicemirroring-controller.k8s.io"), false},
+		"headless slice of the controller": {slice(", service.kubernetes.io/headless: '', endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io"), true},
+		"Endpoints by hand":                {endpoints(""), false},
+		"Endpoints with a label":           {endpoints(", labels: {app: a}"), false},
+		"Endpoints of the controller":      {endpoints(", labels: {endpoints.kubernetes.io/managed-by: endpoint-controller}"), true},
+		"Endpoints of an older one":        {endpoints(", annotations: {endpoints.kubernetes.io/last-change-trigger-time: '2026-01-02T03:04:05Z'}"), true},
+	} {
+		snap, _ := mustUpdate(t, NewSet(Options{}), File{Path: "a.yaml", Data: []byte(yamlService("a", "") + "---\n" + tc.text)})
+		s := snap.Services.Get(dataplane.ServiceName{Namespace: "default", Name: "a"}).Slices[0]
+		if got := spec.OfControlPlane(s); got != tc.want {
+			t.Errorf("%s: of a control plane: %v, want %v", name, got, tc.want)
+		}
+		if h := s.Endpoints[0].Hostname; h == nil || *h != "h" {
+			t.Errorf("%s: the host name is lost", name)
+		}
+	}
+	if len(ofControlPlane) != 1 {
+		t.Errorf("shared labels were written to: %v", ofControlPlane)
+	}
+}
+
 func TestEndpoints(t *testing.T) {
 	s := NewSet(Options{})
 	a := File{Path: "a", Data: []byte(yamlService("a", ""))}
@@ -174,6 +233,8 @@ func TestNotices(t *testing.T) {
 		{"same target port", []string{strings.Replace(yamlService("a", ""), "- port: 80\n", "- {port: 80, targetPort: 8080}\n", 1), sliceYAML}, ""},
 		{"named target port", []string{strings.Replace(yamlService("a", ""), "- port: 80\n", "- {port: 80, targetPort: http}\n", 1), sliceYAML}, ""},
 		{"family", []string{yamlService("a", "  ipFamilies: [IPv6]\n"), sliceYAML}, "f.yaml:1: Service default/a: spec.ipFamilies: EndpointSlice a-1 is not used"},
+		{"annotation", []string{strings.Replace(yamlService("a", "  clusterIP: None\n"), "  name: a\n", "  name: a\n  annotations:\n    weir/Probes: '{}'\n", 1)}, "f.yaml:6: Service default/a: metadata.annotations[weir/Probes]: is no annotation of weir, and is ignored; did you mean weir/probe?"},
+		{"annotation like none", []string{strings.Replace(yamlService("a", "  clusterIP: None\n"), "  name: a\n", "  name: a\n  annotations: {weir/frobnicate: x}\n", 1)}, "f.yaml:5: Service default/a: metadata.annotations[weir/frobnicate]: is no annotation of weir, and is ignored"},
 		{"orphan", []string{yamlService("b", "  clusterIP: None\n"), sliceYAML}, "f.yaml:10: EndpointSlice default/a-1: belongs to Service default/a, which is not in the input"},
 		{"no label", []string{yamlService("b", "  clusterIP: None\n"), strings.Replace(sliceYAML, "  labels: {kubernetes.io/service-name: a}\n", "", 1)}, "metadata.labels[kubernetes.io/service-name]: is missing"},
 	}

@@ -48,10 +48,13 @@ const (
 	kindNode
 	// kindLocked is an entry of an AllocationLock.
 	kindLocked
+	// kindGKEPolicy and kindAzurePolicy are HealthCheckPolicies of two groups.
+	kindGKEPolicy
+	kindAzurePolicy
 )
 
 func (k kind) String() string {
-	return [...]string{kindService: "Service", kindSlice: "EndpointSlice", kindEndpoints: "Endpoints", kindNode: "Node", kindLocked: "lock"}[k]
+	return [...]string{kindService: "Service", kindSlice: "EndpointSlice", kindEndpoints: "Endpoints", kindNode: "Node", kindLocked: "lock", kindGKEPolicy: policyKind, kindAzurePolicy: policyKind}[k]
 }
 
 // objectID names an object. Nodes have no namespace.
@@ -82,6 +85,7 @@ type object struct {
 	endpoints *corev1.Endpoints
 	node      *corev1.Node
 	pin       *pin
+	policy    *policy
 }
 
 // configuration is a document that configures weir. At most one of proxy and weir is set.
@@ -93,6 +97,8 @@ type configuration struct {
 	weir     *spec.WeirConfiguration
 	// subnets are the service subnets of a ClusterConfiguration.
 	subnets []netip.Prefix
+	// kubelet is what a KubeletConfiguration says of names, or nil.
+	kubelet *kubeletNames
 }
 
 // content is what one document declares. All lines count from the beginning of the document, so that content stays
@@ -215,7 +221,7 @@ func (d *decoding) decode() {
 	if d.out.config == nil || d.out.config.embedded { // a problem in the header of a configuration was reported with it
 		for _, p := range doc.Problems() {
 			if !slices.ContainsFunc(d.foreignItems, func(item string) bool { return strings.HasPrefix(p.Field, item) }) {
-				if !d.known || d.out.config == nil && slices.ContainsFunc(d.out.skipped, func(s spec.Skipped) bool { return s.Kind != kubeadmKind }) {
+				if !d.known || d.out.config == nil && slices.ContainsFunc(d.out.skipped, func(s spec.Skipped) bool { return s.Kind != kubeadmKind && s.Kind != kubeletKind }) {
 					p.Field = "" // the keys of a document of another kind are not printed
 				}
 				d.problemAt(p.Line, "", p.Field, p.Detail)
@@ -310,6 +316,8 @@ func (d *decoding) object(at *document.Document, implied header, within string) 
 		d.lock(at, within)
 	case name == kubeadmKind && strings.HasPrefix(apiVersion, kubeadmGroup+"/") && within == "":
 		d.kubeadm(at)
+	case name == kubeletKind && strings.HasPrefix(apiVersion, kubeletGroup+"/") && within == "":
+		d.kubelet(at)
 	case name == "ConfigMap" && apiVersion == "v1":
 		d.configMap(at, within)
 	case apiVersion == "" && isOurs("", name):
@@ -343,9 +351,14 @@ func (d *decoding) byKind(apiVersion, name string, metadata json.RawMessage, at 
 		d.slice(at)
 	case "v1 Node":
 		d.node(at)
+	case gkeGroup + "/v1 " + policyKind:
+		d.gkePolicy(at)
+	case azureGroup + "/v1 " + policyKind:
+		d.azurePolicy(at)
 	case "v1 PodList":
 		d.podList(at)
-	case "v1 List", "v1 ServiceList", "v1 EndpointsList", "v1 NodeList", "discovery.k8s.io/v1 EndpointSliceList":
+	case "v1 List", "v1 ServiceList", "v1 EndpointsList", "v1 NodeList", "discovery.k8s.io/v1 EndpointSliceList",
+		gkeGroup + "/v1 " + policyKind + "List", azureGroup + "/v1 " + policyKind + "List":
 		if within != "" {
 			d.problemAt(at.Start(), name, within, "is a List within a List")
 			return

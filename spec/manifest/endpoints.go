@@ -178,6 +178,7 @@ func (d *decoding) trimSlice(s *discoveryv1.EndpointSlice) *discoveryv1.Endpoint
 		Endpoints:   slices.Clone(s.Endpoints), // Clone releases the spare capacity that decoding left
 		Ports:       slices.Clone(s.Ports),
 	}
+	out.Labels = withMaker(out.Labels, spec.OfControlPlane(s))
 	for i := range out.Endpoints {
 		e := &out.Endpoints[i]
 		e.Addresses = slices.Clone(e.Addresses)
@@ -214,6 +215,8 @@ func (d *decoding) endpoints(at *document.Document) {
 	id := objectID{kindEndpoints, dataplane.ServiceName{Namespace: d.intern.string(e.Namespace), Name: e.Name}}
 	if d.accept(id, at, shape, v) {
 		out := &corev1.Endpoints{ObjectMeta: d.intern.trimMeta(&e.ObjectMeta), Subsets: e.Subsets}
+		_, triggered := e.Annotations[corev1.EndpointsLastChangeTriggerTime]
+		out.Labels = withMaker(out.Labels, triggered || e.Labels["endpoints.kubernetes.io/managed-by"] == "endpoint-controller")
 		d.out.objects = append(d.out.objects, &object{id: id, line: at.Start(), endpoints: out})
 	}
 }
@@ -272,7 +275,7 @@ func (in *interner) toSlices(e *corev1.Endpoints) []*discoveryv1.EndpointSlice {
 			out = append(out, &discoveryv1.EndpointSlice{
 				ObjectMeta: metav1.ObjectMeta{
 					Namespace: e.Namespace, Name: fmt.Sprintf("%s-%04d-%s", e.Name, i, map[bool]string{true: "ipv4", false: "ipv6"}[family == discoveryv1.AddressTypeIPv4]),
-					Annotations: e.Annotations,
+					Annotations: e.Annotations, Labels: withMaker(nil, e.Labels[discoveryv1.LabelManagedBy] != ""),
 				},
 				AddressType: family, Endpoints: endpoints, Ports: ports,
 			})
@@ -290,6 +293,9 @@ func (in *interner) toEndpoints(out []discoveryv1.Endpoint, addresses []corev1.E
 		out = append(out, discoveryv1.Endpoint{
 			Addresses: []string{a.IP}, Conditions: discoveryv1.EndpointConditions{Ready: sharedBool(&ready)}, NodeName: in.pointer(a.NodeName),
 		})
+		if a.Hostname != "" {
+			out[len(out)-1].Hostname = in.pointer(&a.Hostname)
+		}
 	}
 	return out
 }

@@ -6,7 +6,10 @@ import (
 	"unique"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"weir/spec"
 )
 
 // interner lets equal strings share memory, because namespaces, nodes and zones recur in every object. It is safe for
@@ -91,6 +94,21 @@ var (
 		corev1.DeprecatedAnnotationTopologyAwareHints: true,
 	}
 )
+
+// ofControlPlane are the labels of the slices for which spec.OfControlPlane is true. The slices share the map, which is not to be changed.
+var ofControlPlane = map[string]string{discoveryv1.LabelManagedBy: spec.EndpointSliceController}
+
+// withMaker adds ofControlPlane to trimmed labels if made is true.
+func withMaker(labels map[string]string, made bool) map[string]string {
+	switch {
+	case !made:
+		return labels
+	case labels == nil:
+		return ofControlPlane
+	}
+	labels[discoveryv1.LabelManagedBy] = spec.EndpointSliceController
+	return labels
+}
 
 // ownPrefix is the prefix of weir's own labels and annotations.
 const ownPrefix = "weir/"

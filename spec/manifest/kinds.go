@@ -49,11 +49,14 @@ var groups = []group{
 		name: kubeadmGroup, reads: []string{kubeadmKind},
 		others: []string{"ClusterStatus", "InitConfiguration", "JoinConfiguration", "ResetConfiguration", "UpgradeConfiguration"},
 	},
+	{name: kubeletGroup, version: kubeletGroup + "/v1beta1", reads: []string{kubeletKind}, others: []string{"CredentialProviderConfig", "SerializedNodeConfigSource"}},
 	{name: "kubeproxy.config.k8s.io", version: config.KubeProxyAPIVersion, reads: []string{config.KubeProxyKind}, closed: true},
 	{
 		name: "weir", version: config.WeirAPIVersion, reads: []string{config.WeirKind, spec.LockKind}, closed: true,
 		others: []string{"Allocations", "NodeSnapshot", "Outcome", "Plan", "Status", "Validation"}, // what weir itself prints
 	},
+	{name: gkeGroup, version: gkeGroup + "/v1", reads: []string{policyKind, policyKind + "List"}},
+	{name: azureGroup, version: azureGroup + "/v1", reads: []string{policyKind, policyKind + "List"}},
 }
 
 // groupOf returns the group of an apiVersion, or nil if a Set reads nothing of it. Any version counts.
@@ -122,7 +125,7 @@ func elsewhere(apiVersion, kind string) *group {
 	}
 	for i := range groups {
 		g := &groups[i]
-		if g.name == kubeadmGroup {
+		if g.name == kubeadmGroup || g.name == kubeletGroup {
 			continue
 		}
 		if d := g.distance(kind); d < least {

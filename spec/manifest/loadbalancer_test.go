@@ -91,11 +91,7 @@ func TestServiceSubnet(t *testing.T) {
 		{"pinned outside", "", []string{weir, "apiVersion: weir/v1alpha1\nkind: AllocationLock\nservices: [{namespace: default, name: a, clusterIPs: [10.96.0.9]}]\n"}, "f1.yaml:3: lock of Service default/a: 10.96.0.9 is not in the service CIDR, 172.30.0.0/16; remove it"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			files := []File{{Path: "a.yaml", Data: []byte(yamlService("a", tt.service))}}
-			for i, f := range tt.files {
-				files = append(files, File{Path: fmt.Sprintf("f%d.yaml", i), Data: []byte(f)})
-			}
-			snap, _, err := NewSet(Options{}).Update(t.Context(), spec.Revision{}, files)
+			snap, err := updated(t, tt.service, tt.files)
 			got := ""
 			if err != nil {
 				got = err.Error()
@@ -106,6 +102,56 @@ func TestServiceSubnet(t *testing.T) {
 				t.Errorf("got %s, want %s", got, tt.want)
 			}
 			if differ := len(tt.files) == 2 && tt.want == "10."; err == nil && differ != strings.Contains(everyNotice(snap), "W022") {
+				t.Errorf("notices: %s", everyNotice(snap))
+			}
+		})
+	}
+}
+
+// updated makes a Set of a Service default/a, with more fields of its spec, and of further files.
+func updated(t *testing.T, service string, more []string) (*spec.Snapshot, error) {
+	t.Helper()
+	files := []File{{Path: "a.yaml", Data: []byte(yamlService("a", service))}}
+	for i, f := range more {
+		files = append(files, File{Path: fmt.Sprintf("f%d.yaml", i), Data: []byte(f)})
+	}
+	snap, _, err := NewSet(Options{}).Update(t.Context(), spec.Revision{}, files)
+	return snap, err
+}
+
+// TestKubeletConfiguration takes the address of kube-dns and the domain of names from a kubelet's configuration.
+func TestKubeletConfiguration(t *testing.T) {
+	t.Parallel()
+	const kubelet = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nclusterDNS: [10.96.0.53, \"fd00::53\"]\nclusterDomain: Edge.Example.\nstaticPodPath: /etc/kubernetes/manifests\n"
+	const weir = "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\ndns: {clusterDomain: corp.example}\n"
+	for _, tt := range []struct {
+		name  string
+		files []string
+		want  string // the addresses and the domain, or the problem
+	}{
+		{"none", nil, "[] cluster.local"},
+		{"one", []string{kubelet}, "[10.96.0.53 fd00::53] edge.example"},
+		{"the same twice", []string{kubelet, kubelet + "# again\n"}, "[10.96.0.53 fd00::53] edge.example"},
+		{"two that differ", []string{kubelet, strings.Replace(kubelet, ".53,", ".54,", 1)}, "[] cluster.local"},
+		{"weir's own domain wins", []string{kubelet, weir}, "[10.96.0.53 fd00::53] corp.example"},
+		{"without both", []string{"apiVersion: kubelet.config.k8s.io/v1\nkind: KubeletConfiguration\n"}, "[] cluster.local"},
+		{"no address", []string{strings.Replace(kubelet, "10.96.0.53", "dns.example", 1)}, `f0.yaml:3: KubeletConfiguration: clusterDNS[0]: "dns.example" is not an IP address`},
+		{"no list", []string{strings.Replace(kubelet, `[10.96.0.53, "fd00::53"]`, "10.96.0.53", 1)}, "f0.yaml:3: KubeletConfiguration: clusterDNS: cannot be read"},
+		{"no domain", []string{strings.Replace(kubelet, "Edge.Example.", "a..b", 1)}, `f0.yaml:4: KubeletConfiguration: clusterDomain: "a..b" is not a domain`},
+		{"of another group", []string{strings.Replace(kubelet, "kubelet.config.k8s.io", "example.com", 1)}, "[] cluster.local"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			snap, err := updated(t, "", tt.files)
+			got := ""
+			if err != nil {
+				got = err.Error()
+			} else {
+				got = fmt.Sprint(snap.Weir.DNS.ClusterIPs, " ", snap.Weir.DNS.ClusterDomain)
+			}
+			if !strings.HasPrefix(got, tt.want) {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+			if differ := strings.HasPrefix(tt.name, "two"); err == nil && differ != strings.Contains(everyNotice(snap), "W022") {
 				t.Errorf("notices: %s", everyNotice(snap))
 			}
 		})

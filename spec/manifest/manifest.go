@@ -95,6 +95,8 @@ type Set struct {
 	// unchosen counts the Services that the Choice leaves out.
 	unchosen   map[dataplane.ServiceName]int
 	unusedPins map[dataplane.ServiceName]bool // names of missing Services that have pins
+	// strayPolicies are the names of missing Services that have a HealthCheckPolicy.
+	strayPolicies map[dataplane.ServiceName]bool
 
 	last     *spec.Snapshot
 	services spec.Services
@@ -127,6 +129,7 @@ type entry struct {
 	slices    []*placed
 	endpoints *placed
 	pin       *placed // its entry in an AllocationLock
+	policies  []*placed
 }
 
 // NewSet returns an empty Set.
@@ -136,7 +139,7 @@ func NewSet(o Options) *Set {
 		files: map[string]*file{}, objects: map[objectID]*placed{}, spares: map[objectID][]*placed{}, unchosen: map[dataplane.ServiceName]int{}, entries: map[dataplane.ServiceName]*entry{},
 		configs: map[*content]docAt{}, noticed: map[*content]docAt{}, locks: map[*content]docAt{}, skipped: map[string]int{},
 		kustomizations: map[*content]docAt{}, charts: map[*content]docAt{}, notRead: map[string]spec.Skipped{}, asides: map[string]int{},
-		needs: map[dataplane.ServiceName]needs{}, unusedPins: map[dataplane.ServiceName]bool{},
+		needs: map[dataplane.ServiceName]needs{}, unusedPins: map[dataplane.ServiceName]bool{}, strayPolicies: map[dataplane.ServiceName]bool{},
 		podsTold: map[dataplane.ServiceName][]told[*corev1.Pod]{}, templatesTold: map[dataplane.ServiceName][]told[*spec.Template]{},
 	}
 	s.silences, s.badHeads = map[string]string{}, map[string][]spec.Notice{}

@@ -156,7 +156,7 @@ func TestPeer(t *testing.T) {
 		for _, fields := range kind.more {
 			docs = append(docs, kind.with(t, fields))
 		}
-		for range 1500 {
+		for range seed.Steps(1500) {
 			fields := map[string]string{}
 			for range 2 + random.IntN(3) {
 				p := paths[random.IntN(len(paths))]

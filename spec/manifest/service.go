@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"weir/backends/dataplane"
+	"weir/spec"
 	"weir/spec/document"
 )
 
@@ -28,6 +30,8 @@ type service struct {
 	headless   bool
 	nodePorts  []int32 // by port; nil if none is set
 	healthPort int32
+	// annotated is what its annotations say about probes; nil if nothing.
+	annotated *annotated
 }
 
 // proxied reports whether the Service needs anything to be programmed.
@@ -51,6 +55,25 @@ func (s *service) hasHealthPort() bool {
 	return s.base.Spec.Type == corev1.ServiceTypeLoadBalancer && s.base.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 }
 
+// annotationOnUnhealthy is reconcile's AnnotationOnUnhealthy.
+const annotationOnUnhealthy = "weir/on-unhealthy"
+
+// ownAnnotations tells of annotations that weir would read, were they spelled as one of its own.
+func (v *validator) ownAnnotations(all map[string]string) {
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		if !strings.HasPrefix(name, ownPrefix) || slices.Contains(spec.Annotations, name) {
+			continue
+		}
+		near, least := "", 4
+		for _, known := range spec.Annotations {
+			if d := document.Distance(strings.ToLower(name), known, least); d < least {
+				near, least = "; did you mean "+known+"?", d
+			}
+		}
+		v.notice(spec.AnnotationIgnored, "is no annotation of weir, and is ignored"+near, "metadata.annotations[%s]", document.Printable(name))
+	}
+}
+
 // service takes a Service.
 func (d *decoding) service(at *document.Document) {
 	var svc corev1.Service
@@ -61,11 +84,18 @@ func (d *decoding) service(at *document.Document) {
 	addrs := v.serviceSpec(&svc.Spec)
 	v.loadBalancer(&svc)
 	v.frontends(&svc)
+	about := v.annotatedProbes(&svc, at)
+	v.ownAnnotations(svc.Annotations)
+	if what, ok := svc.Annotations[annotationOnUnhealthy]; ok && what != "reset" {
+		v.add(document.Quote(what)+" is not reset, the only value", "metadata.annotations[%s]", annotationOnUnhealthy)
+	}
 	id := objectID{kindService, dataplane.ServiceName{Namespace: d.intern.string(svc.Namespace), Name: d.intern.string(svc.Name)}}
 	if !d.accept(id, at, shape, v) {
 		return
 	}
-	d.out.objects = append(d.out.objects, &object{id: id, line: at.Start(), service: d.trimService(&svc, addrs)})
+	trimmed := d.trimService(&svc, addrs)
+	trimmed.annotated = about
+	d.out.objects = append(d.out.objects, &object{id: id, line: at.Start(), service: trimmed})
 }
 
 func setServiceDefaults(s *corev1.ServiceSpec) {

@@ -23,8 +23,8 @@ import (
 	"weir/spec/document"
 )
 
-// Pods and templates of pods are read for what they say about the endpoints of Services. Nothing about them is a reason to
-// refuse the input: one that cannot be read is left out, with a notice.
+// Pods and templates of pods are read for what they say about the endpoints of Services. Nothing about them but a wrong
+// readinessProbe is a reason to refuse the input: one that cannot be read is left out, with a notice.
 
 // templateKinds are the kinds with pods in them, and their groups.
 var templateKinds = map[string][]string{
@@ -46,6 +46,12 @@ func mayPromise(kind string, data []byte) bool {
 		data = after
 	}
 	return bytes.Contains(data, []byte("labels"))
+}
+
+// specPaths are the paths of the spec of pods, by the kind of the object.
+var specPaths = map[string]string{
+	"Pod": "spec", "ReplicationController": "spec.template.spec", "Deployment": "spec.template.spec", "ReplicaSet": "spec.template.spec",
+	"DaemonSet": "spec.template.spec", "StatefulSet": "spec.template.spec", "Job": "spec.template.spec", "CronJob": "spec.jobTemplate.spec.template.spec",
 }
 
 // hasPods reports whether objects of that kind have pods.
@@ -74,13 +80,17 @@ type podSpec struct {
 }
 
 type podContainer struct {
-	Ports []struct {
-		Name          string          `json:"name"`
-		ContainerPort int32           `json:"containerPort"`
-		Protocol      corev1.Protocol `json:"protocol"`
-	} `json:"ports"`
+	Name           string          `json:"name"`
+	Ports          []podPort       `json:"ports"`
 	ReadinessProbe json.RawMessage `json:"readinessProbe"`
+	LivenessProbe  json.RawMessage `json:"livenessProbe"`
 	RestartPolicy  string          `json:"restartPolicy"`
+}
+
+type podPort struct {
+	Name          string          `json:"name"`
+	ContainerPort int32           `json:"containerPort"`
+	Protocol      corev1.Protocol `json:"protocol"`
 }
 
 type podMeta struct {
@@ -230,7 +240,8 @@ func (d *decoding) template(kind string, meta *podMeta, from podTemplate, replic
 	if kind == "StatefulSet" {
 		t.Ordered, t.Subdomain = true, cmp.Or(t.Subdomain, label(serviceName))
 	}
-	t.Probed = slices.ContainsFunc(from.Spec.Containers, func(c podContainer) bool { return len(c.ReadinessProbe) > 0 && string(c.ReadinessProbe) != "null" })
+	d.probes(t, &from.Spec, specPaths[kind], at)
+	t.Lives = slices.ContainsFunc(from.Spec.Containers, func(c podContainer) bool { return len(c.LivenessProbe) > 0 && string(c.LivenessProbe) != "null" })
 	d.out.templates = append(d.out.templates, t)
 	return true
 }
@@ -381,8 +392,8 @@ func (u *update) tellPods(d docAt, add bool) {
 }
 
 // retold returns the values after a change of some names, and the names with another value. Of several documents that tell of
-// one pod or template, the first counts.
-func retold[V any](before spec.ByName[V], all map[dataplane.ServiceName][]told[V], dirty map[dataplane.ServiceName]bool) (spec.ByName[V], []dataplane.ServiceName) {
+// one pod or template, the first counts. placed returns a value as it is in a document that begins at a line of its file.
+func retold[V any](before spec.ByName[V], all map[dataplane.ServiceName][]told[V], dirty map[dataplane.ServiceName]bool, placed func(V, int) V) (spec.ByName[V], []dataplane.ServiceName) {
 	if len(dirty) == 0 {
 		return before, nil
 	}
@@ -394,9 +405,11 @@ func retold[V any](before spec.ByName[V], all map[dataplane.ServiceName][]told[V
 		case len(list) == 0:
 			b.Delete(name)
 			changed = append(changed, name)
-		case !reflect.DeepEqual(was, list[0].value):
-			b.Put(name, list[0].value)
-			changed = append(changed, name)
+		default:
+			if now := placed(list[0].value, list[0].origin.Line); !reflect.DeepEqual(was, now) {
+				b.Put(name, now)
+				changed = append(changed, name)
+			}
 		}
 	}
 	slices.SortFunc(changed, compareNames)

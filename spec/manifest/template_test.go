@@ -33,6 +33,8 @@ func TestTemplates(t *testing.T) {
 		{"a StatefulSet", strings.Replace(workload("apps/v1", "StatefulSet", "serviceName: db,"), "subdomain: s, ", "", 1), "StatefulSet shop/web (1 replica)" + strings.Replace(of, "h.s", "h.db", 1) + " ordered"},
 		{"a CronJob", "apiVersion: batch/v1\nkind: CronJob\nmetadata: {name: web, namespace: shop}\nspec: {jobTemplate: {spec: {template: {" + pod + "}}}}\n", "CronJob shop/web (1 replica)" + of},
 		{"a Pod", "apiVersion: v1\nkind: Pod\nmetadata: {name: web, labels: {app: web}}\nspec: {containers: [{name: c, ports: [{name: http, containerPort: 8080}]}]}\n", "Pod default/web app=web [http/8080/TCP] ."},
+		{"a Pod with a liveness probe", "apiVersion: v1\nkind: Pod\nmetadata: {name: web, labels: {app: web}}\nspec: {containers: [{name: c, livenessProbe: {tcpSocket: {port: 1}}}, {name: d}]}\n", "Pod default/web app=web [] . lives"},
+		{"a Pod with both probes", "apiVersion: v1\nkind: Pod\nmetadata: {name: web, labels: {app: web}}\nspec: {containers: [{name: c, livenessProbe: {tcpSocket: {port: 1}}}, {name: d, readinessProbe: {tcpSocket: {port: 1}}}]}\n", "Pod default/web app=web [] . lives probed"},
 		{"a Pod that was created and has no status yet", "apiVersion: v1\nkind: Pod\nmetadata: {name: web, labels: {app: web}}\nspec: {}\nstatus: {}\n", "Pod default/web app=web [] ."},
 		{"a Pod that runs", "apiVersion: v1\nkind: Pod\nmetadata: {name: web, labels: {app: web}, deletionTimestamp: '2026-01-02T03:04:05Z'}\nspec: {nodeName: n1, hostname: h, subdomain: s, containers: [{name: c, ports: [{name: http, containerPort: 8080}]}]}\n" + running,
 			"pod default/web app=web [http/8080/TCP] h.s on n1 Running 10.0.0.1 fd00::1 Ready=True deleted"},
@@ -90,6 +92,9 @@ func toldIn(snap *spec.Snapshot) string {
 	}
 	for m := range snap.Templates.All() {
 		text := fmt.Sprintf("%s %s %s %s.%s", m.Promise(), strings.Replace(labels(m.Labels), ":", "=", 1), ports(m.Ports), m.Hostname, m.Subdomain)
+		if m.Lives {
+			text += " lives"
+		}
 		if m.Probed {
 			text += " probed"
 		}

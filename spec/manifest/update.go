@@ -30,7 +30,9 @@ type update struct {
 	dirty map[dataplane.ServiceName]bool // Services to complete again
 	// subnetNotices are about ClusterConfigurations that differ.
 	subnetNotices []spec.Notice
-	nodes         bool // some Node changed
+	// kubeletNotices are about KubeletConfigurations that differ.
+	kubeletNotices []spec.Notice
+	nodes          bool // some Node changed
 	// twice holds the objects that were declared more than once.
 	twice map[objectID][]*placed
 	// contestedIPs and contestedPorts hold the Services that set the same value.
@@ -235,6 +237,17 @@ func (u *update) link(old *placed, o *object, new *placed) {
 		u.edit(o.id.name, func(e *entry) { e.endpoints = new })
 	case kindLocked:
 		u.edit(o.id.name, func(e *entry) { e.pin = new })
+	case kindGKEPolicy, kindAzurePolicy:
+		if o.policy.service == (dataplane.ServiceName{}) {
+			return
+		}
+		u.edit(o.policy.service, func(e *entry) {
+			e.policies = slices.DeleteFunc(slices.Clone(e.policies), func(p *placed) bool { return p == old })
+			if new != nil {
+				e.policies = append(e.policies, new)
+				slices.SortFunc(e.policies, comparePolicies)
+			}
+		})
 	case kindSlice:
 		if o.sliceOf == "" {
 			return
@@ -256,7 +269,7 @@ func (u *update) edit(name dataplane.ServiceName, change func(*entry)) {
 		e = *old
 	}
 	change(&e)
-	if e.service == nil && e.endpoints == nil && len(e.slices) == 0 && e.pin == nil {
+	if e.service == nil && e.endpoints == nil && len(e.slices)+len(e.policies) == 0 && e.pin == nil {
 		remove(&u.undo, u.entries, name)
 		return
 	}
@@ -283,7 +296,7 @@ func (u *update) settings() (snap spec.Snapshot) {
 	var proxy, weir *docAt
 	for i := range all {
 		d := &all[i]
-		if d.config.subnets != nil {
+		if d.config.subnets != nil || d.config.kubelet != nil {
 			continue
 		}
 		first, kind := &proxy, "KubeProxyConfiguration"
@@ -315,6 +328,12 @@ func (u *update) settings() (snap spec.Snapshot) {
 	u.checkLock()
 	if subnets := u.serviceSubnets(); subnets != nil && !snap.Weir.ServiceCIDRsGiven {
 		snap.Weir.ServiceCIDRs, snap.Weir.ServiceCIDRsGiven = subnets, true
+	}
+	if k := u.kubeletNames(); k != nil {
+		snap.Weir.DNS.ClusterIPs = k.addrs
+		if k.domain != "" && snap.Weir.DNS.ClusterDomain == spec.DefaultWeirConfiguration().DNS.ClusterDomain {
+			snap.Weir.DNS.ClusterDomain = k.domain
+		}
 	}
 	snap.Weir = u.opts.Overrides.Apply(snap.Weir)
 	if snap.Weir.ServiceCIDRsGiven {
@@ -378,8 +397,8 @@ func (u *update) finish(rev spec.Revision) *spec.Snapshot {
 	assign(&u.undo, &u.slices, loose)
 	assign(&u.undo, &u.runningPods, u.runningPods)
 	assign(&u.undo, &u.podTemplates, u.podTemplates)
-	u.runningPods, u.changedPods = retold(u.runningPods, u.podsTold, u.dirtyPods)
-	u.podTemplates, u.changedTemplates = retold(u.podTemplates, u.templatesTold, u.dirtyTemplates)
+	u.runningPods, u.changedPods = retold(u.runningPods, u.podsTold, u.dirtyPods, func(p *corev1.Pod, _ int) *corev1.Pod { return p })
+	u.podTemplates, u.changedTemplates = retold(u.podTemplates, u.templatesTold, u.dirtyTemplates, relocated)
 	snap.Pods, snap.Templates = u.runningPods, u.podTemplates
 	snap.Services, snap.Slices = services, loose
 	snap.Notices = u.notices()
@@ -437,7 +456,7 @@ func (u *update) nodeMap() map[string]*corev1.Node {
 
 // notices collects the notices that belong to no Service.
 func (u *update) notices() []spec.Notice {
-	out := slices.Concat(u.subnetNotices, u.kustomizationNotices(), u.chartNotices(), u.notReadNotices())
+	out := slices.Concat(u.subnetNotices, u.kubeletNotices, u.kustomizationNotices(), u.chartNotices(), u.notReadNotices())
 	for _, d := range u.noticed {
 		for _, n := range d.notices {
 			out = append(out, relocate(n, d.line))
@@ -460,6 +479,14 @@ func (u *update) notices() []spec.Notice {
 		pin := e.pin
 		out = append(out, spec.StaleLock.Notice(pin.origin(), pin.id.String(), "",
 			"pins values for a Service that is not in the input: weir allocate --write drops it"))
+	}
+	for name := range u.strayPolicies {
+		if e := u.entries[name]; e != nil {
+			for _, p := range e.policies {
+				out = append(out, spec.ProbeNotUsed.Notice(p.origin(), p.id.String(), "spec.targetRef",
+					fmt.Sprintf("is for Service %s, which is not in the input", name)))
+			}
+		}
 	}
 	sortProblems(out)
 	return out
@@ -484,6 +511,9 @@ func (u *update) sortedProblems() spec.Problems {
 // hintAtKustomize adds advice to problems in files that are parts of a kustomization. Patches are incomplete objects,
 // and overlays declare an object several times.
 func (u *update) hintAtKustomize() {
+	if len(u.problems) == 0 {
+		return // a change is not to cost a look at all files
+	}
 	built := map[string]bool{} // directories given with -k
 	for key := range u.files {
 		if _, dir, rendered := strings.Cut(key, "\x00"); rendered {

@@ -28,6 +28,8 @@ type validator struct {
 	namespace string
 	problems  []fieldProblem
 	notices   []fieldNotice
+	// lines are those of fields that are written in a string of the document.
+	lines map[string]int
 }
 
 // fieldNotice is a notice of a kind about a field.
@@ -41,6 +43,15 @@ func (v *validator) add(detail, path string, args ...any) {
 	if len(v.problems) < maxProblemsPerDocument {
 		v.problems = append(v.problems, fieldProblem{fmt.Sprintf(path, args...), detail})
 	}
+}
+
+// at is add for a field whose line is known.
+func (v *validator) at(line int, detail, path string, args ...any) {
+	if v.lines == nil {
+		v.lines = map[string]int{}
+	}
+	v.lines[fmt.Sprintf(path, args...)] = line
+	v.add(detail, path, args...)
 }
 
 func (v *validator) notice(id spec.NoticeID, detail, path string, args ...any) {
@@ -194,7 +205,11 @@ func (d *decoding) accept(id objectID, at *document.Document, shape []document.P
 	}
 	for _, p := range v.problems {
 		if !follows(p, shape) {
-			d.problemAt(at.Line(p.field), name, p.field, p.detail)
+			line, ok := v.lines[p.field]
+			if !ok {
+				line = at.Line(p.field)
+			}
+			d.problemAt(line, name, p.field, p.detail)
 		}
 	}
 	for _, p := range v.notices {

@@ -109,8 +109,8 @@ func (c ClusterIPs) OverlapNotices(networks []Network) []spec.Notice {
 const maxReached = 64
 
 // RouteNotices returns a notice for each range, and for the ClusterIPs of no known range, that the node has no route to.
-// reaches reports whether it has one to an address.
-func (c ClusterIPs) RouteNotices(networks []Network, reaches func(netip.Addr) bool) []spec.Notice {
+// reaches reports whether it has one to an address, and sources are those that RouteRemedy takes.
+func (c ClusterIPs) RouteNotices(networks []Network, sources []netip.Addr, reaches func(netip.Addr) bool) []spec.Notice {
 	lost := map[netip.Prefix][]netip.Addr{}
 	var ranges []netip.Prefix
 	var looked [2]int
@@ -134,7 +134,7 @@ func (c ClusterIPs) RouteNotices(networks []Network, reaches func(netip.Addr) bo
 		if p.Bits() == 0 {
 			field, what, to = "spec.clusterIP", count(lost[p]), covering(lost[p])
 		}
-		out = append(out, spec.NoRouteToServices.Notice(spec.Origin{}, "", field, fmt.Sprintf("%s: %s; %s", what, NoRoute, RouteRemedy(to, networks))))
+		out = append(out, spec.NoRouteToServices.Notice(spec.Origin{}, "", field, fmt.Sprintf("%s: %s; %s", what, NoRoute, RouteRemedy(to, networks, sources))))
 	}
 	return out
 }
@@ -148,8 +148,8 @@ type Examination struct {
 }
 
 // ExamineRanges examines ranges of ClusterIPs on a node with these networks. Without ranges, it examines the default ones
-// of the families in which the node has an address or a route.
-func ExamineRanges(ranges []netip.Prefix, networks []Network, reaches func(netip.Addr) bool) []Examination {
+// of the families in which the node has an address or a route. sources are those that RouteRemedy takes.
+func ExamineRanges(ranges []netip.Prefix, networks []Network, sources []netip.Addr, reaches func(netip.Addr) bool) []Examination {
 	given := len(ranges) > 0
 	if !given {
 		ranges = spec.DefaultWeirConfiguration().ServiceCIDRs
@@ -164,7 +164,7 @@ func ExamineRanges(ranges []netip.Prefix, networks []Network, reaches func(netip
 		if n, ok := Overlap(p, networks); ok {
 			e.Fault, e.Detail = true, fmt.Sprintf("overlaps %s: where a Service has the address of a host, the node cannot reach the host; give another range as --service-cidrs or serviceCIDRs", n)
 		} else if !reaches(p.Addr().Next()) {
-			e.Fault, e.Detail, e.Remedy = true, NoRoute, RouteRemedy(p, networks)
+			e.Fault, e.Detail, e.Remedy = true, NoRoute, RouteRemedy(p, networks, sources)
 		}
 		out = append(out, e)
 	}
@@ -174,17 +174,22 @@ func ExamineRanges(ranges []netip.Prefix, networks []Network, reaches func(netip
 // NoRoute is what it means that a node has no route to ClusterIPs.
 const NoRoute = "the node has no route there, so connections of its own processes fail before any rule sees them"
 
-// RouteRemedy returns the command that gives the node a route to a range. Rules then lead its packets elsewhere. For
-// IPv6, lo does not do, because older kernels refuse what is sent there.
-func RouteRemedy(p netip.Prefix, networks []Network) string {
+// RouteRemedy returns the command that gives the node a route to a range. Rules then lead its packets elsewhere. sources are
+// addresses of the node, at most one per family: without the source, the kernel may choose an address of the bridge or tunnel that
+// was made last. For IPv6, lo does not do, because older kernels refuse what is sent there.
+func RouteRemedy(p netip.Prefix, networks []Network, sources []netip.Addr) string {
+	source := "NODE-ADDRESS"
+	if i := slices.IndexFunc(sources, func(a netip.Addr) bool { return a.Is4() == p.Addr().Is4() }); i >= 0 {
+		source = sources[i].String()
+	}
 	if p.Addr().Is4() {
-		return fmt.Sprintf("ip route add %s dev lo", p)
+		return fmt.Sprintf("ip route add %s dev lo src %s", p, source)
 	}
 	name := "IFACE"
 	if i := slices.IndexFunc(networks, func(n Network) bool { return !n.Routed && n.Prefix.Addr().Is6() && n.Interface != "lo" }); i >= 0 {
 		name = networks[i].Interface
 	}
-	return fmt.Sprintf("ip -6 route add %s dev %s", p, name)
+	return fmt.Sprintf("ip -6 route add %s dev %s src %s", p, name, source)
 }
 
 // covering returns the smallest range with all the addresses, which are of one family.

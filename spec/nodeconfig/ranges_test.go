@@ -41,20 +41,20 @@ func TestRangeNotices(t *testing.T) {
 		{"no Service", "", nil, []Network{address("10.96.0.0/16", "eth0")}, "", nil},
 		{"a headless Service", "", []*spec.Service{service("a", "None")}, lan, "", nil},
 		{"no route", "", []*spec.Service{service("a", "+10.96.0.1", "+fd00:10:96::1")}, lan, "", []string{
-			"W032 serviceCIDRs: 10.96.0.0/12: the node has no route there, so connections of its own processes fail before any rule sees them; ip route add 10.96.0.0/12 dev lo",
-			"W032 serviceCIDRs: fd00:10:96::/112: the node has no route there, so connections of its own processes fail before any rule sees them; ip -6 route add fd00:10:96::/112 dev eth0",
+			"W032 serviceCIDRs: 10.96.0.0/12: the node has no route there, so connections of its own processes fail before any rule sees them; ip route add 10.96.0.0/12 dev lo src 192.168.7.1",
+			"W032 serviceCIDRs: fd00:10:96::/112: the node has no route there, so connections of its own processes fail before any rule sees them; ip -6 route add fd00:10:96::/112 dev eth0 src fd00:7::1",
 		}},
 		{"no route for one family", "", []*spec.Service{service("a", "+10.96.0.1", "+fd00:10:96::1")}, lan, "::/0", []string{
-			"W032 serviceCIDRs: 10.96.0.0/12: the node has no route there, so connections of its own processes fail before any rule sees them; ip route add 10.96.0.0/12 dev lo",
+			"W032 serviceCIDRs: 10.96.0.0/12: the node has no route there, so connections of its own processes fail before any rule sees them; ip route add 10.96.0.0/12 dev lo src 192.168.7.1",
 		}},
 		{"no IPv6 address to send from", "", []*spec.Service{service("a", "+fd00:10:96::1")}, lan[:1], "", []string{
-			"W032 serviceCIDRs: fd00:10:96::/112: the node has no route there, so connections of its own processes fail before any rule sees them; ip -6 route add fd00:10:96::/112 dev IFACE",
+			"W032 serviceCIDRs: fd00:10:96::/112: the node has no route there, so connections of its own processes fail before any rule sees them; ip -6 route add fd00:10:96::/112 dev IFACE src NODE-ADDRESS",
 		}},
 		{"no known range", "", []*spec.Service{service("a", "10.3.0.1"), service("b", "10.3.0.2"), service("c", "10.3.0.9"), service("d", "10.3.0.4")}, lan, "", []string{
-			"W032 spec.clusterIP: 10.3.0.1, 10.3.0.2, 10.3.0.9 and 1 more: the node has no route there, so connections of its own processes fail before any rule sees them; ip route add 10.3.0.0/28 dev lo",
+			"W032 spec.clusterIP: 10.3.0.1, 10.3.0.2, 10.3.0.9 and 1 more: the node has no route there, so connections of its own processes fail before any rule sees them; ip route add 10.3.0.0/28 dev lo src 192.168.7.1",
 		}},
 		{"given, and not all is routed", "10.3.0.0/16", []*spec.Service{service("a", "10.3.0.1"), service("b", "10.3.1.1")}, lan, "10.3.0.0/24", []string{
-			"W032 serviceCIDRs: 10.3.0.0/16: the node has no route there, so connections of its own processes fail before any rule sees them; ip route add 10.3.0.0/16 dev lo",
+			"W032 serviceCIDRs: 10.3.0.0/16: the node has no route there, so connections of its own processes fail before any rule sees them; ip route add 10.3.0.0/16 dev lo src 192.168.7.1",
 		}},
 		{"an address in the range", "", []*spec.Service{service("a", "+10.96.0.1")}, []Network{address("10.96.3.0/24", "eth0")}, "0.0.0.0/0", []string{
 			"W031 serviceCIDRs: 10.96.0.0/12 overlaps 10.96.3.0/24, the network of eth0: where a Service has the address of a host, the node cannot reach the host; choose a range that nothing else uses",
@@ -76,9 +76,13 @@ func TestRangeNotices(t *testing.T) {
 			reaches := func(a netip.Addr) bool {
 				return slices.ContainsFunc(prefixes(tc.reached), func(p netip.Prefix) bool { return p.Contains(a) })
 			}
+			var sources []netip.Addr
+			for _, n := range tc.networks {
+				sources = append(sources, n.Prefix.Addr().Next())
+			}
 			c := ClusterIPsOf(snap)
 			var got []string
-			for _, n := range slices.Concat(c.OverlapNotices(tc.networks), c.RouteNotices(tc.networks, reaches)) {
+			for _, n := range slices.Concat(c.OverlapNotices(tc.networks), c.RouteNotices(tc.networks, sources, reaches)) {
 				got = append(got, n.ID().Short()+" "+n.Error())
 			}
 			if !slices.Equal(got, tc.want) {

@@ -22,6 +22,7 @@ func TestContainerd(t *testing.T) {
 	if pod.Spec.NodeName != "n" || pod.UID != "uid-of-web-0" || len(pod.Spec.Containers) != 1 || pod.Spec.Containers[0].Ports[0].Name != "http" {
 		t.Errorf("the pod is %+v", pod)
 	}
+	runsCommands(t, &CRI{Socket: c.Socket}, podNamed("default", "web-0"), "server")
 	host, _ := c.Run(t, containerdtest.Pod{Name: "host", Labels: web, HostNetwork: true, Command: []string{"/bin/busybox", "sleep", "1000000"}})
 	v.until(t, "default/host app=web Running ready addressed\ndefault/web-0 app=web Running ready addressed")
 	if got := v.pods.Get(podNamed("default", "host")).Status.PodIP; got != "192.0.2.1" {

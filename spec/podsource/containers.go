@@ -19,9 +19,9 @@ import (
 const (
 	// inspections is how many containers are asked for at a time.
 	inspections = 8
-	// pingEvery is how often a silent runtime is asked whether it is there, and listEvery how often everything is listed
-	// in case an event was lost.
-	pingEvery, listEvery = 10 * time.Second, 5 * time.Minute
+	// pingEvery is how often a silent runtime is asked whether it is there, and pingLimit how long that may take. listEvery is
+	// how often everything is listed in case an event was lost.
+	pingEvery, pingLimit, listEvery = 5 * time.Second, 3 * time.Second, 5 * time.Minute
 )
 
 // Containers is a Reader of podman, or of docker, over its socket. A pod of podman is a pod; a container outside of one is a
@@ -33,6 +33,8 @@ type Containers struct {
 	Node string
 	// HostAddresses returns the addresses of a pod that uses the node's own network.
 	HostAddresses func() []string
+	// UserAgent is the name of the client in requests; "" means that of the library.
+	UserAgent string
 }
 
 var _ Reader = (*Containers)(nil)
@@ -89,7 +91,7 @@ type view struct {
 
 func (r *Containers) view() *view {
 	return &view{
-		Containers: r, engine: newEngine(r.Socket), containers: map[string]*container{}, pods: map[string]*pod{},
+		Containers: r, engine: newEngine(r.Socket, r.UserAgent), containers: map[string]*container{}, pods: map[string]*pod{},
 		names: map[string]dataplane.ServiceName{}, pending: map[string]bool{}, died: map[string]int{}, healthTold: map[string]time.Time{}, wake: make(chan struct{}, 1),
 	}
 }
@@ -371,7 +373,7 @@ func (v *view) forget(id string) {
 // podOf returns podman's pod of that ID, or one that stands for a container outside of any.
 func (v *view) podOf(ctx context.Context, id string, members []*container) (*pod, error) {
 	if members[0].Pod == "" {
-		return &pod{ID: id, Name: strings.TrimPrefix(members[0].Name, "/"), Labels: members[0].Config.Labels}, nil
+		return &pod{ID: id, Name: strings.TrimPrefix(members[0].Name, "/"), Labels: members[0].Config.Labels, namespace: members[0].namespace}, nil
 	}
 	if p := v.pods[id]; p != nil { // neither its name nor its labels change
 		return p, nil

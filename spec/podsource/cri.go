@@ -3,6 +3,7 @@ package podsource
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -39,6 +40,8 @@ type CRI struct {
 	Node string
 	// HostAddresses returns the addresses of a pod that uses the node's own network.
 	HostAddresses func() []string
+	// UserAgent is the name of the client in requests; "" means that of the library.
+	UserAgent string
 
 	every, seldom time.Duration // pollEvery and pollSeldom, but for tests
 }
@@ -75,16 +78,45 @@ func (r *CRI) Watch(ctx context.Context, sink func(Change)) error {
 		return err
 	}
 	defer v.conn.Close()
-	runs, err := call(ctx, v.runtime.Version, &cri.VersionRequest{})
+	runs, err := v.version(ctx)
 	if err != nil {
-		return refused("Version", err)
+		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return v.stayAwake(ctx) })
 	if sharesEvents(runs) {
 		g.Go(func() error { v.listen(ctx); return nil })
 	}
 	g.Go(func() error { return v.follow(ctx, sink) })
 	return g.Wait()
+}
+
+// version asks the runtime which one it is.
+func (v *criView) version(ctx context.Context) (*cri.VersionResponse, error) {
+	limited, cancel := context.WithTimeout(ctx, pingLimit)
+	defer cancel()
+	r, err := v.runtime.Version(limited, &cri.VersionRequest{})
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		return nil, fmt.Errorf("no answer within %v", pingLimit)
+	}
+	if err != nil {
+		return nil, refused("Version", err)
+	}
+	return r, nil
+}
+
+// stayAwake asks a runtime from time to time whether it is there.
+func (v *criView) stayAwake(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pingEvery):
+		}
+		if _, err := v.version(ctx); err != nil {
+			return err
+		}
+	}
 }
 
 // sharesEvents reports whether every client of the runtime receives every event. Earlier versions give each event to one client

@@ -13,11 +13,11 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	corev1 "k8s.io/api/core/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"weir/backends/dataplane"
 	"weir/spec"
+	"weir/spec/endpoints"
 	"weir/spec/seed"
 )
 
@@ -32,7 +32,7 @@ func (f *fakeCRI) reader() *CRI {
 }
 
 func (f *fakeCRI) follow(t *testing.T) *seen {
-	return follow(t, New(Options{Name: "cri", Reader: f.reader(), Retry: time.Millisecond}))
+	return follow(t, New(Options{Name: "cri", Reader: f.reader(), Retry: time.Millisecond, settles: 1}))
 }
 
 var web = map[string]string{"app": "web"}
@@ -113,39 +113,22 @@ func TestCRIRestartLoop(t *testing.T) {
 	t.Parallel()
 	f := newFakeCRI(t, withoutEvents)
 	f.do("", func() { f.run("a", "x", "web", "10.0.0.1", web) })
-	v := f.follow(t)
-	v.until(t, "x/web app=web Running ready addressed")
-	begin := func(attempt uint32, at time.Time) string {
-		id := fmt.Sprint("a-", attempt)
-		f.do("", func() {
-			f.contain("a", id, "server", attempt, cri.ContainerState_CONTAINER_RUNNING)
-			f.containers[id].CreatedAt, f.containers[id].StartedAt = at.UnixNano(), at.UnixNano()
-		})
-		return id
+	reader := f.reader()
+	v := follow(t, New(Options{Name: "cri", Retry: 10 * time.Millisecond, Reader: reader, settles: time.Minute}))
+	const ready, failed, held = "x/web app=web Running ready addressed", "x/web app=web Failed addressed", "x/web app=web Running addressed"
+	v.until(t, ready)
+	last := "a-c"
+	for i, want := range []string{ready, held, held} {
+		f.do("", func() { f.exit(last, 1) })
+		v.until(t, failed)
+		last = fmt.Sprint("a-", i)
+		f.do("", func() { f.contain("a", last, "server", uint32(i+1), cri.ContainerState_CONTAINER_RUNNING) })
+		v.until(t, want)
 	}
-	end := func(id string, at time.Time) {
-		f.do("", func() { f.exit(id, 1); f.containers[id].FinishedAt = at.UnixNano() })
-		v.until(t, "x/web app=web Failed addressed")
-	}
-	now := time.Now()
-	end("a-c", now)
-	first := begin(1, now) // one failure is not yet a loop
-	v.until(t, "x/web app=web Running ready addressed")
-	end(first, now.Add(time.Second))
-	second := begin(2, now)
-	v.until(t, "x/web app=web Running addressed")
-	end(second, now.Add(time.Hour))
-	begin(3, now) // the one before ran for long
-	v.until(t, "x/web app=web Running ready addressed")
-	f.do("", func() { f.containers["a-2"].FinishedAt = 0 })
-
-	// Another Reader knows what the first one knew, but for how long the container runs by now.
-	pods, err := f.reader().List(t.Context())
-	if err != nil || len(pods) != 1 {
-		t.Fatalf("%v, %v", pods, err)
-	}
-	if pod := pods[podNamed("x", "web")]; pod.Status.Conditions[0].Status != corev1.ConditionFalse {
-		t.Errorf("in a loop it is ready: %+v", pod)
+	for pod := range v.pods.All() {
+		if got := pod.Status.Conditions[0].Reason; got != endpoints.ReasonUnsettled {
+			t.Errorf("the reason is %s", got)
+		}
 	}
 }
 
@@ -353,7 +336,7 @@ func TestCRIHostile(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"", "{}", "[{}]", "null", `[{"containerPort":0}]`, `[{"containerPort":1,"protocol":"X"}]`, "[" + strings.Repeat(`{"containerPort":1},`, 300) + `{"containerPort":1}]`, strings.Repeat("[", 1<<20)} {
-		if ports := portsIn(text); len(ports) > 0 {
+		if ports, _ := portsIn(text); len(ports) > 0 {
 			t.Errorf("%.40s: ports %v", text, ports)
 		}
 	}

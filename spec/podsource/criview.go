@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -22,15 +21,12 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"weir/backends/dataplane"
+	"weir/spec/document"
 )
 
 const (
 	// maxSandboxes and maxMembers bound what a runtime may list, and maxPorts and maxPortsText the ports of a container.
 	maxSandboxes, maxMembers, maxPorts, maxPortsText = 20_000, 100_000, 256, 64 << 10
-	// settles is how long a container must run that failed again and again before, each time sooner than that.
-	settles = 10 * time.Second
-	// loopAttempts is the number of restarts from which on that counts.
-	loopAttempts = 2
 	// annotationPorts is where the kubelet keeps the ports of a container.
 	annotationPorts = "io.kubernetes.container.ports"
 )
@@ -57,7 +53,7 @@ type criView struct {
 }
 
 func (r *CRI) view() (*criView, error) {
-	conn, err := dial(r.Socket)
+	conn, err := dial(r.Socket, r.UserAgent)
 	if err != nil {
 		return nil, err
 	}
@@ -77,6 +73,7 @@ type sandbox struct {
 	labels  map[string]string
 	ready   bool
 	created int64
+	fault   string // what is wrong with the name of its namespace
 	// addressed reports whether the rest is known, which does not change.
 	addressed bool
 	host      bool
@@ -90,12 +87,10 @@ type member struct {
 	created           int64
 	state             cri.ContainerState
 	ports             []corev1.ContainerPort
+	fault             string // what is wrong with its ports
 	// ended reports whether the rest is known, of a container that has exited.
 	ended bool
 	code  int32
-	ran   time.Duration
-	// settled reports whether the container has run for long enough.
-	settled bool
 }
 
 // all looks at everything, and returns every pod.
@@ -145,12 +140,6 @@ func (v *criView) look(ctx context.Context, ids []string) (Change, error) {
 	}
 	if err := v.describe(ctx, touched, ids == nil); err != nil {
 		return Change{}, err
-	}
-	if ids == nil {
-		v.settle(v.members, touched)
-	}
-	for _, id := range ids {
-		v.settle(v.inSandbox[id], touched)
 	}
 	change := Change{Pods: Pods{}, All: first && ids == nil}
 	for name := range touched {
@@ -215,36 +204,11 @@ func (v *criView) merge(l listing, touched map[dataplane.ServiceName]bool) {
 	}
 }
 
-// settle looks at how long containers have been running.
-func (v *criView) settle(members map[string]*member, touched map[dataplane.ServiceName]bool) {
-	for _, m := range members {
-		settled := v.hasSettled(m)
-		v.restless = v.restless || !settled
-		if settled != m.settled {
-			m.settled = settled
-			v.touch(m.sandbox, touched)
-		}
-	}
-}
-
-// hasSettled reports whether a running container is not one that fails again and again.
-func (v *criView) hasSettled(m *member) bool {
-	if m.attempt < loopAttempts || m.state != cri.ContainerState_CONTAINER_RUNNING || time.Since(time.Unix(0, m.created)) >= settles {
-		return true
-	}
-	for _, other := range v.inSandbox[m.sandbox] {
-		if other.name == m.name && other.attempt == m.attempt-1 && other.ended && other.ran < settles {
-			return false
-		}
-	}
-	return true
-}
-
 func newSandbox(s *cri.PodSandbox) *sandbox {
 	meta, labels := s.GetMetadata(), maps.Clone(s.GetLabels())
-	namespace := meta.GetNamespace()
-	if len(validation.IsDNS1123Label(namespace)) > 0 {
-		namespace = namespaceOf(labels)
+	namespace, fault := namespaceOf("namespace", meta.GetNamespace())
+	if text := labels[labelNamespace]; meta.GetNamespace() == "" || fault != "" && text != "" {
+		namespace, fault = namespaceOf("label "+labelNamespace, text)
 	}
 	name := meta.GetName()
 	if len(validation.IsDNS1123Subdomain(name)) > 0 {
@@ -259,24 +223,34 @@ func newSandbox(s *cri.PodSandbox) *sandbox {
 	}
 	return &sandbox{
 		id: s.GetId(), pod: dataplane.ServiceName{Namespace: namespace, Name: name}, uid: types.UID(uid),
-		labels: allowed(labels), ready: s.GetState() == cri.PodSandboxState_SANDBOX_READY, created: s.GetCreatedAt(),
+		labels: allowed(labels), ready: s.GetState() == cri.PodSandboxState_SANDBOX_READY, created: s.GetCreatedAt(), fault: fault,
 	}
 }
 
 func newMember(c *cri.Container) *member {
-	return &member{
+	m := &member{
 		id: c.GetId(), sandbox: c.GetPodSandboxId(), name: c.GetMetadata().GetName(), attempt: c.GetMetadata().GetAttempt(),
-		created: c.GetCreatedAt(), state: c.GetState(), ports: portsIn(c.GetAnnotations()[annotationPorts]), settled: true,
+		created: c.GetCreatedAt(), state: c.GetState(),
 	}
+	m.ports, m.fault = portsIn(c.GetAnnotations()[annotationPorts])
+	return m
 }
 
-// portsIn returns the ports that the kubelet wrote into an annotation, as far as Kubernetes allows them.
-func portsIn(text string) []corev1.ContainerPort {
+// portsIn returns the ports that the kubelet wrote into an annotation, as far as Kubernetes allows them, and what is wrong with
+// the others.
+func portsIn(text string) (ports []corev1.ContainerPort, fault string) {
 	var all []corev1.ContainerPort
-	if text == "" || len(text) > maxPortsText || json.Unmarshal([]byte(text), &all) != nil {
-		return nil
+	if text == "" {
+		return nil, ""
 	}
-	return allowedPorts(all)
+	if len(text) > maxPortsText || json.Unmarshal([]byte(text), &all) != nil {
+		return nil, "annotation " + annotationPorts + ": " + document.Quote(text) + " is not a list of ports; the pod counts as one without named ports"
+	}
+	given := len(all)
+	if ports = allowedPorts(all); len(ports) < given {
+		fault = fmt.Sprintf("annotation %s: %d of %d ports are not valid, and are left out", annotationPorts, given-len(ports), given)
+	}
+	return ports, fault
 }
 
 // setSandbox adds, replaces or, with nil, removes a sandbox.
@@ -403,7 +377,6 @@ func (v *criView) autopsy(ctx context.Context, m *member) error {
 	}
 	if s := r.GetStatus(); s.GetState() == cri.ContainerState_CONTAINER_EXITED {
 		m.ended, m.code = true, s.GetExitCode()
-		m.ran = time.Duration(max(0, s.GetFinishedAt()-s.GetStartedAt()))
 	}
 	return nil
 }
@@ -438,22 +411,23 @@ func (v *criView) object(name dataplane.ServiceName) *corev1.Pod {
 	o := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name, UID: s.uid, Labels: s.labels},
 		Spec:       corev1.PodSpec{NodeName: v.Node, HostNetwork: s.host},
+		Status:     corev1.PodStatus{Message: s.fault},
 	}
 	n := tally{unready: !s.ready}
 	members := slices.SortedFunc(maps.Values(latest), func(a, b *member) int {
 		return cmp.Or(cmp.Compare(a.created, b.created), cmp.Compare(a.name, b.name))
 	})
 	for _, m := range members {
+		o.Status.Message = cmp.Or(o.Status.Message, m.fault)
 		if len(m.ports) > 0 {
 			o.Spec.Containers = append(o.Spec.Containers, corev1.Container{Ports: m.ports})
 		}
 		switch m.state {
 		case cri.ContainerState_CONTAINER_RUNNING:
 			n.running++
-			n.unready = n.unready || !m.settled
 		case cri.ContainerState_CONTAINER_EXITED:
-			if m.ended && m.code == 0 {
-				n.ended++
+			if m.ended {
+				n.end(m.code)
 			} else {
 				n.failed++
 			}

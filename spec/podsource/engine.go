@@ -28,19 +28,27 @@ var errGone = errors.New("is gone")
 
 // engine asks podman or docker over its socket. It reads only.
 type engine struct {
-	http *http.Client
+	http      *http.Client
+	userAgent string
 	// libpod reports whether the runtime is podman, whose own API knows pods.
 	libpod bool
 }
 
-func newEngine(socket string) *engine {
+func newEngine(socket, userAgent string) *engine {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{Timeout: callLimit}).DialContext(ctx, "unix", socket)
 	}
-	return &engine{http: &http.Client{
+	return &engine{userAgent: userAgent, http: &http.Client{
 		Transport:     &http.Transport{DialContext: dial, MaxIdleConnsPerHost: inspections},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
+}
+
+// introduce has a request name the client.
+func (e *engine) introduce(req *http.Request) {
+	if e.userAgent != "" {
+		req.Header.Set("User-Agent", e.userAgent)
+	}
 }
 
 // open begins a request. The caller closes the body.
@@ -49,6 +57,7 @@ func (e *engine) open(ctx context.Context, path string) (*http.Response, error) 
 	if err != nil {
 		return nil, err
 	}
+	e.introduce(req)
 	resp, err := e.http.Do(req)
 	if err != nil {
 		var u *url.Error
@@ -93,9 +102,12 @@ func (e *engine) get(ctx context.Context, path string, limit int64, into any) er
 
 // ping asks whether the runtime is there, and which one it is.
 func (e *engine) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	limited, cancel := context.WithTimeout(ctx, pingLimit)
 	defer cancel()
-	resp, err := e.open(ctx, "/_ping")
+	resp, err := e.open(limited, "/_ping")
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		err = fmt.Errorf("no answer within %v", pingLimit)
+	}
 	if err != nil {
 		return err
 	}
@@ -141,7 +153,8 @@ type container struct {
 		Networks map[string]struct{ IPAddress, GlobalIPv6Address string }
 	}
 
-	looked time.Time // when it was asked for
+	looked    time.Time // when it was asked for
+	namespace string    // that of its label, valid or not
 }
 
 // checked reports whether the container has a health check that runs.
@@ -168,6 +181,7 @@ const maxWord, maxNetworks = 256, 32
 
 // bound drops what no pod can have, because everything is kept for as long as the container is there.
 func (c *container) bound() {
+	c.namespace = short(c.Config.Labels[labelNamespace])
 	c.Config.Labels = allowed(c.Config.Labels)
 	for _, text := range []*string{&c.Name, &c.Pod, &c.State.Status, &c.HostConfig.NetworkMode} {
 		*text = short(*text)
@@ -193,6 +207,8 @@ type pod struct {
 	ID     string
 	Name   string
 	Labels map[string]string
+
+	namespace string // that of its label, valid or not
 }
 
 func (e *engine) inspectPod(ctx context.Context, id string) (*pod, error) {
@@ -200,6 +216,7 @@ func (e *engine) inspectPod(ctx context.Context, id string) (*pod, error) {
 	if err := e.get(ctx, "/v4.0.0/libpod/pods/"+url.PathEscape(id)+"/json", maxInspect, &p); err != nil {
 		return nil, err
 	}
+	p.namespace = short(p.Labels[labelNamespace])
 	p.Name, p.Labels = short(p.Name), allowed(p.Labels)
 	return &p, nil
 }

@@ -21,14 +21,15 @@ const (
 	maxText = 300
 )
 
-// dial returns a client of the gRPC service at a socket. It connects with the first call.
-func dial(socket string) (*grpc.ClientConn, error) {
+// dial returns a client of the gRPC service at a socket. It connects with the first call, and names itself
+// userAgent.
+func dial(socket, userAgent string) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///runtime",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			return (&net.Dialer{Timeout: callLimit}).DialContext(ctx, "unix", socket)
 		}),
-		grpc.WithAuthority("localhost"),
+		grpc.WithAuthority("localhost"), grpc.WithUserAgent(userAgent),
 		grpc.WithNoProxy(), grpc.WithDisableServiceConfig(),
 		grpc.WithIdleTimeout(0),
 		grpc.WithMaxHeaderListSize(maxHeader),

@@ -39,6 +39,8 @@ type Kubelet struct {
 	Node string
 	// HostAddresses returns the addresses of a pod that uses the node's own network, in case the kubelet does not know them.
 	HostAddresses func() []string
+	// UserAgent is the name of the client in requests; "" means that of the library.
+	UserAgent string
 
 	known map[types.UID]*corev1.Pod // what was told last
 	every time.Duration             // listEvery, but for tests
@@ -48,7 +50,7 @@ var _ Reader = (*Kubelet)(nil)
 
 // List implements Reader.
 func (r *Kubelet) List(ctx context.Context) (Pods, error) {
-	conn, err := dial(r.Socket)
+	conn, err := dial(r.Socket, r.UserAgent)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +70,7 @@ func (r *Kubelet) List(ctx context.Context) (Pods, error) {
 
 // Watch implements Reader.
 func (r *Kubelet) Watch(ctx context.Context, sink func(Change)) error {
-	conn, err := dial(r.Socket)
+	conn, err := dial(r.Socket, r.UserAgent)
 	if err != nil {
 		return err
 	}
@@ -287,7 +289,18 @@ func (r *Kubelet) object(pod *corev1.Pod) *corev1.Pod {
 	ready := slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
 		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
 	})
-	setStatus(o, addresses, state{phase: pod.Status.Phase, ready: ready})
+	told := state{phase: pod.Status.Phase, ready: ready}
+	running := 0
+	for i := range pod.Status.ContainerStatuses {
+		switch c := &pod.Status.ContainerStatuses[i].State; {
+		case c.Running != nil:
+			running++
+		case c.Terminated != nil && !told.ended && (told.phase == corev1.PodFailed && c.Terminated.ExitCode != 0 || told.phase == corev1.PodSucceeded):
+			told.ended, told.code = true, c.Terminated.ExitCode
+		}
+	}
+	told.unprobed = !ready && running > 0 && running == len(pod.Status.ContainerStatuses)
+	setStatus(o, addresses, told)
 	return o
 }
 

@@ -127,7 +127,7 @@ func staticPod(uid types.UID, name, address string, ready bool) *corev1.Pod {
 func TestKubelet(t *testing.T) {
 	t.Parallel()
 	k := newKubeletPeer(t)
-	source := New(Options{Name: "kubelet", Reader: k.reader(), Retry: time.Millisecond})
+	source := New(Options{Name: "kubelet", Backoff: true, Reader: k.reader(), Retry: time.Millisecond})
 	v := follow(t, source)
 	v.until(t, "stale")
 	if text := v.err.Error(); !strings.Contains(text, "Kubelet is initializing") {
@@ -201,7 +201,7 @@ func TestKubeletRandom(t *testing.T) {
 	k.ready()
 	reader := k.reader()
 	reader.every = 30 * time.Millisecond
-	v := follow(t, New(Options{Name: "kubelet", Reader: reader, Retry: time.Millisecond}))
+	v := follow(t, New(Options{Name: "kubelet", Backoff: true, Reader: reader, Retry: time.Millisecond}))
 	model := map[string]*corev1.Pod{}
 	next := 0
 	for range 100 {
@@ -330,7 +330,7 @@ func TestKubeletFaults(t *testing.T) {
 				<-drop
 				return status.Error(codes.ResourceExhausted, "watch client channel closed")
 			})
-			v := follow(t, New(Options{Name: "kubelet", Reader: kubeletReader(l.Addr().String()), Retry: time.Millisecond}))
+			v := follow(t, New(Options{Name: "kubelet", Backoff: true, Reader: kubeletReader(l.Addr().String()), Retry: time.Millisecond}))
 			v.until(t, both)
 			f.serves(fault.serves)
 			close(drop)
@@ -376,7 +376,7 @@ func TestKubeletOverrun(t *testing.T) {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	source := New(Options{Name: "kubelet", Reader: kubeletReader(l.Addr().String())})
+	source := New(Options{Name: "kubelet", Backoff: true, Reader: kubeletReader(l.Addr().String())})
 	err = source.Watch(ctx, func(u spec.Update) {
 		if u.Err != nil || u.Snapshot.Pods.Len() != 1 {
 			t.Errorf("%v", u.Err)

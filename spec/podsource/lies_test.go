@@ -115,6 +115,11 @@ func running(id, addr string, labels map[string]string) string {
 	return string(text)
 }
 
+// exited describes a container that ended.
+func exited(id, addr string, code int) string {
+	return strings.Replace(running(id, addr, map[string]string{"app": "web"}), `"Status":"running","ExitCode":0`, fmt.Sprintf(`"Status":"exited","ExitCode":%d`, code), 1)
+}
+
 func about(action, id string) string {
 	return fmt.Sprintf(`{"Type":"container","Action":%q,"Actor":{"ID":%q}}`, action, id)
 }

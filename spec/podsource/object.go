@@ -1,6 +1,8 @@
 package podsource
 
 import (
+	"cmp"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -13,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"weir/backends/dataplane"
+	"weir/spec/document"
 	"weir/spec/endpoints"
 )
 
@@ -25,9 +28,11 @@ const maxLabels = 128
 // object returns the Pod for a pod of the runtime and its containers.
 func (v *view) object(p *pod, members []*container) *corev1.Pod {
 	labels := labelsOf(p, members)
+	namespace, fault := namespaceOf("label "+labelNamespace, namespaceIn(p, members))
 	o := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespaceOf(labels), Name: v.nameOf(p, namespaceOf(labels)), UID: types.UID(p.ID), Labels: labels},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: v.nameOf(p, namespace), UID: types.UID(p.ID), Labels: labels},
 		Spec:       corev1.PodSpec{NodeName: v.Node},
+		Status:     corev1.PodStatus{Message: fault},
 	}
 	net := network(members)
 	if mode, other, _ := strings.Cut(net.HostConfig.NetworkMode, ":"); mode == "container" && v.containers[other] != nil {
@@ -40,9 +45,13 @@ func (v *view) object(p *pod, members []*container) *corev1.Pod {
 	}
 	s := stateOf(members)
 	s.unasked = !slices.ContainsFunc(members, func(c *container) bool { return c.Config.Healthcheck != nil })
+	s.healthy = s.ready && !s.unasked
 	setStatus(o, addrs, s)
 	return o
 }
+
+// reasonUnprobed is the reason of a pod's condition Ready if its containers run, and the kubelet's probes do not succeed.
+const reasonUnprobed = "ContainersNotReady"
 
 // setStatus gives a Pod its addresses and its state.
 func setStatus(o *corev1.Pod, addrs []string, s state) {
@@ -61,8 +70,18 @@ func setStatus(o *corev1.Pod, addrs []string, s state) {
 		ready = corev1.ConditionTrue
 	}
 	o.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: ready}}
-	if s.unasked {
+	switch {
+	case s.unasked:
 		o.Status.Conditions[0].Reason = endpoints.ReasonRuns
+	case s.healthy:
+		o.Status.Conditions[0].Reason = endpoints.ReasonHealthy
+	case s.unhealthy:
+		o.Status.Conditions[0].Reason = endpoints.ReasonUnhealthy
+	case s.unprobed:
+		o.Status.Conditions[0].Reason = reasonUnprobed
+	}
+	if s.ended && o.Status.ContainerStatuses == nil {
+		o.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: s.code}}}}
 	}
 }
 
@@ -92,17 +111,32 @@ func allowed(all map[string]string) map[string]string {
 	return all
 }
 
-func namespaceOf(labels map[string]string) string {
-	if ns := labels[labelNamespace]; len(validation.IsDNS1123Label(ns)) == 0 {
-		return ns
+// namespaceOf returns the namespace that a text names, or the default one, and what is wrong with the text. An empty text is
+// none.
+func namespaceOf(what, text string) (namespace, fault string) {
+	switch {
+	case text == "":
+		return metav1.NamespaceDefault, ""
+	case len(validation.IsDNS1123Label(text)) > 0:
+		return metav1.NamespaceDefault, fmt.Sprintf("%s: %s is not the name of a namespace; the pod counts as one of %s", what, document.Quote(text), metav1.NamespaceDefault)
 	}
-	return metav1.NamespaceDefault
+	return text, ""
+}
+
+// namespaceIn returns the namespace that the labels of a pod, or of its containers, name.
+func namespaceIn(p *pod, members []*container) (namespace string) {
+	for _, c := range members { // which labelsOf has sorted
+		if !c.IsInfra {
+			namespace = cmp.Or(c.namespace, namespace)
+		}
+	}
+	return cmp.Or(p.namespace, namespace)
 }
 
 // nameOf returns the name of a pod, with its ID if the runtime has another of that name, or if it is not a name.
 func (v *view) nameOf(p *pod, namespace string) string {
 	id := p.ID[:min(12, len(p.ID))]
-	name := strings.ToLower(strings.ReplaceAll(p.Name, "_", "-"))
+	name := podName(p.Name)
 	if len(validation.IsDNS1123Subdomain(name)) > 0 {
 		return "pod-" + id
 	}
@@ -113,6 +147,9 @@ func (v *view) nameOf(p *pod, namespace string) string {
 	}
 	return name
 }
+
+// podName returns the name of a pod for that of a runtime, whose names may have underscores and capitals.
+func podName(theirs string) string { return strings.ToLower(strings.ReplaceAll(theirs, "_", "-")) }
 
 // network returns the container whose network the pod has.
 func network(members []*container) *container {
@@ -155,6 +192,15 @@ type state struct {
 	terminating bool
 	// unasked reports whether the pod is ready because it runs: the runtime checks nothing else.
 	unasked bool
+	// healthy reports whether the pod is ready because its health check succeeds.
+	healthy bool
+	// unhealthy reports whether the pod is not ready for nothing but its health check.
+	unhealthy bool
+	// unprobed reports the same of the probes of a kubelet.
+	unprobed bool
+	// ended reports whether the pod has ended with an exit code that is known.
+	ended bool
+	code  int32
 }
 
 // stateOf returns the state of a pod with these containers. A container that ended well, as one that prepares the others
@@ -169,16 +215,13 @@ func stateOf(members []*container) state {
 		case "running", "stopping":
 			if !c.IsInfra {
 				n.running++
-				n.unready = n.unready || !healthy(c)
+				n.unhealthy = n.unhealthy || !healthy(c)
 			}
 		case "exited", "stopped", "dead", "removing":
-			switch {
-			case c.IsInfra: // the network is gone
+			if c.IsInfra { // the network is gone
 				n.unready = true
-			case c.State.ExitCode == 0:
-				n.ended++
-			default:
-				n.failed++
+			} else {
+				n.end(int32(c.State.ExitCode))
 			}
 		default: // created, configured, initialized, paused, restarting, unknown
 			n.unready = true
@@ -195,19 +238,33 @@ func stateOf(members []*container) state {
 // tally counts the containers of a pod.
 type tally struct {
 	running, waiting, failed, ended int
-	unready                         bool // something else keeps the pod from being ready
+	unhealthy                       bool  // a health check keeps the pod from being ready
+	unready                         bool  // something else does
+	code                            int32 // of the first that failed
+}
+
+// end counts a container that ended.
+func (n *tally) end(code int32) {
+	if code == 0 {
+		n.ended++
+		return
+	}
+	if n.failed++; n.code == 0 {
+		n.code = code
+	}
 }
 
 func (n tally) state() state {
-	s := state{phase: corev1.PodPending, ready: !n.unready && n.running > 0 && n.waiting == 0 && n.failed == 0}
+	runs := !n.unready && n.running > 0 && n.waiting == 0 && n.failed == 0
+	s := state{phase: corev1.PodPending, ready: runs && !n.unhealthy, unhealthy: runs && n.unhealthy}
 	switch {
 	case n.running > 0:
 		s.phase = corev1.PodRunning
 	case n.waiting > 0:
 	case n.failed > 0:
-		s.phase = corev1.PodFailed
+		s.phase, s.ended, s.code = corev1.PodFailed, true, n.code
 	case n.ended > 0:
-		s.phase = corev1.PodSucceeded
+		s.phase, s.ended = corev1.PodSucceeded, true
 	}
 	return s
 }

@@ -97,10 +97,13 @@ func TestPodman(t *testing.T) {
 		t.Errorf("the pod is %+v", pod)
 	}
 
+	runsCommands(t, &Containers{Socket: p.Socket}, podNamed("default", "web-pod-0"), "server")
+
 	// A container outside of a pod, by its labels and its health.
 	p.Run(t, "run", "-d", "--name", "plain_one", "--label", "app=plain", "--label", labelNamespace+"=shop", "--health-cmd", "/bin/busybox test -e /tmp/healthy",
 		"--health-interval", "disable", "--network", "podman", podmantest.Image)
 	v.until(t, "default/web-pod-0 app=web Running ready addressed\nshop/plain-one app=plain Running addressed")
+	runsCommands(t, &Containers{Socket: p.Socket}, podNamed("shop", "plain-one"), "any")
 	p.Run(t, "exec", "plain_one", "/bin/busybox", "touch", "/tmp/healthy")
 	p.Run(t, "healthcheck", "run", "plain_one")
 	v.until(t, "default/web-pod-0 app=web Running ready addressed\nshop/plain-one app=plain Running ready addressed")

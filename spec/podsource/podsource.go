@@ -7,6 +7,7 @@
 package podsource
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -46,8 +47,13 @@ type Options struct {
 	Reader Reader
 	// Retry is the first wait before the Reader is started again. It doubles up to a limit. Default: 100 ms.
 	Retry time.Duration
+	// Backoff reports that the runtime itself holds back what ends and begins again and again, as the kubelet does. The Source
+	// leaves that to it, and what the runtime says of a pod counts at once.
+	Backoff bool
 	// Log may be nil.
 	Log hclog.Logger
+
+	settles time.Duration // of the damper, but for tests
 }
 
 // Source is a spec.Source of the pods of a Reader.
@@ -80,7 +86,10 @@ func (s *Source) Load(ctx context.Context) (*spec.Snapshot, error) {
 	for name, pod := range pods {
 		b.Put(name, pod)
 	}
-	return &spec.Snapshot{Pods: b.Commit()}, nil
+	all := b.Commit()
+	var f faults
+	f.note(all, spec.Delta{All: true})
+	return &spec.Snapshot{Pods: all, Notices: f.notices(s.o.Name)}, nil
 }
 
 func (s *Source) failed(err error) error {
@@ -90,22 +99,25 @@ func (s *Source) failed(err error) error {
 // Watch implements spec.Source.
 func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
 	var last spec.Pods
+	var f faults
+	var d damper
+	if !s.o.Backoff {
+		d.settles = cmp.Or(s.o.settles, settles)
+	}
 	begun, told := false, ""
 	wait := s.o.Retry
 	for {
-		err := gather(ctx, s.o.Reader, func(c Change) {
+		err := gather(ctx, s.o.Reader, &d, func(c Change) {
 			pods, delta := apply(last, c)
-			if told != "" {
-				s.o.Log.Info("the pods of " + s.o.Name + " can be read again")
-			}
 			if begun && told == "" && delta.Empty() {
 				return
 			}
 			if !begun {
 				delta = spec.Delta{All: true}
 			}
+			f.note(pods, delta)
 			last, begun, told, wait = pods, true, "", s.o.Retry
-			sink(spec.Update{Snapshot: &spec.Snapshot{Pods: last}, Delta: delta})
+			sink(spec.Update{Snapshot: &spec.Snapshot{Pods: last, Notices: f.notices(s.o.Name)}, Delta: delta})
 		})
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -126,9 +138,9 @@ func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
 	}
 }
 
-// gather runs a Reader. Changes that come while sink is busy are one for it, because each costs as much as a Service has pods:
+// gather runs a Reader, whose changes pass the damper. Changes that come while sink is busy are one for it, because each costs as much as a Service has pods:
 // when 1,000 start at once, a few are served at once and the rest together.
-func gather(ctx context.Context, r Reader, sink func(Change)) error {
+func gather(ctx context.Context, r Reader, d *damper, sink func(Change)) error {
 	var (
 		mu      sync.Mutex
 		waiting Change
@@ -137,12 +149,22 @@ func gather(ctx context.Context, r Reader, sink func(Change)) error {
 	)
 	go func() {
 		defer close(done)
-		for range wake {
-			mu.Lock()
-			c := waiting
-			waiting = Change{}
-			mu.Unlock()
-			sink(c)
+		for {
+			select {
+			case _, more := <-wake:
+				if !more {
+					return
+				}
+				mu.Lock()
+				c := waiting
+				waiting = Change{}
+				mu.Unlock()
+				sink(d.take(c, time.Now()))
+			case <-d.due():
+				if c := d.release(time.Now()); len(c.Pods) > 0 {
+					sink(c)
+				}
+			}
 		}
 	}()
 	err := r.Watch(ctx, func(c Change) {

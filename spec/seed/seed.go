@@ -33,3 +33,12 @@ func Rand(t testing.TB) *rand.Rand {
 	h.Write([]byte(t.Name()))
 	return rand.New(rand.NewPCG(seed, h.Sum64()))
 }
+
+// Steps returns how many of n random steps a test takes that has one goroutine: a quarter of them under the race detector,
+// which makes each take ten times as long and finds nothing there. make fuzz takes all.
+func Steps(n int) int {
+	if Race {
+		return max(n/4, 1)
+	}
+	return n
+}

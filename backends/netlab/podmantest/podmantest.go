@@ -45,8 +45,8 @@ func New(t testing.TB, start func(*exec.Cmd) error) *Podman {
 	p := &Podman{dir: dir, Socket: filepath.Join(dir, "podman.sock"), start: start}
 	conf := filepath.Join(dir, "containers.conf")
 	// As its default, podman would ask for more descriptors than a test machine may allow, and would share locks in memory
-	// with the podmans of other tests.
-	if err := os.WriteFile(conf, []byte("[containers]\ndefault_ulimits = [\"nofile=1024:1024\",\"nproc=1024:1024\"]\n[engine]\nevents_logger = \"file\"\nlock_type = \"file\"\n[network]\nnetwork_config_dir = \""+dir+"/networks\"\n"), 0o600); err != nil {
+	// with the podmans of other tests. It keeps two processes of each command that its API ran in a container, for 5 minutes.
+	if err := os.WriteFile(conf, []byte("[containers]\ndefault_ulimits = [\"nofile=1024:1024\",\"nproc=1024:1024\"]\n[engine]\nexit_command_delay = 5\nevents_logger = \"file\"\nlock_type = \"file\"\n[network]\nnetwork_config_dir = \""+dir+"/networks\"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p.env = append(os.Environ(), "CONTAINERS_CONF="+conf)

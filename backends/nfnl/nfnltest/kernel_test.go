@@ -356,7 +356,7 @@ func TestRandomTransactions(t *testing.T) {
 	slices.SortFunc(all, func(a, b nfnl.Message) int { return bytes.Compare(a.Data, b.Data) })
 	real, fake := pair(t)
 	taken := 0
-	for step := range 1500 {
+	for step := range seed.Steps(1500) {
 		var m []nfnl.Message
 		for range 1 + rnd.IntN(3) {
 			m = append(m, pick(rnd, all))

@@ -78,7 +78,7 @@ func InputNotices(snap *spec.Snapshot, node *reconcile.Node) []spec.Notice {
 	add(unmatched(snap, node.Name))
 	_, resolved := reconcile.ResolveAll(snap.Services.All(), node)
 	for svc := range snap.Services.All() {
-		of := svc.AllNotices()
+		of := snap.NoticesOf(svc.Name)
 		if len(resolved) > 0 && resolved[0].Service == svc {
 			of = Combine(of, resolved[0].Notices)
 			resolved = resolved[1:]

@@ -76,7 +76,35 @@ func FromKernel(node string, c *reconcile.Comparison, applied *State, rules bool
 	for _, name := range k.changedNames() {
 		g.Services = append(g.Services, k.service(name))
 	}
+	if applied != nil && applied.Mode == c.Plan.Backend {
+		g.Services = append(g.Services, k.besides()...)
+		slices.SortStableFunc(g.Services, func(a, b serviceDiff) int {
+			return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+		})
+	}
 	return g
+}
+
+// besides returns the Services of which no kernel object changes, and something does that is none: their probes.
+func (k *kernelDiff) besides() (all []serviceDiff) {
+	for name, wanted := range k.wanted {
+		if k.counts[name] != nil {
+			continue
+		}
+		var before []*dataplane.ServicePort
+		for _, e := range wanted {
+			old := *e
+			if o := find(k.applied[name], e.Key); o != nil {
+				old.Probe, old.Reset = o.Probe, o.Reset
+			}
+			before = append(before, &old)
+		}
+		if s, differs := diffService(name, before, wanted); differs {
+			s.Kernel = &count{}
+			all = append(all, s)
+		}
+	}
+	return all
 }
 
 // kernelDiff is the work on one Comparison.

@@ -28,6 +28,9 @@ const (
 	fieldHealthCheck      field = "healthCheckNodePort"
 	fieldScheduler        field = "scheduler"
 	fieldProxyProtocol    field = "proxyProtocol"
+	fieldOnUnhealthy      field = "onUnhealthy"
+	fieldProbe            field = "probe"
+	fieldAnswered         field = "answeredBy"
 	fieldEndpoint         field = "endpoint"
 	fieldExternalEndpoint field = "externalEndpoint" // for endpoints that only traffic from outside uses
 	fieldNoEndpoint       field = "withoutEndpoint"
@@ -42,8 +45,9 @@ var fields = map[field]struct {
 	fieldClusterIP: {0, "none"}, fieldPort: {1, "none"}, fieldNodePort: {2, "none"}, fieldExternalIP: {3, ""}, fieldLoadBalancerIP: {4, ""},
 	fieldAddress: {5, ""}, fieldSourceRange: {6, ""}, fieldInternalPolicy: {7, "Cluster"}, fieldExternalPolicy: {8, "Cluster"},
 	fieldAffinity: {9, "None"}, fieldHealthCheck: {10, "none"}, fieldScheduler: {11, "default"}, fieldProxyProtocol: {12, "off"},
-	fieldEndpoint: {13, ""}, fieldExternalEndpoint: {14, ""}, fieldNoEndpoint: {15, "served"},
-	fieldPromised: {16, ""},
+	fieldOnUnhealthy: {13, "keep connections"}, fieldProbe: {14, "none"},
+	fieldAnswered: {15, "the endpoints"}, fieldEndpoint: {16, ""}, fieldExternalEndpoint: {17, ""}, fieldNoEndpoint: {18, "served"},
+	fieldPromised: {19, ""},
 }
 
 // fact is one fact about a Service port.
@@ -71,7 +75,7 @@ func compareKeys(a, b string) int {
 }
 
 // factsOf returns the facts of a ServicePort. Two ServicePorts of one Service port have the same facts exactly if a
-// backend programs them alike.
+// backend programs them alike, and their endpoints have the same probes.
 func factsOf(e *dataplane.ServicePort) []fact {
 	facts := []fact{{Field: fieldClusterIP, Value: e.ClusterIP.String()}, {Field: fieldPort, Value: number(e.Port)}}
 	single := func(f field, present bool, value string) {
@@ -95,6 +99,9 @@ func factsOf(e *dataplane.ServicePort) []fact {
 	single(fieldHealthCheck, e.HealthCheckNodePort != 0, number(e.HealthCheckNodePort))
 	single(fieldScheduler, e.Scheduler != "", e.Scheduler)
 	single(fieldProxyProtocol, e.ProxyProtocol, "on")
+	single(fieldOnUnhealthy, e.Reset, "reset connections")
+	single(fieldProbe, e.Probe != "", e.Probe)
+	single(fieldAnswered, e.Answered, "weir, without connection tracking")
 	for _, ep := range e.Endpoints {
 		facts = append(facts, endpointFact(e, ep))
 	}

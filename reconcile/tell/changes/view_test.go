@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -52,6 +53,9 @@ func TestFactsAreComplete(t *testing.T) {
 		"Endpoints":           func(e *dataplane.ServicePort) { e.Endpoints = e.Endpoints[:1] },
 		"HealthCheckNodePort": func(e *dataplane.ServicePort) { e.HealthCheckNodePort = 31000 },
 		"ProxyProtocol":       func(e *dataplane.ServicePort) { e.ProxyProtocol = true },
+		"Probe":               func(e *dataplane.ServicePort) { e.Probe = "tcpSocket" },
+		"Answered":            func(e *dataplane.ServicePort) { e.Answered = true },
+		"Reset":               func(e *dataplane.ServicePort) { e.Reset = true },
 		"Scheduler":           func(e *dataplane.ServicePort) { e.Scheduler = "sh" },
 		"Endpoint.Addr":       func(e *dataplane.ServicePort) { e.Endpoints[0].Addr = netip.MustParseAddrPort("10.0.0.9:8081") },
 		"Endpoint.Cluster":    func(e *dataplane.ServicePort) { e.Endpoints[0].Cluster = false },
@@ -209,6 +213,19 @@ func silencing(name dataplane.ServiceName, list string) *spec.Snapshot {
 	return &spec.Snapshot{Services: services.Commit()}
 }
 
+// TestSchemaHasAllFields: a plan in JSON may have a fact of any field.
+func TestSchemaHasAllFields(t *testing.T) {
+	schema, err := os.ReadFile("../../../testdata/plans/plan.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for f := range fields {
+		if !strings.Contains(string(schema), `"`+string(f)+`"`) {
+			t.Errorf("the schema of plans has no field %s", f)
+		}
+	}
+}
+
 func TestRecordRoundTrip(t *testing.T) {
 	full := entry("web", func(e *dataplane.ServicePort) {
 		e.NodePort, e.HealthCheckNodePort, e.Scheduler, e.ProxyProtocol, e.Affinity = 30080, 31000, "sh", true, time.Hour
@@ -216,7 +233,7 @@ func TestRecordRoundTrip(t *testing.T) {
 		e.ExternalIPs, e.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr("192.0.2.1")}, []netip.Addr{netip.MustParseAddr("192.0.2.2")}
 		e.SourceRanges, e.InternalLocal, e.ExternalLocal = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, true, true
 		e.Serving = []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:53")}
-		e.ServingLocal = e.Serving
+		e.ServingLocal, e.Reset, e.Answered, e.Probe = e.Serving, true, true, "tcpSocket every 10s"
 	})
 	v := reflect.ValueOf(*full)
 	for i := range v.NumField() {

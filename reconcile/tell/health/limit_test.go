@@ -17,7 +17,7 @@ import (
 // TestHalfRequests: clients that open connections and never end their requests keep nobody else from an answer, and do not
 // take more descriptors than they may.
 func TestHalfRequests(t *testing.T) {
-	s := newTestServer(t, &Proxy{}, NewMetrics("v1", "", ""))
+	s := newTestServer(t, &Proxy{}, NewMetrics(Build{Version: "v1"}))
 	if err := s.Configure(Config{HealthzBindAddress: "127.0.0.1:0", Mode: "iptables"}); err != nil {
 		t.Fatal(err)
 	}

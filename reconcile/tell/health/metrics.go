@@ -41,6 +41,7 @@ type Metrics struct {
 	invalidDocuments prometheus.Gauge
 	notices          *prometheus.GaugeVec
 	reloadOK         prometheus.Gauge
+	podSourcesAway   prometheus.Gauge
 	reloads          *prometheus.CounterVec
 	refusedSince     prometheus.Gauge
 	kept             prometheus.Gauge
@@ -68,8 +69,11 @@ const (
 	revisionApplied = "applied" // the last one that is completely in force
 )
 
-// NewMetrics returns Metrics with weir's version.
-func NewMetrics(version, commit, goVersion string) *Metrics {
+// Build is the build of weir that runs. What is not known is "".
+type Build struct{ Version, Commit, Date, GoVersion string }
+
+// NewMetrics returns Metrics of a build of weir.
+func NewMetrics(b Build) *Metrics {
 	r := prometheus.NewRegistry()
 	f := factory{r}
 	buckets := prometheus.ExponentialBuckets(0.001, 2, 15)
@@ -100,6 +104,7 @@ func NewMetrics(version, commit, goVersion string) *Metrics {
 		lastGood:         f.gauge("weir_last_good_revision_timestamp_seconds", "When an input was last accepted."),
 		invalidDocuments: f.gauge("weir_invalid_documents", "Problems for which the newest input was refused; 0 if it was accepted."),
 		notices:          f.gauges("weir_notices", "Notices that hold and are not silenced, about the input and about what it means for this node.", "id"),
+		podSourcesAway:   f.gauge("weir_pod_sources_away", "Sources of pods, such as container runtimes, that cannot be read at the moment."),
 		reloadOK:         f.gauge("weir_config_last_reload_successful", "Whether the newest input was accepted."),
 		reloads:          f.counters("weir_config_reloads_total", "Inputs read, by whether they were accepted.", "result"),
 		refusedSince:     f.gauge("weir_input_refused_since_timestamp_seconds", "Since when the newest input cannot be used; 0 if it can."),
@@ -114,7 +119,7 @@ func NewMetrics(version, commit, goVersion string) *Metrics {
 		mode:             f.gauges("weir_proxy_mode_info", "The proxy mode in use.", "mode"),
 		fallback:         f.gauges("weir_proxy_mode_fallback_info", "Why the proxy mode in use is not the one that was asked for.", "reason"),
 	}
-	f.gauges("weir_build_info", "The build of weir that runs.", "version", "commit", "go_version").WithLabelValues(version, commit, goVersion).Set(1)
+	f.gauges("weir_build_info", "The build of weir that runs.", "version", "commit", "date", "go_version").WithLabelValues(b.Version, b.Commit, b.Date, b.GoVersion).Set(1)
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
 	// Series that exist from the start allow alerts on the first event.
@@ -180,6 +185,7 @@ func (m *Metrics) Input(u spec.Update, at time.Time) {
 			m.refusedSince.Set(0)
 		}
 	}
+	m.podSourcesAway.Set(float64(len(u.Snapshot.Away)))
 	m.setRevision(revisionGood, u.Revision.String())
 	m.services.Set(float64(u.Snapshot.Services.Len()))
 	changes := len(u.Delta.Services)

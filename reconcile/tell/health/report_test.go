@@ -18,7 +18,7 @@ import (
 
 // TestHealthFollows walks through the life of a daemon and looks at what it tells after each step.
 func TestHealthFollows(t *testing.T) {
-	m := NewMetrics("v1", "abc", "go1")
+	m := NewMetrics(Build{Version: "v1", Commit: "abc", Date: "2026-11-30T03:15:00Z", GoVersion: "go1"})
 	h := New(m, hclog.NewNullLogger())
 	t.Cleanup(h.Close)
 	port := freePort(t)
@@ -85,7 +85,7 @@ func TestHealthFollows(t *testing.T) {
 }
 
 func TestNoLocalEndpoints(t *testing.T) {
-	m := NewMetrics("v1", "", "")
+	m := NewMetrics(Build{Version: "v1"})
 	entry := func(name string, local bool) *dataplane.ServicePort {
 		return &dataplane.ServicePort{
 			Key:           dataplane.ServicePortName{Service: dataplane.ServiceName{Namespace: "default", Name: name}},
@@ -111,7 +111,7 @@ func TestNoLocalEndpoints(t *testing.T) {
 
 // TestLint holds weir's own names to Prometheus's rules. kube-proxy's names are what they are.
 func TestLint(t *testing.T) {
-	m := NewMetrics("v1", "abc", "go1")
+	m := NewMetrics(Build{Version: "v1", Commit: "abc", Date: "2026-11-30T03:15:00Z", GoVersion: "go1"})
 	m.SetMode("iptables", "the kernel lacks ip_vs")
 	m.Input(spec.Update{Snapshot: snapshot(), Revision: spec.Revision{ID: "r1"}}, time.Now())
 	m.Round(reconcile.Report{Stages: reconcile.Stages{Apply: 1}})

@@ -60,7 +60,7 @@ func TestProxyState(t *testing.T) {
 }
 
 func TestEndpoints(t *testing.T) {
-	p, m := &Proxy{}, NewMetrics("v1", "abc", "go1")
+	p, m := &Proxy{}, NewMetrics(Build{Version: "v1", Commit: "abc", Date: "2026-11-30T03:15:00Z", GoVersion: "go1"})
 	p.SetTimeout(time.Minute)
 	s := newTestServer(t, p, m)
 	if err := s.Configure(Config{HealthzBindAddress: "127.0.0.1:0", MetricsBindAddress: "127.0.0.1:0", Mode: "iptables"}); err != nil {
@@ -110,7 +110,7 @@ func TestEndpoints(t *testing.T) {
 		`kubeproxy_proxy_healthz_total{code="503"} 2`,
 		`kubeproxy_proxy_healthz_total{code="200"} 1`,
 		`kubeproxy_proxy_livez_total{code="503"} 1`,
-		`weir_build_info{commit="abc",go_version="go1",version="v1"} 1`,
+		`weir_build_info{commit="abc",date="2026-11-30T03:15:00Z",go_version="go1",version="v1"} 1`,
 	} {
 		if !strings.Contains(body, line+"\n") {
 			t.Errorf("/metrics lacks %s", line)
@@ -119,7 +119,7 @@ func TestEndpoints(t *testing.T) {
 }
 
 func TestReconfigure(t *testing.T) {
-	s := newTestServer(t, &Proxy{}, NewMetrics("v1", "", ""))
+	s := newTestServer(t, &Proxy{}, NewMetrics(Build{Version: "v1"}))
 	set := func(c Config) {
 		t.Helper()
 		if err := s.Configure(c); err != nil {
@@ -164,7 +164,7 @@ func TestBindFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	s := newTestServer(t, &Proxy{}, NewMetrics("v1", "", ""))
+	s := newTestServer(t, &Proxy{}, NewMetrics(Build{Version: "v1"}))
 	if err := s.Configure(Config{HealthzBindAddress: "127.0.0.1:0"}); err != nil {
 		t.Fatal(err)
 	}

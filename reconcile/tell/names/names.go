@@ -48,9 +48,13 @@ func NewZone() *Zone {
 	}
 }
 
-// Updated implements reconcile.Observer.
+// Updated implements reconcile.Observer. A Snapshot without headless Services would deny their names.
 func (z *Zone) Updated(u spec.Update) {
 	if u.Err != nil || u.Snapshot == nil {
+		return
+	}
+	if u.Snapshot.Revision.ProxyOnly {
+		z.all = true
 		return
 	}
 	z.snapshot = u.Snapshot

@@ -40,7 +40,7 @@ func TestZoneAgainstNaiveModel(t *testing.T) {
 		return dataplane.ServiceName{Namespace: fmt.Sprint("ns", r.IntN(3)), Name: fmt.Sprint("svc", r.IntN(4))}
 	}
 	endpoint := func() string { return fmt.Sprintf("10.1.0.%d", r.IntN(6)) }
-	for range 3000 {
+	for range seed.Steps(3000) {
 		switch r.IntN(5) {
 		case 0, 1:
 			edit, n := declared.Edit(), name()
@@ -122,6 +122,25 @@ func compare(t *testing.T, z *Zone, want map[dataplane.ServiceName]*spec.Service
 		slices.SortFunc(all, dataplane.ServiceName.Compare)
 		if !slices.Equal(got, all) {
 			t.Fatalf("%s: %v, want %v", addr, got, all)
+		}
+	}
+}
+
+// TestHeadlessUnknown knows nothing as long as headless Services are left out, because their names would be denied, and keeps
+// what it knows.
+func TestHeadlessUnknown(t *testing.T) {
+	name := dataplane.ServiceName{Namespace: "default", Name: "web"}
+	edit := spec.Services{}.Edit()
+	edit.Put(name, service(name, "10.96.0.1"))
+	full := &spec.Snapshot{Services: edit.Commit()}
+	part := &spec.Snapshot{Revision: spec.Revision{ProxyOnly: true}}
+	z := NewZone()
+	for i, snap := range []*spec.Snapshot{part, full, part} {
+		z.Updated(spec.Update{Snapshot: snap, Delta: spec.Delta{All: i == 0}})
+		z.RoundStarts(reconcile.Request{})
+		z.Applied(reconcile.Report{})
+		if known := z.Serial() != 0 && z.Names(name) != nil; known != (i > 0) {
+			t.Errorf("after %d: known: %t", i, known)
 		}
 	}
 }

@@ -15,7 +15,11 @@ import (
 	"syscall"
 	"time"
 
+	"weir/backends/dataplane"
 	"weir/reconcile/tell/changes"
+	"weir/spec"
+	"weir/spec/liveness"
+	"weir/spec/probe"
 )
 
 // socketName is the socket in the state directory.
@@ -35,11 +39,46 @@ type Server struct {
 	made  os.FileInfo // of the socket
 
 	// Lookup, if set, answers a question for a name. It is set before Listen.
-	Lookup func(name string, types []string) NameAnswer
+	Lookup func(NameQuestion) NameAnswer
+	// Zone, if set, returns the names that are answered. It is set before Listen.
+	Zone func() ZoneAnswer
+	// Questions, if set, returns what is asked of the Services that match a name. It is set before Listen.
+	Questions func(name string) QuestionAnswer
+}
+
+// QuestionAnswer is what is asked of Services, and which hosts besides endpoints may be connected to for that.
+type QuestionAnswer struct {
+	Questions []liveness.Question `json:"questions"`
+	Hosts     *probe.Policy       `json:"hosts,omitempty"`
+}
+
+// ZoneAnswer has the names that a weir answers, each with its Service, without the names of addresses. Names is nil if it answers
+// none, and Given are the settings in force if a flag has it answer, whatever its configuration says.
+type ZoneAnswer struct {
+	Names map[string]dataplane.ServiceName `json:"names,omitempty"`
+	Given *spec.DNS                        `json:"given,omitempty"`
+}
+
+// NameQuestion is a question for the records of a name, of each type.
+type NameQuestion struct {
+	Name  string
+	Types []string
+	// From is the pod that asks, by namespace and name or by address. Without it, the name is looked for in namespace default.
+	From string
+}
+
+// NameStep is a full name that a pod asks for, and what becomes of it.
+type NameStep struct {
+	Name   string `json:"name"`
+	Result string `json:"result"`
 }
 
 // NameAnswer is the answer to a question for a name.
 type NameAnswer struct {
+	// Search are the domains that a pod searches, and Steps what it asks for, one after the other.
+	Search []string   `json:"search,omitempty"`
+	Steps  []NameStep `json:"steps,omitempty"`
+
 	Records []string `json:"records"`
 	// Why says what the answer leaves out, and where else to ask.
 	Why []string `json:"why,omitempty"`
@@ -107,10 +146,31 @@ func (s *Server) handler() http.Handler {
 		}
 		_ = json.NewEncoder(w).Encode(status) // the client may be gone
 	})
+	mux.HandleFunc("GET /v1/completions", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(s.board.Complete(r.URL.Query().Get("prefix")))
+	})
 	mux.HandleFunc("GET /v1/names", func(w http.ResponseWriter, r *http.Request) {
 		a := NameAnswer{Error: "this weir answers for no names"}
 		if s.Lookup != nil {
-			a = s.Lookup(r.URL.Query().Get("name"), r.URL.Query()["type"])
+			query := r.URL.Query()
+			a = s.Lookup(NameQuestion{query.Get("name"), query["type"], query.Get("from")})
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(a)
+	})
+	mux.HandleFunc("GET /v1/zone", func(w http.ResponseWriter, _ *http.Request) {
+		var a ZoneAnswer
+		if s.Zone != nil {
+			a = s.Zone()
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(a)
+	})
+	mux.HandleFunc("GET /v1/probes", func(w http.ResponseWriter, r *http.Request) {
+		var a QuestionAnswer
+		if s.Questions != nil {
+			a = s.Questions(r.URL.Query().Get("service"))
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(a)
@@ -150,9 +210,31 @@ func Get(ctx context.Context, stateDir, name string, traffic bool) (*Status, err
 	return &s, err
 }
 
+// Completed asks the weir run with this state directory how a name that has been begun may go on.
+func Completed(ctx context.Context, stateDir, prefix string) (c Completions, err error) {
+	err = ask(ctx, stateDir, "/v1/completions?"+url.Values{"prefix": {prefix}}.Encode(), func(body io.Reader) error {
+		return json.NewDecoder(body).Decode(&c)
+	})
+	return c, err
+}
+
 // Lookup asks the weir run with this state directory for a name.
-func Lookup(ctx context.Context, stateDir, name string, types []string) (a NameAnswer, err error) {
-	err = ask(ctx, stateDir, "/v1/names?"+url.Values{"name": {name}, "type": types}.Encode(), func(body io.Reader) error {
+func Lookup(ctx context.Context, stateDir string, q NameQuestion) (a NameAnswer, err error) {
+	err = ask(ctx, stateDir, "/v1/names?"+url.Values{"name": {q.Name}, "type": q.Types, "from": {q.From}}.Encode(), func(body io.Reader) error {
+		return json.NewDecoder(body).Decode(&a)
+	})
+	return a, err
+}
+
+// Zone asks the weir run with this state directory for the names that it answers.
+func Zone(ctx context.Context, stateDir string) (a ZoneAnswer, err error) {
+	err = ask(ctx, stateDir, "/v1/zone", func(body io.Reader) error { return json.NewDecoder(body).Decode(&a) })
+	return a, err
+}
+
+// Questions asks the weir run with this state directory what it asks of the Services that match name.
+func Questions(ctx context.Context, stateDir, name string) (a QuestionAnswer, err error) {
+	err = ask(ctx, stateDir, "/v1/probes?"+url.Values{"service": {name}}.Encode(), func(body io.Reader) error {
 		return json.NewDecoder(body).Decode(&a)
 	})
 	return a, err

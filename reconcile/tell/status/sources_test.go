@@ -237,7 +237,7 @@ func (w *sourcesWorld) model() map[dataplane.ServiceName]*spec.Service {
 	for name, svc := range all {
 		both := *svc
 		both.Slices = append(slices.Clone(svc.Slices), w.pods.Snapshot.Slices.Get(name).List...)
-		both.Slices = w.filter.Slices(name, &both)
+		both.Slices = w.filter.Slices(name, &both, nil)
 		all[name] = &both
 	}
 	return all

@@ -17,6 +17,7 @@ import (
 	"weir/reconcile"
 	"weir/reconcile/tell/changes"
 	"weir/spec"
+	"weir/spec/liveness"
 )
 
 // APIVersion is that of Status in JSON; fields may be added to it.
@@ -40,6 +41,8 @@ type Status struct {
 	ServiceRanges []string `json:"serviceRanges,omitempty"`
 	// Refused is what was read last, if it could not be used.
 	Refused *Refused `json:"refused,omitempty"`
+	// Away are the sources of pods that cannot be read at the moment.
+	Away []Away `json:"away,omitempty"`
 	// LastSync is nil before the first round has ended.
 	LastSync *Sync `json:"lastSync,omitempty"`
 	// DriftRepaired counts the kernel objects that were put right since the start.
@@ -63,6 +66,14 @@ type Refused struct {
 	Errors   []string `json:"errors"`
 }
 
+// Away is a source of pods that cannot be read, and what is in force of its pods meanwhile.
+type Away struct {
+	Source string `json:"source"`
+	Since  string `json:"since"` // RFC 3339
+	Error  string `json:"error"`
+	Stands string `json:"stands"`
+}
+
 // Sync is one round.
 type Sync struct {
 	Time     string             `json:"time"` // RFC 3339
@@ -83,6 +94,8 @@ type Service struct {
 	// Error is why the kernel does not hold it as it was asked for, if so.
 	Error string `json:"error,omitempty"`
 	Ports []Port `json:"ports"`
+	// Probes is nil if the Service has none.
+	Probes *Probes `json:"probes,omitempty"`
 }
 
 // Port is one port of a Service in one family.
@@ -117,8 +130,10 @@ type Board struct {
 	heldBack     map[dataplane.ServiceName]string
 	counter      backends.ConnectionCounter
 	found        []spec.Pods
+	services     spec.Services        // of the input that was last accepted
 	kept         string               // when the Snapshot in use was kept by an earlier run
 	notices      func() []spec.Notice // returns those that hold; may be nil
+	probed       func(dataplane.ServiceName) (liveness.State, bool)
 }
 
 // NewBoard returns a Board that has been told nothing.
@@ -150,10 +165,11 @@ func (b *Board) Update(u spec.Update, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if u.Err == nil {
-		b.kept, b.status.ServiceRanges, b.found = "", nil, u.Snapshot.Found
+		b.kept, b.status.ServiceRanges, b.found, b.services = "", nil, u.Snapshot.Found, u.Snapshot.Services
 		for _, r := range u.Snapshot.Weir.ServiceCIDRs {
 			b.status.ServiceRanges = append(b.status.ServiceRanges, r.String())
 		}
+		b.status.Away = awaySince(b.status.Away, u.Snapshot.Away, now)
 		if !u.Snapshot.Revision.Outdated { // otherwise what cannot be read is told next, since when it was first told
 			b.status.Refused = nil
 		}
@@ -175,6 +191,18 @@ func (b *Board) Update(u spec.Update, now time.Time) {
 		r.Errors = []string{u.Err.Error()}
 	}
 	b.status.Refused = r
+}
+
+// awaySince returns the sources that are away now, since when they were first told.
+func awaySince(before []Away, all []spec.Away, now time.Time) (list []Away) {
+	for _, a := range all {
+		since := now.UTC().Format(time.RFC3339)
+		if i := slices.IndexFunc(before, func(b Away) bool { return b.Source == a.Source }); i >= 0 {
+			since = before[i].Since
+		}
+		list = append(list, Away{a.Source, since, a.Reason, a.Stands})
+	}
+	return list
 }
 
 // Report tells of a round.
@@ -245,7 +273,7 @@ func (b *Board) Status(name string) Status {
 		if !ok {
 			i = len(s.Services)
 			at[n] = i
-			s.Services = append(s.Services, Service{Namespace: n.Namespace, Name: n.Name, Source: e.Origin, Error: b.heldBack[n]})
+			s.Services = append(s.Services, Service{Namespace: n.Namespace, Name: n.Name, Source: e.Origin, Error: b.heldBack[n], Probes: b.probesOf(n, name != "")})
 		}
 		s.Services[i].Ports = append(s.Services[i].Ports, portOf(e))
 	}

@@ -26,7 +26,7 @@ func (s *Status) WriteText(w io.Writer) error {
 		fmt.Fprintf(&b, "in force  %s\n", strings.Map(printable, s.InForce))
 	}
 	if s.Kept != "" {
-		fmt.Fprintf(&b, "kept      %s, by an earlier run: the input cannot be used yet, and nothing is deleted meanwhile\n", s.Kept)
+		fmt.Fprintf(&b, "kept      %s, by an earlier run: not all of the input can be read yet, and nothing is deleted meanwhile\n", s.Kept)
 	}
 	if l := s.LastSync; l != nil {
 		total := time.Duration(l.Seconds["total"] * float64(time.Second)).Round(100 * time.Microsecond)
@@ -39,41 +39,13 @@ func (s *Status) WriteText(w io.Writer) error {
 	if s.TrafficError != "" {
 		fmt.Fprintf(&b, "traffic   not known: %q\n", s.TrafficError)
 	}
-	if r := s.Refused; r != nil && s.Revision == "" && r.Revision != "" {
-		fmt.Fprintf(&b, "refused   revision %s, since %s:\n", r.Revision, r.Since)
-	} else if r != nil && (r.Revision == s.Revision || r.Revision == "") { // a runtime or an API has no revision while it is away
-		fmt.Fprintf(&b, "not read  since %s; it stays as it was last good:\n", r.Since)
-	} else if r != nil {
-		fmt.Fprintf(&b, "refused   revision %s, since %s; the one above stays:\n", r.Revision, r.Since)
-	}
-	if r := s.Refused; r != nil {
-		for _, e := range r.Errors {
-			fmt.Fprintf(&b, "          %s\n", strings.Map(printable, e))
-		}
+	s.writeRefused(&b)
+	for _, a := range s.Away {
+		fmt.Fprintf(&b, "away      %s, since %s: %s\n          %s\n", strings.Map(printable, a.Source), a.Since, strings.Map(printable, a.Error), strings.Map(printable, a.Stands))
 	}
 	s.writeNotices(&b)
-	for _, svc := range s.Services {
-		line := fmt.Sprintf("%-44s %s", svc.Namespace+"/"+svc.Name, strings.Map(printable, svc.Source))
-		fmt.Fprintf(&b, "\n%s\n", strings.TrimRight(line, " "))
-		if svc.Error != "" {
-			fmt.Fprintf(&b, "    held back: %s\n", strings.Map(printable, svc.Error))
-		}
-		for _, p := range svc.Ports {
-			fmt.Fprintf(&b, "    %s\n", p)
-			for _, ep := range p.Endpoints {
-				line := "        " + ep.Address
-				if ep.Weight > 1 {
-					line += fmt.Sprintf(" weight %d", ep.Weight)
-				}
-				if ep.State != "" {
-					line += " " + ep.State
-				}
-				b.WriteString(line + "\n")
-			}
-			if len(p.Endpoints) == 0 {
-				b.WriteString("        no endpoints\n")
-			}
-		}
+	for i := range s.Services {
+		s.Services[i].writeText(&b)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -99,4 +71,50 @@ func printable(r rune) rune {
 		return '\uFFFD'
 	}
 	return r
+}
+
+// writeRefused prints what is not in force, and why.
+func (s *Status) writeRefused(b *strings.Builder) {
+	r := s.Refused
+	if r == nil {
+		return
+	}
+	if s.Revision == "" && r.Revision != "" {
+		fmt.Fprintf(b, "refused   revision %s, since %s:\n", r.Revision, r.Since)
+	} else if r.Revision == s.Revision || r.Revision == "" { // a runtime or an API has no revision while it is away
+		fmt.Fprintf(b, "not read  since %s; it stays as it was last good:\n", r.Since)
+	} else {
+		fmt.Fprintf(b, "refused   revision %s, since %s; the one above stays:\n", r.Revision, r.Since)
+	}
+	for _, e := range r.Errors {
+		fmt.Fprintf(b, "          %s\n", strings.Map(printable, e))
+	}
+}
+
+// writeText prints the Service with its ports, endpoints and probes.
+func (svc *Service) writeText(b *strings.Builder) {
+	line := fmt.Sprintf("%-44s %s", svc.Namespace+"/"+svc.Name, strings.Map(printable, svc.Source))
+	fmt.Fprintf(b, "\n%s\n", strings.TrimRight(line, " "))
+	if svc.Error != "" {
+		fmt.Fprintf(b, "    held back: %s\n", strings.Map(printable, svc.Error))
+	}
+	for _, p := range svc.Ports {
+		fmt.Fprintf(b, "    %s\n", p)
+		for _, ep := range p.Endpoints {
+			line := "        " + ep.Address
+			if ep.Weight > 1 {
+				line += fmt.Sprintf(" weight %d", ep.Weight)
+			}
+			if ep.State != "" {
+				line += " " + ep.State
+			}
+			b.WriteString(line + "\n")
+		}
+		if len(p.Endpoints) == 0 {
+			b.WriteString("        no endpoints\n")
+		}
+	}
+	if svc.Probes != nil {
+		svc.Probes.writeText(b)
+	}
 }

@@ -11,13 +11,19 @@ import (
 // in the module that builds the servers, defines their form.
 func AskKubeProxy[Question, Answer any](t testing.TB, questions []Question) []Answer {
 	t.Helper()
+	return Ask[Question, Answer](t, "kubeproxypeer", questions)
+}
+
+// Ask gives the questions to a program that answers each in a line of JSON, and returns the answers.
+func Ask[Question, Answer any](t testing.TB, program string, questions []Question) []Answer {
+	t.Helper()
 	var in bytes.Buffer
 	for _, q := range questions {
 		if err := json.NewEncoder(&in).Encode(q); err != nil {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.CommandContext(t.Context(), Binary(t, "kubeproxypeer"))
+	cmd := exec.CommandContext(t.Context(), Binary(t, program))
 	cmd.Stdin = &in
 	out, err := cmd.Output()
 	if err != nil {

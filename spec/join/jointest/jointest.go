@@ -86,7 +86,7 @@ func (f *Filter) Watch(ctx context.Context, changed func(...dataplane.ServiceNam
 }
 
 // Slices implements join.Filter.
-func (f *Filter) Slices(_ dataplane.ServiceName, svc *spec.Service) []*discoveryv1.EndpointSlice {
+func (f *Filter) Slices(_ dataplane.ServiceName, svc, _ *spec.Service) []*discoveryv1.EndpointSlice {
 	if svc == nil {
 		return nil
 	}

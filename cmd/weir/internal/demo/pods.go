@@ -72,12 +72,20 @@ spec:
 	for time.Since(died) < 3*bound {
 		time.Sleep(10 * time.Millisecond)
 	}
-	asked, lost, last := load(died)
-	if lost > 0 {
-		s.Fatalf("%d requests were lost later than %s after the death of a pod\n%s", lost, bound, s.log.String())
+	asked, failed := load()
+	var late strings.Builder
+	for _, f := range failed {
+		if f.began.After(died.Add(bound)) {
+			fmt.Fprintf(&late, "%s after the death, for %s: %v\n", f.began.Sub(died), f.took, f.err)
+		}
 	}
-	if last > 0 {
-		s.observed("the last request that met the dead pod: %s after its death", last.Round(time.Millisecond))
+	if late.Len() > 0 {
+		s.Fatalf("requests were lost that began later than %s after the death of a pod:\n%s%s", bound, late.String(), s.log.String())
+	}
+	if len(failed) > 0 {
+		if last := failed[len(failed)-1].began.Sub(died); last > 0 {
+			s.observed("the last request that met the dead pod: %s after its death", last.Round(time.Millisecond))
+		}
 	}
 	s.observed("%d requests from outside meanwhile, none lost later than %s after the death", asked, bound)
 
@@ -146,15 +154,21 @@ func (s *show) podCounts(pods ...string) string {
 	return strings.TrimSpace(line.String())
 }
 
-// load asks without a pause until the function that it returns is called with the time of a pod's death. That one returns how many
-// requests there were, how many were lost that began later than bound after the death, and how long after it the last one began
-// that was lost at all.
-func (s *show) load() func(died time.Time) (asked, lost int, last time.Duration) {
+// lostRequest is a request that was not answered.
+type lostRequest struct {
+	began time.Time
+	took  time.Duration
+	err   error
+}
+
+// load asks without a pause until the function that it returns is called. That one returns how many requests there were, and those
+// that were lost, in order.
+func (s *show) load() func() (asked int, lost []lostRequest) {
 	var (
-		failed []time.Time
-		asked  int
-		done   = make(chan struct{})
-		ended  sync.WaitGroup
+		asked int
+		lost  []lostRequest
+		done  = make(chan struct{})
+		ended sync.WaitGroup
 	)
 	ended.Go(func() {
 		for {
@@ -163,23 +177,17 @@ func (s *show) load() func(died time.Time) (asked, lost int, last time.Duration)
 				return
 			default:
 			}
-			start := time.Now()
+			began := time.Now()
 			if _, err := s.get(); err != nil {
-				failed = append(failed, start)
+				lost = append(lost, lostRequest{began, time.Since(began), err})
 			}
 			asked++
 		}
 	})
 	stop := sync.OnceFunc(func() { close(done); ended.Wait() })
 	s.Cleanup(stop)
-	return func(died time.Time) (_, lost int, last time.Duration) {
+	return func() (int, []lostRequest) {
 		stop()
-		for _, at := range failed {
-			last = at.Sub(died) // they are in order
-			if last > bound {
-				lost++
-			}
-		}
-		return asked, lost, last
+		return asked, lost
 	}
 }

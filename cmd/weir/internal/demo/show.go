@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
 
 	"weir/backends/netlab"
 	"weir/backends/netlab/podmantest"
@@ -26,6 +29,10 @@ const (
 var (
 	clusterIP = netip.MustParseAddrPort("10.96.0.80:80")
 	nodePort  = netip.AddrPortFrom(netlab.NodeIPv4, 30080)
+	// nodeDNS is where weir answers pods, which ask at kubeDNS.
+	nodeDNS = netip.AddrPortFrom(netlab.NodeIPv4, 53)
+	kubeDNS = netip.MustParseAddrPort("10.96.0.10:53")
+	ownDNS  = netip.MustParseAddrPort("127.0.0.1:53")
 )
 
 // show is the demo, step by step. A step that fails ends it.
@@ -77,9 +84,10 @@ func (s *show) play() {
 // start runs weir on the node and waits until the ClusterIP answers.
 func (s *show) start() {
 	s.act("Start weir on the node, with a directory of YAML")
-	s.shell("weir run -f quickstart")
+	s.shell("weir run -f quickstart --dns --dns-listen " + ownDNS.String() + " --dns-listen " + nodeDNS.String())
 	node := s.lab.Node()
-	cmd := node.Command(s.ctx, os.Getenv(binaryEnv), "run", "-f", filepath.Base(s.input), "--hostname-override", "node", "--state-dir", s.TempDir())
+	cmd := node.Command(s.ctx, os.Getenv(binaryEnv), "run", "-f", filepath.Base(s.input), "--hostname-override", "node", "--state-dir", s.TempDir(),
+		"--dns", "--dns-listen", ownDNS.String(), "--dns-listen", nodeDNS.String())
 	cmd.Dir = s.dir
 	cmd.Stdout, cmd.Stderr = &s.log, &s.log
 	if err := node.Start(cmd); err != nil {
@@ -96,6 +104,61 @@ func (s *show) start() {
 		return nil
 	})
 	s.observed("the ClusterIP answers after %s", took)
+	const name = "web.default.svc.cluster.local."
+	for _, asker := range []struct {
+		host, what string
+		at         netip.AddrPort
+	}{{netlab.Client, "a pod", kubeDNS}, {netlab.Node, "the node", ownDNS}} {
+		var found netip.Addr
+		s.until(asker.what+" finds "+name, limit, func() (err error) {
+			if found, err = s.lookUp(asker.host, asker.at, name); err == nil && found != clusterIP.Addr() {
+				err = fmt.Errorf("it is %s", found)
+			}
+			return err
+		})
+		r := s.lab.Host(asker.host).Probe(netlab.TCP, netip.AddrPortFrom(found, clusterIP.Port()), 5*time.Second)
+		if r.Outcome != netlab.Answered {
+			s.Fatalf("%s by its name, from %s: %v", name, asker.what, r)
+		}
+		s.observed("%-8s asks %-13s for %s: %s, and %s answers there", asker.what, asker.at, strings.TrimSuffix(name, "."), found, r.Server)
+	}
+}
+
+// lookUp asks a name server for the IPv4 address of a name.
+func (s *show) lookUp(host string, at netip.AddrPort, name string) (found netip.Addr, err error) {
+	ask := dnsmessage.Message{Header: dnsmessage.Header{RecursionDesired: true}, Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
+	msg, err := ask.Pack()
+	if err != nil {
+		return found, err
+	}
+	err = s.lab.Host(host).Do(func() error {
+		conn, err := net.Dial("udp", at.String())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(time.Second))
+		if _, err := conn.Write(msg); err != nil {
+			return err
+		}
+		buf := make([]byte, 1232)
+		n, err := conn.Read(buf)
+		if err != nil {
+			return err
+		}
+		var m dnsmessage.Message
+		if err := m.Unpack(buf[:n]); err != nil {
+			return err
+		}
+		for _, r := range m.Answers {
+			if a, ok := r.Body.(*dnsmessage.AResource); ok {
+				found = netip.AddrFrom4(a.A)
+				return nil
+			}
+		}
+		return fmt.Errorf("no address: %s", m.RCode)
+	})
+	return found, err
 }
 
 func (s *show) spread() {
