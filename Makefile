@@ -108,7 +108,7 @@ testserver:
 EVERY ?= 3
 vm-test: deps bin/vmexec
 	CGO_ENABLED=0 $(GO) test -count=1 -timeout 30m -exec "$(CURDIR)/bin/vmexec -limit 32m" ./backends/ipvs
-	CGO_ENABLED=0 $(GO) test -count=1 -timeout 45m -exec "$(CURDIR)/bin/vmexec -limit 47m" ./cmd/weir -run 'TestDoctor|TestIPVS|TestPain09_SwitchesAroundIPVS|TestPlansNeverLie/^ipvs|TestStatusTraffic/ipvs|TestLiveness/^ipvs$$|TestKubeDNS/^ipvs$$|TestKubeDNSByDefault/^ipvs$$|TestScenario/^ipvs$$'
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 45m -exec "$(CURDIR)/bin/vmexec -limit 47m" ./cmd/weir -run 'TestDoctor|TestIPVS|TestPain09_SwitchesAroundIPVS|TestPlansNeverLie/^ipvs|TestStatusTraffic/ipvs|TestLiveness/^ipvs$$|TestKubeDNS/^ipvs$$|TestKubeDNSByDefault/^ipvs$$|TestClusterDNSOfKubelet/^ipvs$$|TestScenario/^ipvs$$'
 	.ci/previous $(PREVIOUS)
 	test ! -e $(PREVIOUS) || WEIR_TEST_OLD_BINARY=../../$(PREVIOUS) CGO_ENABLED=0 $(GO) test -count=1 -timeout 10m -exec "$(CURDIR)/bin/vmexec -limit 12m -add $(PREVIOUS)" ./cmd/weir -run 'TestUpgradeLosesNothing/^ipvs$$'
 	CGO_ENABLED=0 $(GO) test -count=1 -timeout 10m -exec "$(CURDIR)/bin/vmexec -limit 12m" ./cmd/weir -run TestIPVSComesWhereItWasMissing

@@ -192,6 +192,7 @@ coredns_dns_responses_total{NOERROR,,in-addr.arpa.} 1
 coredns_dns_responses_total{NXDOMAIN,,cluster.local.} 1
 coredns_dns_responses_total{SERVFAIL,,.} 1
 coredns_forward_max_concurrent_rejects_total{} 0
+weir_dns_not_allowed_total{} 0
 weir_dns_rate_limited_total{} 0
 `
 	if b.String() != want {

@@ -55,6 +55,7 @@ type counters struct {
 	size      [zoneCount][2]histogram
 	limited   atomic.Uint64
 	rejected  atomic.Uint64
+	away      atomic.Uint64
 }
 
 // histogram has room for the larger of the two sets of bounds.
@@ -146,6 +147,12 @@ func (c *counters) limit() {
 	}
 }
 
+func (c *counters) turnAway() {
+	if c != nil {
+		c.away.Add(1)
+	}
+}
+
 func desc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(name, help, labels, nil)
 }
@@ -162,11 +169,12 @@ var (
 	staleDesc     = desc("coredns_cache_served_stale_total", "Questions that were answered after the time of the answer, because no resolver answered.")
 	prefetchDesc  = desc("coredns_cache_prefetch_total", "Kept answers that were asked for again ahead of their end, because they are asked for often.")
 	limitedDesc   = desc("weir_dns_rate_limited_total", "Replies that were cut to ask the client for TCP, because it asks too often.", "server")
+	awayDesc      = desc("weir_dns_not_allowed_total", "Questions over UDP and connections over TCP of clients that may not ask.", "server")
 )
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{requestsDesc, responsesDesc, durationDesc, sizeDesc, rejectsDesc, entriesDesc, lookupsDesc, hitsDesc, staleDesc, prefetchDesc, limitedDesc} {
+	for _, d := range []*prometheus.Desc{requestsDesc, responsesDesc, durationDesc, sizeDesc, rejectsDesc, entriesDesc, lookupsDesc, hitsDesc, staleDesc, prefetchDesc, limitedDesc, awayDesc} {
 		ch <- d
 	}
 }
@@ -215,6 +223,7 @@ func (c *counters) collect(ch chan<- prometheus.Metric, server string) {
 		c.duration[zone].collect(ch, durationDesc, durationBounds[:], float64(time.Second), server, zoneName, "")
 	}
 	ch <- prometheus.MustNewConstMetric(limitedDesc, prometheus.CounterValue, float64(c.limited.Load()), server)
+	ch <- prometheus.MustNewConstMetric(awayDesc, prometheus.CounterValue, float64(c.away.Load()), server)
 }
 
 func (h *histogram) collect(ch chan<- prometheus.Metric, d *prometheus.Desc, bounds []float64, unit float64, labels ...string) {

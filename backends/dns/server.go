@@ -29,6 +29,8 @@ const (
 	maxConns         = 128
 	maxConnsOfClient = 32
 	idleTimeout      = 10 * time.Second
+	// tellAgain is the time between two lines about clients that may not ask.
+	tellAgain = 10 * time.Minute
 	// maxTCPSize is the most that the length of a message over TCP can say.
 	maxTCPSize = 1<<16 - 1
 )
@@ -60,6 +62,7 @@ type Server struct {
 	counters     *counters
 	transferring sync.Mutex
 
+	told      atomic.Int64  // when a client that may not ask was told of, in nanoseconds since 1970
 	turns     atomic.Uint32 // of the addresses of answers
 	forwarded atomic.Int64
 
@@ -174,7 +177,18 @@ func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn) {
 	}
 }
 
-func (s *Server) allowed(a netip.Addr) bool { return s.Allowed == nil || s.Allowed(a.Unmap()) }
+// allowed reports whether an address may ask. One that may not is counted, and told at times: its user sees nothing but silence.
+func (s *Server) allowed(a netip.Addr) bool {
+	a = a.Unmap()
+	if s.Allowed == nil || s.Allowed(a) {
+		return true
+	}
+	s.counters.turnAway()
+	if now, last := time.Now().UnixNano(), s.told.Load(); now-last > int64(tellAgain) && s.told.CompareAndSwap(last, now) {
+		s.Log.Info("a client that may not ask for names gets no answer; if it should, name its network in dns.allow of the WeirConfiguration", "client", a.String())
+	}
+	return false
+}
 
 // answerKept is answer for a message over UDP. It gives the reply to an equal message again until the zone changes.
 func (s *Server) answerKept(kept *packedAnswers, buf, msg []byte, from *client) (reply []byte, elsewhere *query) {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,8 +42,8 @@ func (s *Server) transfer(conn net.Conn, msg []byte, from netip.Addr) (asked boo
 	}
 	r := *s.Resolver
 	r.Zone = whole.Zone
-	soa := *(&lookup{Resolver: &r, zone: r.Domain}).soa()
-	records := append([]Record{soa}, r.Apex()...)
+	records := r.Apex()
+	soa := records[0]
 	for i := 0; ; {
 		for ; i < len(whole.Services) && len(records) < transferBatch; i++ {
 			for _, record := range r.List(whole.Zone.Names(whole.Services[i])) {
@@ -77,9 +78,10 @@ func (s *Server) sendRecords(conn net.Conn, q *query, records []Record) error {
 	return err
 }
 
-// Apex returns the records of the zone that no Service is behind, but for the SOA record.
+// Apex returns the records of the zone that no Service is behind, the SOA record first.
 func (r *Resolver) Apex() (records []Record) {
-	a, _ := r.Resolve(Question{r.Domain, dnsmessage.TypeNS})
+	soa, _ := r.Resolve(Question{r.Domain, dnsmessage.TypeSOA})
+	ns, _ := r.Resolve(Question{r.Domain, dnsmessage.TypeNS})
 	version, _ := r.Resolve(Question{"dns-version." + r.Domain, dnsmessage.TypeTXT})
-	return append(append(a.Records, a.Extra...), version.Records...)
+	return slices.Concat(soa.Records, ns.Records, ns.Extra, version.Records)
 }

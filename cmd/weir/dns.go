@@ -19,6 +19,7 @@ import (
 	"weir/reconcile/tell/status"
 	"weir/spec"
 	"weir/spec/config"
+	"weir/spec/kubedns"
 )
 
 // zoneFlags say how the names of Services end.
@@ -108,7 +109,7 @@ func newDNSZone() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "zone -f DIR|FILE|-|--api",
 		Short:   "Print every name as a zone file",
-		Long:    "Print every record of the zone that the input makes, as a zone file in the order of Services.\n\nExit codes: 0 printed; 1 the input is not valid; 2 the command line is wrong.",
+		Long:    "Print every record of the zone that the input makes, as a zone file in the order of Services, with the names of addresses after those of each. The serial number is always 1, so that the same input makes the same file.\n\nExit codes: 0 printed; 1 the input is not valid; 2 the command line is wrong.",
 		Example: "  weir dns zone -f ./cluster\n  diff <(weir dns zone -f before) <(weir dns zone -f after)",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -119,7 +120,11 @@ func newDNSZone() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s\n", dns.Record{Name: "dns-version." + resolver.Domain, Type: dnsmessage.TypeTXT, TTL: 28800, Text: "1.1.0"})
+			apex := resolver.Apex()
+			apex[0].Serial = 1 // the same input makes the same file
+			for _, r := range apex {
+				fmt.Fprintln(cmd.OutOrStdout(), r)
+			}
 			for svc := range snap.Services.All() {
 				for _, r := range resolver.List(reconcile.Names(svc)) {
 					fmt.Fprintln(cmd.OutOrStdout(), r)
@@ -226,7 +231,7 @@ func zoneOf(snap *spec.Snapshot) *names.Zone {
 
 // loadZone reads the input, and puts all of it in force in a Zone.
 func loadZone(cmd *cobra.Command, input *inputFlags, api *apiFlags, flags *zoneFlags) (*spec.Snapshot, *dns.Resolver, error) {
-	input.more, api.named = flags.fields, true
+	input.more, input.serveDNS, api.named = flags.fields, new(true), true
 	source, err := api.source(input, &nodeFlags{}, nil, hclog.NewNullLogger(), nil)
 	if err != nil {
 		return nil, nil, err
@@ -235,7 +240,21 @@ func loadZone(cmd *cobra.Command, input *inputFlags, api *apiFlags, flags *zoneF
 	if err != nil {
 		return nil, nil, err
 	}
-	return snap, newResolver(zoneOf(snap), snap.Weir.DNS), nil
+	resolver := newResolver(zoneOf(snap), snap.Weir.DNS)
+	resolver.Servers = serversIn(snap)
+	return snap, resolver, nil
+}
+
+// serversIn returns the addresses at which weir answers pods by a Snapshot.
+func serversIn(snap *spec.Snapshot) (addrs []netip.Addr) {
+	if svc := snap.Services.Get(kubedns.Name); svc != nil {
+		for _, text := range svc.Object.Spec.ClusterIPs {
+			if a, err := netip.ParseAddr(text); err == nil {
+				addrs = append(addrs, a)
+			}
+		}
+	}
+	return addrs
 }
 
 // questionOf returns what the arguments of weir dns lookup ask for.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -349,6 +350,8 @@ func TestKubeDNSByDefault(t *testing.T) {
 			if _, _, err := d.lookupFrom(netlab.Outside, kubeDNS, "udp", name); err == nil {
 				t.Error("a host outside is answered")
 			}
+			d.awaitLog(`may not ask for names.*client=` + d.lab.Host(netlab.Outside).IPv4.String())
+			d.expectHTTP("http://127.0.0.1:10249/metrics", 200, `weir_dns_not_allowed_total{server="dns://10.96.0.10:53"} `)
 			if tracked := d.questionsTracked(); len(tracked) > 0 {
 				t.Errorf("%d questions are tracked, such as %v", len(tracked), tracked[0])
 			}
@@ -356,6 +359,67 @@ func TestKubeDNSByDefault(t *testing.T) {
 				t.Errorf("the log has\n%s", log)
 			}
 			d.checkLeavesNothing(before)
+		})
+	}
+}
+
+// TestClusterDNSOfKubelet has pods ask where a KubeletConfiguration in the input points them, in every mode: at addresses of the
+// range of Services, at that of a NodeLocal DNSCache, which is link-local, and at one that weir listens at anyway. A change of it
+// takes the former addresses away.
+func TestClusterDNSOfKubelet(t *testing.T) {
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
+			if m.rootless {
+				t.Skip("nothing leads to addresses that the node does not have")
+			}
+			if m.needs != nil {
+				m.needs(t)
+			}
+			d := newDaemon(t, netlab.New(t, netlab.Topology{Pods: 1}), m)
+			node := netip.AddrPortFrom(netlab.NodeIPv4, 53)
+			d.flags = []string{"--dns", "--dns-listen", "127.0.0.1:53", "--dns-listen", node.String(), "--dns-upstream", "127.0.0.1:9"}
+			kubelet := func(addrs, domain string) map[string]string {
+				return map[string]string{"kubelet.yaml": "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nclusterDomain: " + domain +
+					"\nclusterDNS: [" + addrs + "]\nauthentication: {anonymous: {enabled: false}}\n"}
+			}
+			d.write(map[string]string{
+				"web.yaml":    strings.Replace(webService, serviceIP(t), "10.96.0.80", 1),
+				"config.yaml": strings.Replace(kubeProxyConfig, "mode: iptables\n", "", 1) + "clusterCIDR: 10.244.0.0/16,fd00:244:1::/64\n",
+			})
+			d.write(kubelet("10.96.5.5", "cluster.local"))
+			d.start()
+			steps := []struct{ addrs, domain, asked, gone string }{
+				{"10.96.5.5", "cluster.local", "10.96.5.5", "10.96.0.10"},
+				{`169.254.20.10, "fd00:10:96::5"`, "edge.example", "169.254.20.10 fd00:10:96::5", "10.96.5.5"},
+				{node.Addr().String(), "cluster.local", node.Addr().String() + " 10.96.0.10", "169.254.20.10"},
+			}
+			for _, s := range steps {
+				d.write(kubelet(s.addrs, s.domain))
+				name := "web.default.svc." + s.domain + "."
+				for asked := range strings.FieldsSeq(s.asked) {
+					at := netip.AddrPortFrom(netip.MustParseAddr(asked), 53).String()
+					d.awaitNameAt(at, name, "10.96.0.80")
+					for _, network := range []string{"udp", "tcp"} {
+						d.await("an answer for a pod at "+at, func() error {
+							_, addrs, err := d.lookupFrom(netlab.Client, at, network, name)
+							if err == nil && !slices.Equal(addrs, []string{"10.96.0.80"}) {
+								err = fmt.Errorf("answered with %v", addrs)
+							}
+							return err
+						})
+					}
+				}
+				d.await("no answer at "+s.gone, func() error {
+					if _, addrs, err := d.lookupAt(s.gone+":53", "udp", name); err == nil {
+						return fmt.Errorf("answered with %v", addrs)
+					}
+					return nil
+				})
+			}
+			if log := d.logs(); strings.Contains(log, "names cannot be answered") {
+				t.Errorf("the log has\n%s", log)
+			}
 		})
 	}
 }
@@ -731,14 +795,24 @@ metadata: {name: elsewhere}
 spec: {type: ExternalName, externalName: www.example.com}
 `
 	const fromDefault = "; search default.svc.cluster.local. svc.cluster.local. cluster.local., ndots 5\n"
-	const zone = `dns-version.cluster.local.	28800	IN	TXT	"1.1.0"
+	const zone = `cluster.local.	5	IN	SOA	ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5
+cluster.local.	5	IN	NS	ns.dns.cluster.local.
+ns.dns.cluster.local.	5	IN	A	10.96.0.10
+ns.dns.cluster.local.	5	IN	AAAA	fd00:10:96::a
+dns-version.cluster.local.	28800	IN	TXT	"1.1.0"
 db.default.svc.cluster.local.	5	IN	A	10.244.1.2
 db-0.db.default.svc.cluster.local.	5	IN	A	10.244.1.2
 _sql._tcp.db.default.svc.cluster.local.	5	IN	SRV	0 100 5432 db-0.db.default.svc.cluster.local.
 2.1.244.10.in-addr.arpa.	5	IN	PTR	db-0.db.default.svc.cluster.local.
 elsewhere.default.svc.cluster.local.	5	IN	CNAME	www.example.com.
-web.default.svc.cluster.local.	5	IN	A	10.96.0.10
-10.0.96.10.in-addr.arpa.	5	IN	PTR	web.default.svc.cluster.local.
+web.default.svc.cluster.local.	5	IN	A	10.96.0.80
+80.0.96.10.in-addr.arpa.	5	IN	PTR	web.default.svc.cluster.local.
+kube-dns.kube-system.svc.cluster.local.	5	IN	A	10.96.0.10
+kube-dns.kube-system.svc.cluster.local.	5	IN	AAAA	fd00:10:96::a
+_dns._udp.kube-dns.kube-system.svc.cluster.local.	5	IN	SRV	0 50 53 kube-dns.kube-system.svc.cluster.local.
+_dns-tcp._tcp.kube-dns.kube-system.svc.cluster.local.	5	IN	SRV	0 50 53 kube-dns.kube-system.svc.cluster.local.
+10.0.96.10.in-addr.arpa.	5	IN	PTR	kube-dns.kube-system.svc.cluster.local.
+a.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.1.0.0.0.0.d.f.ip6.arpa.	5	IN	PTR	kube-dns.kube-system.svc.cluster.local.
 `
 	for _, tc := range []struct {
 		args           string
@@ -747,15 +821,15 @@ web.default.svc.cluster.local.	5	IN	A	10.96.0.10
 	}{
 		{"zone", 0, zone, ""},
 		{"zone --cluster-domain _", 2, "", "--cluster-domain"},
-		{"lookup web", 0, "web.default.svc.cluster.local.	5	IN	A	10.96.0.10\n", ""},
-		{"lookup WEB.default.svc a", 0, "WEB.default.svc.cluster.local.	5	IN	A	10.96.0.10\n", ""},
-		{"lookup 10.96.0.10", 0, "10.0.96.10.in-addr.arpa.	5	IN	PTR	web.default.svc.cluster.local.\n", ""},
+		{"lookup web", 0, "web.default.svc.cluster.local.	5	IN	A	10.96.0.80\n", ""},
+		{"lookup WEB.default.svc a", 0, "WEB.default.svc.cluster.local.	5	IN	A	10.96.0.80\n", ""},
+		{"lookup 10.96.0.80", 0, "80.0.96.10.in-addr.arpa.	5	IN	PTR	web.default.svc.cluster.local.\n", ""},
 		{"lookup _sql._tcp.db SRV", 0, "_sql._tcp.db.default.svc.cluster.local.	5	IN	SRV	0 100 5432 db-0.db.default.svc.cluster.local.\ndb-0.db.default.svc.cluster.local.	5	IN	A	10.244.1.2\n", ""},
 		{"lookup elsewhere A", 0, "elsewhere.default.svc.cluster.local.	5	IN	CNAME	www.example.com.\n", "www.example.com. is elsewhere"},
 		{"lookup db A", 0, "db.default.svc.cluster.local.	5	IN	A	10.244.1.2\n", "left out: 10.244.1.3 (db-1): not ready"},
 		{"lookup 10.9.9.9", 1, "", "other resolvers answer for it"},
 		{"lookup nonesuch", 1, "", "nonesuch does not exist"},
-		{"lookup web SRV", 0, "web.default.svc.cluster.local.	5	IN	SRV	0 100 80 web.default.svc.cluster.local.\nweb.default.svc.cluster.local.	5	IN	A	10.96.0.10\n", ""},
+		{"lookup web SRV", 0, "web.default.svc.cluster.local.	5	IN	SRV	0 100 80 web.default.svc.cluster.local.\nweb.default.svc.cluster.local.	5	IN	A	10.96.0.80\n", ""},
 		{"lookup web TXT", 1, "", "web exists and has no record of that type"},
 		{"lookup www.example.com.", 1, "", "www.example.com. is of no Service; other resolvers answer for it"},
 		{"lookup www.example.com", 1, "", "www.example.com. is of no Service; other resolvers answer for it"},
@@ -763,16 +837,16 @@ web.default.svc.cluster.local.	5	IN	A	10.96.0.10
 		{"lookup nosuch.default.svc.cluster.local", 1, "", "nosuch.default.svc.cluster.local does not exist"},
 		{"lookup web WKS", 2, "", `"WKS" is not a type`},
 		{"lookup", 2, "", "give one name"},
-		{"lookup web --from client A", 0, fromDefault + "; web.default.svc.cluster.local. answered\nweb.default.svc.cluster.local.	5	IN	A	10.96.0.10\n", ""},
+		{"lookup web --from client A", 0, fromDefault + "; web.default.svc.cluster.local. answered\nweb.default.svc.cluster.local.	5	IN	A	10.96.0.80\n", ""},
 		{"lookup web.default --from 10.244.1.2 A", 0, fromDefault + "; web.default.default.svc.cluster.local. does not exist\n; web.default.svc.cluster.local. answered\n" +
-			"web.default.svc.cluster.local.	5	IN	A	10.96.0.10\n", ""},
+			"web.default.svc.cluster.local.	5	IN	A	10.96.0.80\n", ""},
 		{"lookup web --from shop/client A", 1, "; search shop.svc.cluster.local. svc.cluster.local. cluster.local., ndots 5\n; web.shop.svc.cluster.local. does not exist\n" +
 			"; web.svc.cluster.local. does not exist\n; web.cluster.local. does not exist\n; web. other resolvers answer for it\n", "web. is of no Service"},
 		{"lookup a.b.c.d.e.f --from client A", 1, fromDefault + "; a.b.c.d.e.f. other resolvers answer for it\n", ""},
 		{"lookup web.default.svc.cluster.local. --from client TXT", 1, fromDefault + "; web.default.svc.cluster.local. exists, without a record of that type\n", ""},
 		{"lookup web --from 10.9.9.9", 1, "", "no pod and no endpoint"},
 	} {
-		got := weir(t, webService+headless, append([]string{"dns"}, append(strings.Fields(tc.args), "-f", "-")...)...)
+		got := weir(t, strings.Replace(webService, serviceIP(t), "10.96.0.80", 1)+headless, append([]string{"dns"}, append(strings.Fields(tc.args), "-f", "-")...)...)
 		if got.code != tc.code || got.stdout != tc.stdout || !strings.Contains(got.stderr, tc.stderr) {
 			t.Errorf("%s: exit %d, stdout:\n%sstderr: %s", tc.args, got.code, got.stdout, got.stderr)
 		}

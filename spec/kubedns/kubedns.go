@@ -73,8 +73,10 @@ func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
 // adder holds what was added last. A change that is not about the Service costs it O(1) for each Service that changed.
 type adder struct {
 	log hclog.Logger
-	// endpoints are the addresses of weir that the rest was made from, and answers is whether weir can answer for the Service.
+	// endpoints are the addresses of weir that the rest was made from, asked those at which pods ask, and answers is whether weir can
+	// answer for the Service.
 	endpoints []netip.AddrPort
+	asked     []netip.Addr
 	answers   bool
 	declared  *spec.Service
 	added     *spec.Service
@@ -85,10 +87,11 @@ type adder struct {
 
 // add returns the Snapshot with the Service.
 func (a *adder) add(snap *spec.Snapshot, delta spec.Delta) (*spec.Snapshot, spec.Delta) {
-	endpoints, answers, declared := reachable(&snap.Weir.DNS), answerable(&snap.Weir.DNS), snap.Services.Get(Name)
+	endpoints, asked := reachable(&snap.Weir.DNS), addresses(snap)
+	answers, declared := answerable(&snap.Weir.DNS), snap.Services.Get(Name)
 	before := a.added
-	if delta.All || a.declared != declared || a.answers != answers || !slices.Equal(a.endpoints, endpoints) || a.moved(snap, delta) {
-		a.endpoints, a.answers, a.declared = endpoints, answers, declared
+	if delta.All || a.declared != declared || a.answers != answers || !slices.Equal(a.endpoints, endpoints) || !slices.Equal(a.asked, asked) || a.moved(snap, delta) {
+		a.endpoints, a.asked, a.answers, a.declared = endpoints, asked, answers, declared
 		a.make(snap)
 	}
 	if a.added != before && !delta.All {
@@ -123,7 +126,7 @@ func (a *adder) make(snap *spec.Snapshot) {
 	case len(a.endpoints) == 0 && !a.answers:
 		return
 	case svc == nil:
-		if a.added = undeclared(snap, a.serves); a.added != nil {
+		if a.added = undeclared(a.asked, a.serves); a.added != nil {
 			a.added.Slices = endpointSlices(a.added.Object.Spec.Ports, a.endpoints)
 			a.added.Answered = a.answers
 		}
@@ -196,12 +199,12 @@ func answerable(d *spec.DNS) bool {
 	return has && d.Serve
 }
 
-// serves reports whether the Service can have the address: with endpoints, they are of its family too.
+// serves reports whether the Service can have the address: weir answers there itself, or with endpoints, they are of its family too.
 func (a *adder) serves(ip netip.Addr) bool {
-	return len(a.endpoints) == 0 || slices.ContainsFunc(a.endpoints, func(at netip.AddrPort) bool { return at.Addr().Is4() == ip.Is4() })
+	return a.answers || slices.ContainsFunc(a.endpoints, func(at netip.AddrPort) bool { return at.Addr().Is4() == ip.Is4() })
 }
 
-// addresses returns where kubelets have pods ask, the first in each family.
+// addresses returns where kubelets have pods ask, the first in each family. Where weir listens anyway, no Service leads there.
 func addresses(snap *spec.Snapshot) (all []netip.Addr) {
 	add := func(ip netip.Addr) {
 		if !slices.ContainsFunc(all, func(a netip.Addr) bool { return a.Is4() == ip.Is4() }) {
@@ -209,7 +212,9 @@ func addresses(snap *spec.Snapshot) (all []netip.Addr) {
 		}
 	}
 	for _, ip := range snap.Weir.DNS.ClusterIPs {
-		add(ip)
+		if !slices.Contains(snap.Weir.DNS.Listen, netip.AddrPortFrom(ip, 53)) {
+			add(ip)
+		}
 	}
 	if all != nil {
 		return all
@@ -226,8 +231,8 @@ func addresses(snap *spec.Snapshot) (all []netip.Addr) {
 	return all
 }
 
-// undeclared returns the Service as an API server would have it, or nil if no range has an address for it.
-func undeclared(snap *spec.Snapshot, serves func(netip.Addr) bool) *spec.Service {
+// undeclared returns the Service as an API server would have it, or nil if pods ask at no address that it can have.
+func undeclared(asked []netip.Addr, serves func(netip.Addr) bool) *spec.Service {
 	o := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: Name.Namespace, Name: Name.Name}}
 	cluster, single := corev1.ServiceInternalTrafficPolicyCluster, corev1.IPFamilyPolicySingleStack
 	o.Spec = corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP, SessionAffinity: corev1.ServiceAffinityNone, InternalTrafficPolicy: &cluster, IPFamilyPolicy: &single}
@@ -235,7 +240,7 @@ func undeclared(snap *spec.Snapshot, serves func(netip.Addr) bool) *spec.Service
 		p.Port, p.TargetPort = 53, intstr.FromInt32(53)
 		o.Spec.Ports = append(o.Spec.Ports, p)
 	}
-	for _, ip := range addresses(snap) {
+	for _, ip := range asked {
 		if !serves(ip) {
 			continue
 		}

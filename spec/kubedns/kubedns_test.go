@@ -72,10 +72,12 @@ func TestSource(t *testing.T) {
 		{"on all addresses", snapshot("127.0.0.1:53 [::]:53"), false, other, "", false},
 		{"on loopback only", snapshot("127.0.0.1:53"), false, other, "10.96.0.10 fd00:10:96::a", true},
 		{"where kubelets point", pointed(snapshot("127.0.0.1:53"), "10.96.0.53", "10.96.0.54"), true, other, "10.96.0.53", false},
-		{"on an address of the node", snapshot(node), false, other, "10.96.0.10 192.168.1.1", true},
-		{"another Service", snapshot(node, service(other, "10.96.0.9")), false, other, "10.96.0.10 192.168.1.1", false},
+		{"where kubelets point and weir listens", pointed(snapshot("127.0.0.1:53 "+node), "192.168.1.1"), true, other, "10.96.0.10 fd00:10:96::a 192.168.1.1", false},
+		{"where one of two kubelets points and weir listens", pointed(snapshot("127.0.0.1:53 "+node), "192.168.1.1", "169.254.20.10"), true, other, "169.254.20.10 192.168.1.1", false},
+		{"on an address of the node", snapshot(node), false, other, "10.96.0.10 fd00:10:96::a 192.168.1.1", true},
+		{"another Service", snapshot(node, service(other, "10.96.0.9")), false, other, "10.96.0.10 fd00:10:96::a 192.168.1.1", false},
 		{"which takes the address", snapshot(node, service(other, "10.96.0.10")), false, other, "", true},
-		{"and gives it back", snapshot(node), false, other, "10.96.0.10 192.168.1.1", true},
+		{"and gives it back", snapshot(node), false, other, "10.96.0.10 fd00:10:96::a 192.168.1.1", true},
 		{"dual stack", snapshot(node + " [fd00::1]:5353"), false, other, "10.96.0.10 fd00:10:96::a 192.168.1.1 fd00::1", true},
 		{"declared without endpoints", snapshot(node, service(Name, "10.96.0.53")), false, Name, "10.96.0.53 192.168.1.1", true},
 		{"declared with endpoints", snapshot(node, service(Name, "10.96.0.53", "10.244.0.1")), false, Name, "10.96.0.53 10.244.0.1", true},
@@ -96,7 +98,7 @@ func TestSource(t *testing.T) {
 		}
 	}
 	loaded, err := New(fixed{snapshot(node)}, hclog.NewNullLogger()).Load(t.Context())
-	if err != nil || show(loaded) != "10.96.0.10 192.168.1.1" {
+	if err != nil || show(loaded) != "10.96.0.10 fd00:10:96::a 192.168.1.1" {
 		t.Errorf("Load: %q %v", show(loaded), err)
 	}
 	if len(endpointSlices(service(Name, "").Object.Spec.Ports, []netip.AddrPort{netip.MustParseAddrPort(node)})[0].Ports) != 1 {
