@@ -2,6 +2,7 @@ package dns
 
 import (
 	"encoding/binary"
+	"hash/maphash"
 
 	"golang.org/x/net/dns/dnsmessage"
 )
@@ -21,6 +22,10 @@ type packedAnswers struct {
 	serial  uint32 // of the zone that they come from
 	answers map[string]packed
 	size    int
+	// seen are hashes of questions that were asked once. Only what is asked again is kept, so that questions which nobody repeats,
+	// as those of a flood, take no memory.
+	seed maphash.Seed
+	seen [1 << 16]uint32
 }
 
 // packed is the answer to a message, whose ID is that of another message.
@@ -48,11 +53,23 @@ func (p *packedAnswers) get(serial uint32, msg []byte) (a packed, ok bool) {
 	return a, ok
 }
 
-// put keeps a copy of the answer to a message. Answers of another serial number, and all if there are too many, go.
+// again reports whether a question was asked before, which a short memory tells.
+func (p *packedAnswers) again(question []byte) bool {
+	if p.seed == (maphash.Seed{}) {
+		p.seed = maphash.MakeSeed()
+	}
+	h := maphash.Bytes(p.seed, question)
+	last := &p.seen[h%uint64(len(p.seen))]
+	seen := *last == uint32(h>>32)
+	*last = uint32(h >> 32)
+	return seen
+}
+
+// put keeps a copy of the answer to a message that is asked again. Answers of another serial number, and all if there are too many, go.
 func (p *packedAnswers) put(serial uint32, msg []byte, a packed) {
 	question := questionOf(msg)
 	cost := len(question) + len(a.reply) + packedOverhead
-	if question == nil || serial == 0 {
+	if question == nil || serial == 0 || !p.again(question) {
 		return
 	}
 	if p.serial != serial || p.answers == nil || p.size+cost > maxPacked {
