@@ -22,10 +22,10 @@ type packedAnswers struct {
 	serial  uint32 // of the zone that they come from
 	answers map[string]packed
 	size    int
-	// seen are hashes of questions that were asked once. Only what is asked again is kept, so that questions which nobody repeats,
-	// as those of a flood, take no memory.
+	// seen are hashes of questions for what does not exist that were asked once. Only what is asked again is kept of those, so that
+	// questions which nobody repeats, as those of a flood, take no memory.
 	seed maphash.Seed
-	seen [1 << 16]uint32
+	seen [1 << 14]uint32
 }
 
 // packed is the answer to a message, whose ID is that of another message.
@@ -65,11 +65,12 @@ func (p *packedAnswers) again(question []byte) bool {
 	return seen
 }
 
-// put keeps a copy of the answer to a message that is asked again. Answers of another serial number, and all if there are too many, go.
+// put keeps a copy of the answer to a message, one that tells an error only if it is given again. Answers of another serial number, and
+// all if there are too many, go.
 func (p *packedAnswers) put(serial uint32, msg []byte, a packed) {
 	question := questionOf(msg)
 	cost := len(question) + len(a.reply) + packedOverhead
-	if question == nil || serial == 0 || !p.again(question) {
+	if question == nil || serial == 0 || a.reply[3]&0xf != 0 && !p.again(question) {
 		return
 	}
 	if p.serial != serial || p.answers == nil || p.size+cost > maxPacked {
