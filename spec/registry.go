@@ -81,6 +81,7 @@ const (
 	PodLabelIgnored       NoticeID = "W043-pod-label-ignored"
 	TargetPortUnknown     NoticeID = "W044-target-port-unknown"
 	RuntimeNotAsked       NoticeID = "W045-runtime-not-asked"
+	Deprecated            NoticeID = "W046-deprecated"
 )
 
 // NoticeKind describes a kind of Notice.
@@ -141,6 +142,7 @@ var noticeKinds = []NoticeKind{
 	{PodLabelIgnored, SeverityWarning, "What a running pod says of its namespace or its ports is not valid and is ignored.", false},
 	{TargetPortUnknown, SeverityWarning, "A targetPort is a name that no container of the pods gives to a port: no connection gets there.", false},
 	{RuntimeNotAsked, SeverityWarning, "A container runtime does not answer: its pods are not in the plan.", true},
+	{Deprecated, SeverityInfo, "Kubernetes deprecates what the input uses: weir goes on with it.", false},
 }
 
 // NoticeKinds returns every kind of notice that an accepted input can have, in the order of IDs.

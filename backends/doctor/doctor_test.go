@@ -115,6 +115,7 @@ func TestModulesCheck(t *testing.T) {
 	if !Capable(unix.CAP_SYS_MODULE) {
 		loadable = Missing
 	}
+	old := modulesOf(t, map[string]string{"lib/modules/6.1/modules.dep": "kernel/net/netfilter/nf_conntrack.ko:\nkernel/net/ipv4/netfilter/nf_conntrack_ipv4.ko: kernel/net/netfilter/nf_conntrack.ko\n"})
 	for _, tc := range []struct {
 		name   string
 		check  Check
@@ -125,6 +126,8 @@ func TestModulesCheck(t *testing.T) {
 		{"there", m.Check("x", "ip_vs"), OK, "ip_vs loaded", "modprobe -a ip_vs"},
 		{"loadable", m.Check("x", "ip_vs", "ip_vs_wrr"), loadable, "ip_vs_wrr not loaded", "modprobe -a ip_vs ip_vs_wrr"},
 		{"absent", m.Check("x", "ip_vs", "ip_vs_mh"), Missing, "install a kernel that has it", ""},
+		{"of an old kernel", old.Check("x", "nf_conntrack"), loadable, "nf_conntrack_ipv4 not loaded", "modprobe -a nf_conntrack_ipv4"},
+		{"of a new kernel", m.Check("x", "nf_conntrack"), OK, "nf_conntrack built in", ""},
 		{"no list", modulesOf(t, nil).Check("x", "ip_vs"), Advice, "there is no /lib/modules/6.1 here", ""},
 		{"works", modulesOf(t, nil).CheckWork("x", "ip_vs", nil), OK, "it works", ""},
 		{"does not work, no list", modulesOf(t, nil).CheckWork("x", "ip_vs", unix.ENOENT), Missing, "to load ip_vs from", ""},

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +31,20 @@ type Modules struct {
 	Root string
 	// Release replaces the output of uname -r.
 	Release string
+}
+
+// formerNames are the modules that did the work of others in older kernels, and load those: before Linux 4.19 nf_conntrack alone
+// tracked no connection.
+var formerNames = map[string]string{"nf_conntrack": "nf_conntrack_ipv4"}
+
+// named returns the name that the running kernel has for a module.
+func (m Modules) named(module string) string {
+	if former, ok := formerNames[module]; ok {
+		if at := m.Find(former); at != Absent && at != Unknown {
+			return former
+		}
+	}
+	return module
 }
 
 // Find returns where the kernel has a module.
@@ -84,7 +99,10 @@ func (m Modules) CheckWork(name, module string, result error) Check {
 // process may load it.
 func (m Modules) Check(name string, modules ...string) Check {
 	where := map[Module][]string{}
-	for _, module := range modules {
+	modules = slices.Clone(modules)
+	for i, module := range modules {
+		module = m.named(module)
+		modules[i] = module
 		at := m.Find(module)
 		where[at] = append(where[at], module)
 	}

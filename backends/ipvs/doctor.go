@@ -21,14 +21,20 @@ func Doctor(scheduler string, kernel [2]int) []doctor.Check {
 	for _, part := range parts {
 		checks = append(checks, modules.CheckWork(part.does, part.module, part.probe()))
 	}
-	checks = append(checks, checkSchedulers(modules, scheduler))
-	if probeIPVS() == nil {
+	works := probeIPVS() == nil
+	tracking := modules.Check("connection tracking", "nf_conntrack")
+	if tracking.State == doctor.Advice && works {
+		tracking.State = doctor.OK // no list of modules tells
+	}
+	checks = append(checks, tracking, checkSchedulers(modules, scheduler))
+	if works {
 		for _, s := range (Settings{Kernel: kernel}).Parameters() {
 			checks = append(checks, checkSysctl(s))
 		}
 		checks = append(checks, checkServers())
 	}
-	return append(checks, checkKubeProxy())
+	future := doctor.Check{Name: "future", State: doctor.OK, Detail: "weir keeps this mode; kube-proxy has it only if asked from 1.40 on, and no more from 1.43 (KEP-5495)"}
+	return append(checks, checkKubeProxy(), future)
 }
 
 // checkSchedulers checks the required scheduler, and lists the others.

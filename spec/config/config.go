@@ -84,6 +84,10 @@ func Decode(doc Doc) (c *KubeProxy, warnings []spec.Notice, errors []spec.Proble
 		w.id = spec.NoLocalDetection
 		w.add("detectLocalMode", "is ClusterCIDR, and clusterCIDR is empty: nothing is masqueraded because it comes from elsewhere; set clusterCIDR to the pods' range, or leave detectLocalMode out")
 	}
+	if in.Mode == ModeIPVS {
+		w.id = spec.Deprecated
+		w.add("mode", "is ipvs, which kube-proxy deprecates: off unless asked for from 1.40, gone in 1.43 (KEP-5495); weir keeps it")
+	}
 	return c, w.sorted(), r.sorted()
 }
 

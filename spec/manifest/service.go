@@ -160,6 +160,9 @@ func (v *validator) serviceSpec(s *corev1.ServiceSpec) []netip.Addr {
 	for i, ip := range s.ExternalIPs {
 		v.plainAddress(ip, "spec.externalIPs[%d]", i)
 	}
+	if len(s.ExternalIPs) > 0 {
+		v.notice(spec.Deprecated, "is deprecated in Kubernetes (KEP-5707): a Service of type LoadBalancer with the addresses in its status says the same", "spec.externalIPs")
+	}
 	for i, cidr := range s.LoadBalancerSourceRanges {
 		v.prefix(cidr, "spec.loadBalancerSourceRanges[%d]", i)
 	}
