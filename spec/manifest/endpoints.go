@@ -212,7 +212,7 @@ func (d *decoding) endpoints(at *document.Document) {
 	for i := range e.Subsets {
 		v.subset(&e.Subsets[i], i)
 	}
-	v.notice(spec.Deprecated, "Endpoints, deprecated since Kubernetes 1.33 (KEP-4974): an EndpointSlice says the same", "kind")
+	v.notice(spec.Deprecated, "is deprecated since Kubernetes 1.33 (KEP-4974): an EndpointSlice says the same", "kind")
 	id := objectID{kindEndpoints, dataplane.ServiceName{Namespace: d.intern.string(e.Namespace), Name: e.Name}}
 	if d.accept(id, at, shape, v) {
 		out := &corev1.Endpoints{ObjectMeta: d.intern.trimMeta(&e.ObjectMeta), Subsets: e.Subsets}

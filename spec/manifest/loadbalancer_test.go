@@ -31,7 +31,7 @@ func TestLoadBalancerAddresses(t *testing.T) {
 		{"a name", "", "type: LoadBalancer, loadBalancerIP: lb.example.com", "", "", `W022 spec.loadBalancerIP: is ignored: "lb.example.com" is not an IP address, such as 10.9.8.7 or 2001:db8::ffff; W030 ` + ask},
 		{"nothing", "", "type: LoadBalancer", "", "", "W030 " + ask},
 		{"nothing without node ports", "", "type: LoadBalancer, allocateLoadBalancerNodePorts: false", "", "", "W030 " + ask + ", so that it is reached at its ClusterIP only"},
-		{"external IPs", "", "type: LoadBalancer, externalIPs: [192.0.2.1]", "", "", ""},
+		{"external IPs", "", "type: LoadBalancer, externalIPs: [192.0.2.1]", "", "", "W046 spec.externalIPs: is deprecated"},
 		{"no load balancer", "metallb.io/loadBalancerIPs: 192.0.2.2", "type: NodePort, loadBalancerIP: 192.0.2.3", "", "", ""},
 		{"a status of no load balancer", "", "type: ClusterIP", "192.0.2.1", "", "W022 status.loadBalancer.ingress: is dropped"},
 	} {
