@@ -70,6 +70,18 @@ var modes = []mode{
 // ruleModes are those in which rules of the packet filter do everything.
 var ruleModes = modes[:3]
 
+// eachMode runs a test in each of the modes that this kernel can run.
+func eachMode(t *testing.T, of []mode, test func(t *testing.T, m mode)) {
+	for _, m := range of {
+		t.Run(m.name, func(t *testing.T) {
+			if m.needs != nil {
+				m.needs(t)
+			}
+			test(t, m)
+		})
+	}
+}
+
 func iptablesMode(variant string) mode {
 	return mode{
 		name:  "iptables-" + variant,

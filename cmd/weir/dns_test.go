@@ -248,180 +248,165 @@ func TestNamesForWhom(t *testing.T) {
 // this kernel has. Ten thousand pairs of questions for A and AAAA, each pair at once from one socket, are all answered, and none is
 // tracked.
 func TestKubeDNS(t *testing.T) {
-	for _, m := range modes {
-		t.Run(m.name, func(t *testing.T) {
-			t.Parallel()
-			if m.rootless {
-				t.Skip("nothing leads to ClusterIPs that the node does not have")
-			}
-			if m.needs != nil {
-				m.needs(t)
-			}
-			d := newDaemon(t, netlab.New(t, netlab.Topology{Pods: 1}), m)
-			node, node6 := netip.AddrPortFrom(netlab.NodeIPv4, 53).String(), netip.AddrPortFrom(netlab.NodeIPv6, 53).String()
-			d.write(map[string]string{"web.yaml": webService, "config.yaml": strings.Replace(kubeProxyConfig, "mode: iptables\n", "", 1) + "clusterCIDR: 10.244.0.0/16,fd00:244:1::/64\n",
-				"weir.yaml": "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\ndns: {listen: [\"127.0.0.1:53\", \"" + node + "\", \"" + node6 + "\"], upstreams: [\"127.0.0.1:9\"]}\n"})
-			web := strings.Replace(webService, serviceIP(t), "10.96.0.80", 1)
-			d.write(map[string]string{"web.yaml": web})
-			d.start()
-			const name, kubeDNS, kubeDNS6 = "web.default.svc.cluster.local.", "10.96.0.10:53", "[fd00:10:96::a]:53"
-			d.awaitNameAt(kubeDNS, name, "10.96.0.80")
-			d.awaitNameAt(kubeDNS6, name, "10.96.0.80")
-			d.awaitNameAt(kubeDNS, "kube-dns.kube-system.svc.cluster.local.", "10.96.0.10")
-			d.forgetFlows() // some may be of before the first round
-			for _, at := range []string{kubeDNS, kubeDNS6} {
-				for _, network := range []string{"udp", "tcp"} {
-					if _, addrs, err := d.lookupFrom(netlab.Client, at, network, name); err != nil || len(addrs) != 1 {
-						t.Errorf("a pod at %s over %s: %v %v", at, network, addrs, err)
-					}
+	eachMode(t, modes, func(t *testing.T, m mode) {
+		t.Parallel()
+		if m.rootless {
+			t.Skip("nothing leads to ClusterIPs that the node does not have")
+		}
+		d := newDaemon(t, netlab.New(t, netlab.Topology{Pods: 1}), m)
+		node, node6 := netip.AddrPortFrom(netlab.NodeIPv4, 53).String(), netip.AddrPortFrom(netlab.NodeIPv6, 53).String()
+		d.write(map[string]string{"web.yaml": webService, "config.yaml": strings.Replace(kubeProxyConfig, "mode: iptables\n", "", 1) + "clusterCIDR: 10.244.0.0/16,fd00:244:1::/64\n",
+			"weir.yaml": "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\ndns: {listen: [\"127.0.0.1:53\", \"" + node + "\", \"" + node6 + "\"], upstreams: [\"127.0.0.1:9\"]}\n"})
+		web := strings.Replace(webService, serviceIP(t), "10.96.0.80", 1)
+		d.write(map[string]string{"web.yaml": web})
+		d.start()
+		const name, kubeDNS, kubeDNS6 = "web.default.svc.cluster.local.", "10.96.0.10:53", "[fd00:10:96::a]:53"
+		d.awaitNameAt(kubeDNS, name, "10.96.0.80")
+		d.awaitNameAt(kubeDNS6, name, "10.96.0.80")
+		d.awaitNameAt(kubeDNS, "kube-dns.kube-system.svc.cluster.local.", "10.96.0.10")
+		d.forgetFlows() // some may be of before the first round
+		for _, at := range []string{kubeDNS, kubeDNS6} {
+			for _, network := range []string{"udp", "tcp"} {
+				if _, addrs, err := d.lookupFrom(netlab.Client, at, network, name); err != nil || len(addrs) != 1 {
+					t.Errorf("a pod at %s over %s: %v %v", at, network, addrs, err)
 				}
 			}
-			d.awaitNameAt(kubeDNS, name, "10.96.0.80")
-			if _, _, err := d.lookupFrom(netlab.Outside, kubeDNS, "udp", name); err == nil {
-				t.Error("a host outside is answered")
+		}
+		d.awaitNameAt(kubeDNS, name, "10.96.0.80")
+		if _, _, err := d.lookupFrom(netlab.Outside, kubeDNS, "udp", name); err == nil {
+			t.Error("a host outside is answered")
+		}
+		pairs := 10000
+		if testing.Short() || os.Getenv(netlab.VMEnv) != "" {
+			pairs = 500
+		}
+		if answered, err := d.askPairs(kubeDNS, name, pairs); err != nil || answered != pairs {
+			t.Errorf("%d of %d pairs are answered: %v", answered, pairs, err)
+		}
+		if tracked := d.questionsTracked(); len(tracked) > 0 {
+			t.Errorf("%d questions are tracked, such as %v", len(tracked), tracked[0])
+		}
+		d.expectRefused("10.96.0.10")
+		d.kill() // what it leaves in the kernel is its own at the next start
+		d.start()
+		d.awaitNameAt(kubeDNS6, name, "10.96.0.80")
+		if _, addrs, err := d.lookupFrom(netlab.Client, kubeDNS, "udp", name); err != nil || len(addrs) != 1 {
+			t.Errorf("a pod after a kill: %v %v", addrs, err)
+		}
+		d.write(map[string]string{"weir.yaml": ""})
+		d.await("no kube-dns", func() error {
+			if _, addrs, err := d.lookupAt(kubeDNS, "udp", name); err == nil {
+				return fmt.Errorf("answered with %v", addrs)
 			}
-			pairs := 10000
-			if testing.Short() || os.Getenv(netlab.VMEnv) != "" {
-				pairs = 500
-			}
-			if answered, err := d.askPairs(kubeDNS, name, pairs); err != nil || answered != pairs {
-				t.Errorf("%d of %d pairs are answered: %v", answered, pairs, err)
-			}
-			if tracked := d.questionsTracked(); len(tracked) > 0 {
-				t.Errorf("%d questions are tracked, such as %v", len(tracked), tracked[0])
-			}
-			d.expectRefused("10.96.0.10")
-			d.kill() // what it leaves in the kernel is its own at the next start
-			d.start()
-			d.awaitNameAt(kubeDNS6, name, "10.96.0.80")
-			if _, addrs, err := d.lookupFrom(netlab.Client, kubeDNS, "udp", name); err != nil || len(addrs) != 1 {
-				t.Errorf("a pod after a kill: %v %v", addrs, err)
-			}
-			d.write(map[string]string{"weir.yaml": ""})
-			d.await("no kube-dns", func() error {
-				if _, addrs, err := d.lookupAt(kubeDNS, "udp", name); err == nil {
-					return fmt.Errorf("answered with %v", addrs)
-				}
-				return nil
-			})
-			d.await("nothing left of it in the kernel", func() error {
-				if left := d.deliveries(); left != "" {
-					return errors.New(left)
-				}
-				return nil
-			})
+			return nil
 		})
-	}
+		d.await("nothing left of it in the kernel", func() error {
+			if left := d.deliveries(); left != "" {
+				return errors.New(left)
+			}
+			return nil
+		})
+	})
 }
 
 // TestKubeDNSByDefault has --dns and nothing else: pods are answered at the address that kubelets give them, where the mode can leave
 // that to weir, and elsewhere nothing is said of a kube-dns.
 func TestKubeDNSByDefault(t *testing.T) {
-	for _, m := range modes {
-		t.Run(m.name, func(t *testing.T) {
-			t.Parallel()
-			if m.needs != nil {
-				m.needs(t)
-			}
-			d := newDaemon(t, netlab.New(t, netlab.Topology{Pods: 1}), m)
-			d.addForeign()
-			before := d.foreignRules()
-			d.flags = []string{"--dns", "--dns-upstream", "127.0.0.1:9"}
-			d.write(map[string]string{
-				"web.yaml":    strings.Replace(webService, serviceIP(t), "10.96.0.80", 1),
-				"config.yaml": strings.Replace(kubeProxyConfig, "mode: iptables\n", "", 1) + "clusterCIDR: 10.244.0.0/16,fd00:244:1::/64\n",
-			})
-			d.start()
-			const name, kubeDNS = "web.default.svc.cluster.local.", "10.96.0.10:53"
-			d.awaitName(name, "10.96.0.80")
-			if m.rootless {
-				if log := d.logs(); strings.Contains(log, "W001") || !strings.Contains(log, "pods have no kube-dns to ask") {
-					t.Errorf("the log has\n%s", log)
-				}
-				return
-			}
-			d.awaitNameAt(kubeDNS, name, "10.96.0.80")
-			d.forgetFlows()
-			for _, network := range []string{"udp", "tcp"} {
-				if _, addrs, err := d.lookupFrom(netlab.Client, kubeDNS, network, name); err != nil || len(addrs) != 1 {
-					t.Errorf("a pod over %s: %v %v", network, addrs, err)
-				}
-			}
-			if _, _, err := d.lookupFrom(netlab.Outside, kubeDNS, "udp", name); err == nil {
-				t.Error("a host outside is answered")
-			}
-			d.awaitLog(`may not ask for names.*client=` + d.lab.Host(netlab.Outside).IPv4.String())
-			d.expectHTTP("http://127.0.0.1:10249/metrics", 200, `weir_dns_not_allowed_total{server="dns://10.96.0.10:53"} `)
-			if tracked := d.questionsTracked(); len(tracked) > 0 {
-				t.Errorf("%d questions are tracked, such as %v", len(tracked), tracked[0])
-			}
-			if log := d.logs(); strings.Contains(log, "W001") {
+	eachMode(t, modes, func(t *testing.T, m mode) {
+		t.Parallel()
+		d := newDaemon(t, netlab.New(t, netlab.Topology{Pods: 1}), m)
+		d.addForeign()
+		before := d.foreignRules()
+		d.flags = []string{"--dns", "--dns-upstream", "127.0.0.1:9"}
+		d.write(map[string]string{
+			"web.yaml":    strings.Replace(webService, serviceIP(t), "10.96.0.80", 1),
+			"config.yaml": strings.Replace(kubeProxyConfig, "mode: iptables\n", "", 1) + "clusterCIDR: 10.244.0.0/16,fd00:244:1::/64\n",
+		})
+		d.start()
+		const name, kubeDNS = "web.default.svc.cluster.local.", "10.96.0.10:53"
+		d.awaitName(name, "10.96.0.80")
+		if m.rootless {
+			if log := d.logs(); strings.Contains(log, "W001") || !strings.Contains(log, "pods have no kube-dns to ask") {
 				t.Errorf("the log has\n%s", log)
 			}
-			d.checkLeavesNothing(before)
-		})
-	}
+			return
+		}
+		d.awaitNameAt(kubeDNS, name, "10.96.0.80")
+		d.forgetFlows()
+		for _, network := range []string{"udp", "tcp"} {
+			if _, addrs, err := d.lookupFrom(netlab.Client, kubeDNS, network, name); err != nil || len(addrs) != 1 {
+				t.Errorf("a pod over %s: %v %v", network, addrs, err)
+			}
+		}
+		if _, _, err := d.lookupFrom(netlab.Outside, kubeDNS, "udp", name); err == nil {
+			t.Error("a host outside is answered")
+		}
+		d.awaitLog(`may not ask for names.*client=` + d.lab.Host(netlab.Outside).IPv4.String())
+		d.expectHTTP("http://127.0.0.1:10249/metrics", 200, `weir_dns_not_allowed_total{server="dns://10.96.0.10:53"} `)
+		if tracked := d.questionsTracked(); len(tracked) > 0 {
+			t.Errorf("%d questions are tracked, such as %v", len(tracked), tracked[0])
+		}
+		if log := d.logs(); strings.Contains(log, "W001") {
+			t.Errorf("the log has\n%s", log)
+		}
+		d.checkLeavesNothing(before)
+	})
 }
 
 // TestClusterDNSOfKubelet has pods ask where a KubeletConfiguration in the input points them, in every mode: at addresses of the
 // range of Services, at that of a NodeLocal DNSCache, which is link-local, and at one that weir listens at anyway. A change of it
 // takes the former addresses away.
 func TestClusterDNSOfKubelet(t *testing.T) {
-	for _, m := range modes {
-		t.Run(m.name, func(t *testing.T) {
-			t.Parallel()
-			if m.rootless {
-				t.Skip("nothing leads to addresses that the node does not have")
-			}
-			if m.needs != nil {
-				m.needs(t)
-			}
-			d := newDaemon(t, netlab.New(t, netlab.Topology{Pods: 1}), m)
-			node := netip.AddrPortFrom(netlab.NodeIPv4, 53)
-			d.flags = []string{"--dns", "--dns-listen", "127.0.0.1:53", "--dns-listen", node.String(), "--dns-upstream", "127.0.0.1:9"}
-			kubelet := func(addrs, domain string) map[string]string {
-				return map[string]string{"kubelet.yaml": "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nclusterDomain: " + domain +
-					"\nclusterDNS: [" + addrs + "]\nauthentication: {anonymous: {enabled: false}}\n"}
-			}
-			d.write(map[string]string{
-				"web.yaml":    strings.Replace(webService, serviceIP(t), "10.96.0.80", 1),
-				"config.yaml": strings.Replace(kubeProxyConfig, "mode: iptables\n", "", 1) + "clusterCIDR: 10.244.0.0/16,fd00:244:1::/64\n",
-			})
-			d.write(kubelet("10.96.5.5", "cluster.local"))
-			d.start()
-			steps := []struct{ addrs, domain, asked, gone string }{
-				{"10.96.5.5", "cluster.local", "10.96.5.5", "10.96.0.10"},
-				{`169.254.20.10, "fd00:10:96::5"`, "edge.example", "169.254.20.10 fd00:10:96::5", "10.96.5.5"},
-				{node.Addr().String(), "cluster.local", node.Addr().String() + " 10.96.0.10", "169.254.20.10"},
-			}
-			for _, s := range steps {
-				d.write(kubelet(s.addrs, s.domain))
-				name := "web.default.svc." + s.domain + "."
-				for asked := range strings.FieldsSeq(s.asked) {
-					at := netip.AddrPortFrom(netip.MustParseAddr(asked), 53).String()
-					d.awaitNameAt(at, name, "10.96.0.80")
-					for _, network := range []string{"udp", "tcp"} {
-						d.await("an answer for a pod at "+at, func() error {
-							_, addrs, err := d.lookupFrom(netlab.Client, at, network, name)
-							if err == nil && !slices.Equal(addrs, []string{"10.96.0.80"}) {
-								err = fmt.Errorf("answered with %v", addrs)
-							}
-							return err
-						})
-					}
-				}
-				d.await("no answer at "+s.gone, func() error {
-					if _, addrs, err := d.lookupAt(s.gone+":53", "udp", name); err == nil {
-						return fmt.Errorf("answered with %v", addrs)
-					}
-					return nil
-				})
-			}
-			if log := d.logs(); strings.Contains(log, "names cannot be answered") {
-				t.Errorf("the log has\n%s", log)
-			}
+	eachMode(t, modes, func(t *testing.T, m mode) {
+		t.Parallel()
+		if m.rootless {
+			t.Skip("nothing leads to addresses that the node does not have")
+		}
+		d := newDaemon(t, netlab.New(t, netlab.Topology{Pods: 1}), m)
+		node := netip.AddrPortFrom(netlab.NodeIPv4, 53)
+		d.flags = []string{"--dns", "--dns-listen", "127.0.0.1:53", "--dns-listen", node.String(), "--dns-upstream", "127.0.0.1:9"}
+		kubelet := func(addrs, domain string) map[string]string {
+			return map[string]string{"kubelet.yaml": "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nclusterDomain: " + domain +
+				"\nclusterDNS: [" + addrs + "]\nauthentication: {anonymous: {enabled: false}}\n"}
+		}
+		d.write(map[string]string{
+			"web.yaml":    strings.Replace(webService, serviceIP(t), "10.96.0.80", 1),
+			"config.yaml": strings.Replace(kubeProxyConfig, "mode: iptables\n", "", 1) + "clusterCIDR: 10.244.0.0/16,fd00:244:1::/64\n",
 		})
-	}
+		d.write(kubelet("10.96.5.5", "cluster.local"))
+		d.start()
+		steps := []struct{ addrs, domain, asked, gone string }{
+			{"10.96.5.5", "cluster.local", "10.96.5.5", "10.96.0.10"},
+			{`169.254.20.10, "fd00:10:96::5"`, "edge.example", "169.254.20.10 fd00:10:96::5", "10.96.5.5"},
+			{node.Addr().String(), "cluster.local", node.Addr().String() + " 10.96.0.10", "169.254.20.10"},
+		}
+		for _, s := range steps {
+			d.write(kubelet(s.addrs, s.domain))
+			name := "web.default.svc." + s.domain + "."
+			for asked := range strings.FieldsSeq(s.asked) {
+				at := netip.AddrPortFrom(netip.MustParseAddr(asked), 53).String()
+				d.awaitNameAt(at, name, "10.96.0.80")
+				for _, network := range []string{"udp", "tcp"} {
+					d.await("an answer for a pod at "+at, func() error {
+						_, addrs, err := d.lookupFrom(netlab.Client, at, network, name)
+						if err == nil && !slices.Equal(addrs, []string{"10.96.0.80"}) {
+							err = fmt.Errorf("answered with %v", addrs)
+						}
+						return err
+					})
+				}
+			}
+			d.await("no answer at "+s.gone, func() error {
+				if _, addrs, err := d.lookupAt(s.gone+":53", "udp", name); err == nil {
+					return fmt.Errorf("answered with %v", addrs)
+				}
+				return nil
+			})
+		}
+		if log := d.logs(); strings.Contains(log, "names cannot be answered") {
+			t.Errorf("the log has\n%s", log)
+		}
+	})
 }
 
 // TestPodsMayAsk has a pod run outside of the ranges of pods: it may ask, and another address there may not.

@@ -102,48 +102,43 @@ func sendInvalid(t *testing.T, from *netlab.Host, to netip.Addr, seq uint32) {
 // not translated back. Where the connection is masqueraded it is addressed to the node, whose reset must not come back.
 func TestInvalidSegmentsOfEndpoints(t *testing.T) {
 	netlab.Require(t)
-	for _, m := range modes {
-		t.Run(m.name, func(t *testing.T) {
-			if m.needs != nil {
-				m.needs(t)
-			}
-			if m.proxies {
-				t.Skip("the connection to the endpoint is the proxy's own")
-			}
-			d := painDaemon(t, m)
-			d.write(map[string]string{"web.yaml": strings.Replace(painService, "{port: 80}]", "{port: 80, nodePort: 30080}]\n  type: NodePort", 1)})
-			d.start()
-			d.awaitSync()
-			d.await("an answer", func() error {
-				return row{From: list{netlab.Outside}, To: list{"192.168.77.1:30080"}, Protocol: list{"TCP"}, Answers: []string{"pod1"}}.check(d.lab, nil)
-			})
-			tap := newTap(t, d.lab.Host("pod1"))
-			for _, from := range []string{netlab.Client, netlab.Outside, netlab.Node} {
-				for _, to := range []string{"10.96.0.10:80", "192.168.77.1:30080"} {
-					name := from + " to " + to
-					flow, err := d.lab.Host(from).Open(netlab.TCP, netip.MustParseAddrPort(to), answerWait)
-					if err != nil {
-						t.Fatalf("%s: %v", name, err)
-					}
-					defer flow.Close()
-					tap.drain(t)
-					if r := flow.Ask(answerWait); r.Outcome != netlab.Answered {
-						t.Fatalf("%s: %v", name, r)
-					}
-					seen := tap.lastSent(t)
-					for range 3 {
-						tap.sendOutOfWindow(t, seen)
-					}
-					if r := flow.Ask(answerWait); r.Outcome != netlab.Answered {
-						t.Errorf("%s: after the segments: %v", name, r)
-					}
-					if n := tap.resets(t); n > 0 {
-						t.Errorf("%s: %d resets came back", name, n)
-					}
+	eachMode(t, modes, func(t *testing.T, m mode) {
+		if m.proxies {
+			t.Skip("the connection to the endpoint is the proxy's own")
+		}
+		d := painDaemon(t, m)
+		d.write(map[string]string{"web.yaml": strings.Replace(painService, "{port: 80}]", "{port: 80, nodePort: 30080}]\n  type: NodePort", 1)})
+		d.start()
+		d.awaitSync()
+		d.await("an answer", func() error {
+			return row{From: list{netlab.Outside}, To: list{"192.168.77.1:30080"}, Protocol: list{"TCP"}, Answers: []string{"pod1"}}.check(d.lab, nil)
+		})
+		tap := newTap(t, d.lab.Host("pod1"))
+		for _, from := range []string{netlab.Client, netlab.Outside, netlab.Node} {
+			for _, to := range []string{"10.96.0.10:80", "192.168.77.1:30080"} {
+				name := from + " to " + to
+				flow, err := d.lab.Host(from).Open(netlab.TCP, netip.MustParseAddrPort(to), answerWait)
+				if err != nil {
+					t.Fatalf("%s: %v", name, err)
+				}
+				defer flow.Close()
+				tap.drain(t)
+				if r := flow.Ask(answerWait); r.Outcome != netlab.Answered {
+					t.Fatalf("%s: %v", name, r)
+				}
+				seen := tap.lastSent(t)
+				for range 3 {
+					tap.sendOutOfWindow(t, seen)
+				}
+				if r := flow.Ask(answerWait); r.Outcome != netlab.Answered {
+					t.Errorf("%s: after the segments: %v", name, r)
+				}
+				if n := tap.resets(t); n > 0 {
+					t.Errorf("%s: %d resets came back", name, n)
 				}
 			}
-		})
-	}
+		}
+	})
 }
 
 // tap sees the IPv4 packets of a pod in both directions, and sends some.

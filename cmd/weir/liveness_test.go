@@ -168,142 +168,137 @@ func (d *daemon) servedBy(pods ...int) error {
 
 // TestLiveness has endpoints die in every way that only probes can tell, heal, and die all at once.
 func TestLiveness(t *testing.T) {
-	for _, m := range modes[:5] {
-		t.Run(m.name, func(t *testing.T) {
-			t.Parallel()
-			if m.needs != nil {
-				m.needs(t)
-			}
-			lab := netlab.New(t, netlab.Topology{Pods: 5})
-			servers := map[int]*exec.Cmd{}
-			for i := 1; i <= 5; i++ {
-				servers[i] = serve(t, lab.Host(fmt.Sprint("pod", i)))
-				lab.Host(fmt.Sprint("pod", i)).Serve(t, netlab.UDP, 53)
-			}
-			d := newDaemon(t, lab, m)
-			all := []int{1, 2, 3, 4, 5}
-			d.write(map[string]string{"config.yaml": painConfig, "web.yaml": probedWeb, "slice.yaml": probedSlice(all...)})
-			d.start()
-			d.awaitRunning()
-			d.giveStart()
-			everybody := func(when string) {
-				t.Helper()
-				d.await("all endpoints "+when, func() error {
-					met, failed := metBy(lab, 30)
-					if len(met) < 5 || failed > 0 {
-						return fmt.Errorf("answered by %v, %d failed", met, failed)
-					}
-					return nil
-				})
-			}
-			everybody("at the start")
-			d.awaitStatus("probes: 5 healthy, 0 unhealthy")
-
-			// Open connections, of which none is to be cut. Only those to the pod that is killed cannot live.
-			open := map[string][]*netlab.Flow{}
-			for range 50 {
-				f, err := lab.Host(netlab.Client).Open(netlab.TCP, probedIP, 3*time.Second)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer f.Close()
-				r := f.Ask(3 * time.Second)
-				open[r.Server] = append(open[r.Server], f)
-			}
-			live := func(pods ...string) {
-				t.Helper()
-				for _, pod := range pods {
-					for _, f := range open[pod] {
-						if r := f.Ask(3 * time.Second); r.Server != pod {
-							t.Errorf("one of %d open connections to %s: %v", len(open[pod]), pod, r)
-						}
-					}
-				}
-			}
-
-			lab.Vanish(t, "pod3")
-			_ = servers[1].Process.Signal(syscall.SIGSTOP)
-			kill(servers[2])
-			_ = servers[4].Process.Signal(syscall.SIGUSR1)
-			broke := time.Now()
-			d.await("the one that works alone", func() error { return d.servedBy(5) })
-			t.Logf("out after %v", time.Since(broke).Round(time.Millisecond))
-			if met, failed := metBy(lab, 1000); failed > 0 || met["pod5"] != 1000 {
-				t.Errorf("answered by %v, %d failed", met, failed)
-			}
-			live("pod4", "pod5")
-			if out, err := d.weir("probe", "web"); err == nil || strings.Count(out, "failure") < 4 || !strings.Contains(out, "status 500") || !strings.Contains(out, "connection refused") {
-				t.Errorf("weir probe: %v\n%s", err, out)
-			}
-
-			// Neither the end of weir nor its start takes in what is dead, or out what is not.
-			rules := d.ownRules()
-			d.kill()
-			d.start()
-			d.awaitRunning()
-			d.giveStart()
-			if err := d.servedBy(5); err != nil {
-				t.Errorf("after a start: %v", err)
-			}
-			if got := d.ownRules(); !m.proxies && got != rules {
-				t.Errorf("a start changed the rules:\n%s\nwere:\n%s", got, rules)
-			}
-			if !m.proxies {
-				if met, failed := metBy(lab, 30); failed > 0 || met["pod5"] != 30 {
-					t.Errorf("after a start: answered by %v, %d failed", met, failed)
-				}
-			}
-
-			lab.Appear(t, "pod3")
-			_ = servers[1].Process.Signal(syscall.SIGCONT)
-			servers[2] = serve(t, lab.Host("pod2"))
-			_ = servers[4].Process.Signal(syscall.SIGUSR2)
-			d.awaitStatus("probes: 5 healthy, 0 unhealthy")
-			everybody("healed")
-			if !m.proxies {
-				live("pod1", "pod3", "pod4", "pod5")
-			}
-
-			// A UDP flow moves with the verdict.
-			flow, err := lab.Host(netlab.Client).Open(netlab.UDP, netip.MustParseAddrPort("10.96.0.10:53"), 3*time.Second)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer flow.Close()
-			before := flow.Ask(3 * time.Second).Server
-			for i, s := range servers {
-				if before == fmt.Sprint("pod", i) {
-					_ = s.Process.Signal(syscall.SIGUSR1)
-				}
-			}
-			d.await("the UDP flow to move", func() error {
-				if r := flow.Ask(time.Second); r.Outcome != netlab.Answered || r.Server == before {
-					return fmt.Errorf("answered by %v, before by %s", r, before)
+	eachMode(t, modes[:5], func(t *testing.T, m mode) {
+		t.Parallel()
+		lab := netlab.New(t, netlab.Topology{Pods: 5})
+		servers := map[int]*exec.Cmd{}
+		for i := 1; i <= 5; i++ {
+			servers[i] = serve(t, lab.Host(fmt.Sprint("pod", i)))
+			lab.Host(fmt.Sprint("pod", i)).Serve(t, netlab.UDP, 53)
+		}
+		d := newDaemon(t, lab, m)
+		all := []int{1, 2, 3, 4, 5}
+		d.write(map[string]string{"config.yaml": painConfig, "web.yaml": probedWeb, "slice.yaml": probedSlice(all...)})
+		d.start()
+		d.awaitRunning()
+		d.giveStart()
+		everybody := func(when string) {
+			t.Helper()
+			d.await("all endpoints "+when, func() error {
+				met, failed := metBy(lab, 30)
+				if len(met) < 5 || failed > 0 {
+					return fmt.Errorf("answered by %v, %d failed", met, failed)
 				}
 				return nil
 			})
+		}
+		everybody("at the start")
+		d.awaitStatus("probes: 5 healthy, 0 unhealthy")
 
-			// A broken probe takes no working Service down.
-			for _, s := range servers {
+		// Open connections, of which none is to be cut. Only those to the pod that is killed cannot live.
+		open := map[string][]*netlab.Flow{}
+		for range 50 {
+			f, err := lab.Host(netlab.Client).Open(netlab.TCP, probedIP, 3*time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			r := f.Ask(3 * time.Second)
+			open[r.Server] = append(open[r.Server], f)
+		}
+		live := func(pods ...string) {
+			t.Helper()
+			for _, pod := range pods {
+				for _, f := range open[pod] {
+					if r := f.Ask(3 * time.Second); r.Server != pod {
+						t.Errorf("one of %d open connections to %s: %v", len(open[pod]), pod, r)
+					}
+				}
+			}
+		}
+
+		lab.Vanish(t, "pod3")
+		_ = servers[1].Process.Signal(syscall.SIGSTOP)
+		kill(servers[2])
+		_ = servers[4].Process.Signal(syscall.SIGUSR1)
+		broke := time.Now()
+		d.await("the one that works alone", func() error { return d.servedBy(5) })
+		t.Logf("out after %v", time.Since(broke).Round(time.Millisecond))
+		if met, failed := metBy(lab, 1000); failed > 0 || met["pod5"] != 1000 {
+			t.Errorf("answered by %v, %d failed", met, failed)
+		}
+		live("pod4", "pod5")
+		if out, err := d.weir("probe", "web"); err == nil || strings.Count(out, "failure") < 4 || !strings.Contains(out, "status 500") || !strings.Contains(out, "connection refused") {
+			t.Errorf("weir probe: %v\n%s", err, out)
+		}
+
+		// Neither the end of weir nor its start takes in what is dead, or out what is not.
+		rules := d.ownRules()
+		d.kill()
+		d.start()
+		d.awaitRunning()
+		d.giveStart()
+		if err := d.servedBy(5); err != nil {
+			t.Errorf("after a start: %v", err)
+		}
+		if got := d.ownRules(); !m.proxies && got != rules {
+			t.Errorf("a start changed the rules:\n%s\nwere:\n%s", got, rules)
+		}
+		if !m.proxies {
+			if met, failed := metBy(lab, 30); failed > 0 || met["pod5"] != 30 {
+				t.Errorf("after a start: answered by %v, %d failed", met, failed)
+			}
+		}
+
+		lab.Appear(t, "pod3")
+		_ = servers[1].Process.Signal(syscall.SIGCONT)
+		servers[2] = serve(t, lab.Host("pod2"))
+		_ = servers[4].Process.Signal(syscall.SIGUSR2)
+		d.awaitStatus("probes: 5 healthy, 0 unhealthy")
+		everybody("healed")
+		if !m.proxies {
+			live("pod1", "pod3", "pod4", "pod5")
+		}
+
+		// A UDP flow moves with the verdict.
+		flow, err := lab.Host(netlab.Client).Open(netlab.UDP, netip.MustParseAddrPort("10.96.0.10:53"), 3*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer flow.Close()
+		before := flow.Ask(3 * time.Second).Server
+		for i, s := range servers {
+			if before == fmt.Sprint("pod", i) {
 				_ = s.Process.Signal(syscall.SIGUSR1)
 			}
-			d.awaitStatus("probes: 0 healthy, 5 unhealthy; panic")
-			everybody("in panic")
-			if _, body, err := httpGet(d, "http://127.0.0.1:10249/metrics"); err != nil || !strings.Contains(body, `weir_probes_panic{namespace="default",service="web"} 1`) {
-				t.Errorf("metrics do not tell of the panic: %v", err)
+		}
+		d.await("the UDP flow to move", func() error {
+			if r := flow.Ask(time.Second); r.Outcome != netlab.Answered || r.Server == before {
+				return fmt.Errorf("answered by %v, before by %s", r, before)
 			}
-			if out, err := d.weir("probe", "web"); err == nil {
-				t.Errorf("weir probe succeeds:\n%s", out)
-			}
-			for _, s := range servers {
-				_ = s.Process.Signal(syscall.SIGUSR2)
-			}
-			d.awaitStatus("probes: 5 healthy, 0 unhealthy")
-			if out, err := d.weir("probe", "web"); err != nil || strings.Count(out, "success") < 5 {
-				t.Errorf("weir probe: %v\n%s", err, out)
-			}
+			return nil
 		})
-	}
+
+		// A broken probe takes no working Service down.
+		for _, s := range servers {
+			_ = s.Process.Signal(syscall.SIGUSR1)
+		}
+		d.awaitStatus("probes: 0 healthy, 5 unhealthy; panic")
+		everybody("in panic")
+		if _, body, err := httpGet(d, "http://127.0.0.1:10249/metrics"); err != nil || !strings.Contains(body, `weir_probes_panic{namespace="default",service="web"} 1`) {
+			t.Errorf("metrics do not tell of the panic: %v", err)
+		}
+		if out, err := d.weir("probe", "web"); err == nil {
+			t.Errorf("weir probe succeeds:\n%s", out)
+		}
+		for _, s := range servers {
+			_ = s.Process.Signal(syscall.SIGUSR2)
+		}
+		d.awaitStatus("probes: 5 healthy, 0 unhealthy")
+		if out, err := d.weir("probe", "web"); err != nil || strings.Count(out, "success") < 5 {
+			t.Errorf("weir probe: %v\n%s", err, out)
+		}
+	})
 }
 
 // TestPortsAreUsedAgain has a host vanish while clients connect. A client that uses the port of a connection again that was never

@@ -164,70 +164,60 @@ func TestNoForeignScalarIsTold(t *testing.T) {
 // TestNodeIsTold runs weir on a node that no endpoint names, and that is asked to give away its own address. Both are told, and
 // the node keeps its servers.
 func TestNodeIsTold(t *testing.T) {
-	for _, m := range modes {
-		t.Run(m.name, func(t *testing.T) {
-			if m.needs != nil {
-				m.needs(t)
-			}
-			if m.rootless {
-				t.Skip("serves the addresses that the node has")
-			}
-			d := painDaemon(t, m)
-			d.lab.Node().Serve(t, netlab.TCP, 80)
-			d.write(map[string]string{
-				"web.yaml":   painService + "  externalIPs: [" + netlab.NodeIPv4.String() + "]\n",
-				"slice.yaml": painSlice(1) + "  nodeName: node-by-another-name\n",
-			})
-			d.start()
-			d.awaitSync()
-			d.awaitLog(regexp.QuoteMeta(netlab.NodeIPv4.String()) + " is not served: it is an address of this node.*id=W024")
-			d.awaitLog("for instance on node-by-another-name.*id=W028")
-			if r := d.lab.Host(netlab.Outside).Probe(netlab.TCP, netip.AddrPortFrom(netlab.NodeIPv4, 80), answerWait); r.Server != netlab.Node {
-				t.Errorf("the node's own server: %v", r)
-			}
-			d.awaitAnswer("pod1")
+	eachMode(t, modes, func(t *testing.T, m mode) {
+		if m.rootless {
+			t.Skip("serves the addresses that the node has")
+		}
+		d := painDaemon(t, m)
+		d.lab.Node().Serve(t, netlab.TCP, 80)
+		d.write(map[string]string{
+			"web.yaml":   painService + "  externalIPs: [" + netlab.NodeIPv4.String() + "]\n",
+			"slice.yaml": painSlice(1) + "  nodeName: node-by-another-name\n",
 		})
-	}
+		d.start()
+		d.awaitSync()
+		d.awaitLog(regexp.QuoteMeta(netlab.NodeIPv4.String()) + " is not served: it is an address of this node.*id=W024")
+		d.awaitLog("for instance on node-by-another-name.*id=W028")
+		if r := d.lab.Host(netlab.Outside).Probe(netlab.TCP, netip.AddrPortFrom(netlab.NodeIPv4, 80), answerWait); r.Server != netlab.Node {
+			t.Errorf("the node's own server: %v", r)
+		}
+		d.awaitAnswer("pod1")
+	})
 }
 
 // TestNodeGetsAnAddressOfAService gives a running node the address that a load balancer had. The Service is served there as
 // before, which takes the port from the node's own server: the log, weir status and weir plan tell.
 func TestNodeGetsAnAddressOfAService(t *testing.T) {
-	for _, m := range modes {
-		t.Run(m.name, func(t *testing.T) {
-			if m.needs != nil {
-				m.needs(t)
+	eachMode(t, modes, func(t *testing.T, m mode) {
+		if m.rootless {
+			t.Skip("serves the addresses that the node has")
+		}
+		d := painDaemon(t, m)
+		d.write(map[string]string{"web.yaml": strings.Replace(painService, "spec:", "status: {loadBalancer: {ingress: [{ip: 203.0.113.9}]}}\nspec:\n  type: LoadBalancer", 1)})
+		d.start()
+		d.awaitSync()
+		const told = "203.0.113.9:80/TCP is an address of this node too"
+		if strings.Contains(d.logs(), told) {
+			t.Errorf("the node has no such address yet, but the log is\n%s", d.logs())
+		}
+		d.nodeExec("ip", "address", "add", "203.0.113.9/32", "dev", "lo")
+		d.awaitLog(regexp.QuoteMeta(told) + ".*id=W006")
+		d.awaitAnswer("pod1")
+		if out, err := d.askStatus("--verbose"); err != nil || !strings.Contains(out, told) {
+			t.Errorf("weir status: %v\n%s", err, out)
+		}
+		if out, err := d.run("reconcile", "--dry-run", "--verbose"); err != nil || !strings.Contains(out, told) {
+			t.Errorf("weir plan: %v\n%s", err, out)
+		}
+		d.nodeExec("ip", "address", "del", "203.0.113.9/32", "dev", "lo")
+		d.await("the end of the notice", func() error {
+			out, err := d.askStatus("--verbose")
+			if err == nil && strings.Contains(out, told) {
+				err = errors.New(out)
 			}
-			if m.rootless {
-				t.Skip("serves the addresses that the node has")
-			}
-			d := painDaemon(t, m)
-			d.write(map[string]string{"web.yaml": strings.Replace(painService, "spec:", "status: {loadBalancer: {ingress: [{ip: 203.0.113.9}]}}\nspec:\n  type: LoadBalancer", 1)})
-			d.start()
-			d.awaitSync()
-			const told = "203.0.113.9:80/TCP is an address of this node too"
-			if strings.Contains(d.logs(), told) {
-				t.Errorf("the node has no such address yet, but the log is\n%s", d.logs())
-			}
-			d.nodeExec("ip", "address", "add", "203.0.113.9/32", "dev", "lo")
-			d.awaitLog(regexp.QuoteMeta(told) + ".*id=W006")
-			d.awaitAnswer("pod1")
-			if out, err := d.askStatus("--verbose"); err != nil || !strings.Contains(out, told) {
-				t.Errorf("weir status: %v\n%s", err, out)
-			}
-			if out, err := d.run("reconcile", "--dry-run", "--verbose"); err != nil || !strings.Contains(out, told) {
-				t.Errorf("weir plan: %v\n%s", err, out)
-			}
-			d.nodeExec("ip", "address", "del", "203.0.113.9/32", "dev", "lo")
-			d.await("the end of the notice", func() error {
-				out, err := d.askStatus("--verbose")
-				if err == nil && strings.Contains(out, told) {
-					err = errors.New(out)
-				}
-				return err
-			})
+			return err
 		})
-	}
+	})
 }
 
 // TestNodeVanishes removes the Node that told the range of local pods: the last one stays in force, and that is told.

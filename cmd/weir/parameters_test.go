@@ -47,65 +47,60 @@ const routeLocalnet, ipForward, established = "net/ipv4/conf/all/route_localnet"
 // that no longer needs one has it put back, and cleanup puts back the rest, after a restart too.
 func TestKernelParameters(t *testing.T) {
 	netlab.Require(t)
-	for _, m := range modes {
-		t.Run(m.name, func(t *testing.T) {
-			if m.needs != nil {
-				m.needs(t)
-			}
-			if m.rootless {
-				t.Skip("sets no kernel parameters")
-			}
-			d := painDaemon(t, m)
-			const sync = "{minSyncPeriod: 50ms, syncPeriod: 1s}"
-			config := "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: 10.244.0.0/16\nmetricsBindAddress: 127.0.0.1:10249\n" +
-				"iptables: " + sync + "\nnftables: " + sync + "\nipvs: " + sync + "\n"
-			d.nodeExec("sh", "-c", "echo 0 >/proc/sys/"+ipForward)
-			before := d.kernelParameters()
-			d.write(map[string]string{"config.yaml": config + "nodePortAddresses: [127.0.0.0/8]\n"})
-			d.start()
-			d.awaitSync()
-			localnet := "1"
-			if m.plans == ipvsMode.plans {
-				localnet = "0" // it serves no node ports on loopback addresses
-			}
-			d.awaitParameter(ipForward, "1")
-			d.awaitParameter(routeLocalnet, localnet)
-			if strings.Contains(d.logs(), "another process") {
-				t.Errorf("nobody changed a parameter yet, but the log is\n%s", d.logs())
-			}
-			d.nodeExec("sh", "-c", "cd /proc/sys; echo 0 >"+ipForward+"; echo 0 >"+routeLocalnet+"; echo 77 >"+established)
-			d.awaitParameter(ipForward, "1")
-			d.awaitParameter(routeLocalnet, localnet)
-			d.awaitParameter(established, "86400")
-			d.awaitLog("another process changed a kernel parameter.*net.ipv4.ip_forward")
-			d.awaitAnswer("pod1")
-			d.await("the metric", func() error {
-				client := http.Client{Transport: &http.Transport{DialContext: d.lab.Node().DialContext, DisableKeepAlives: true}, Timeout: answerWait}
-				resp, err := client.Get("http://127.0.0.1:10249/metrics")
-				if err != nil {
-					return err
-				}
-				defer resp.Body.Close()
-				text, err := io.ReadAll(resp.Body)
-				if err == nil && strings.Contains(string(text), "\nweir_kernel_parameters_repaired_total 0\n") {
-					err = fmt.Errorf("it counted nothing")
-				}
+	eachMode(t, modes, func(t *testing.T, m mode) {
+		if m.rootless {
+			t.Skip("sets no kernel parameters")
+		}
+		d := painDaemon(t, m)
+		const sync = "{minSyncPeriod: 50ms, syncPeriod: 1s}"
+		config := "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: 10.244.0.0/16\nmetricsBindAddress: 127.0.0.1:10249\n" +
+			"iptables: " + sync + "\nnftables: " + sync + "\nipvs: " + sync + "\n"
+		d.nodeExec("sh", "-c", "echo 0 >/proc/sys/"+ipForward)
+		before := d.kernelParameters()
+		d.write(map[string]string{"config.yaml": config + "nodePortAddresses: [127.0.0.0/8]\n"})
+		d.start()
+		d.awaitSync()
+		localnet := "1"
+		if m.plans == ipvsMode.plans {
+			localnet = "0" // it serves no node ports on loopback addresses
+		}
+		d.awaitParameter(ipForward, "1")
+		d.awaitParameter(routeLocalnet, localnet)
+		if strings.Contains(d.logs(), "another process") {
+			t.Errorf("nobody changed a parameter yet, but the log is\n%s", d.logs())
+		}
+		d.nodeExec("sh", "-c", "cd /proc/sys; echo 0 >"+ipForward+"; echo 0 >"+routeLocalnet+"; echo 77 >"+established)
+		d.awaitParameter(ipForward, "1")
+		d.awaitParameter(routeLocalnet, localnet)
+		d.awaitParameter(established, "86400")
+		d.awaitLog("another process changed a kernel parameter.*net.ipv4.ip_forward")
+		d.awaitAnswer("pod1")
+		d.await("the metric", func() error {
+			client := http.Client{Transport: &http.Transport{DialContext: d.lab.Node().DialContext, DisableKeepAlives: true}, Timeout: answerWait}
+			resp, err := client.Get("http://127.0.0.1:10249/metrics")
+			if err != nil {
 				return err
-			})
-			d.write(map[string]string{"config.yaml": config + "nodePortAddresses: [192.168.77.0/24]\n"})
-			d.awaitParameter(routeLocalnet, "0")
-			d.kill()
-			d.start()
-			d.awaitSync()
-			d.terminate()
-			if out, err := d.cleanup(); err != nil {
-				t.Errorf("cleanup: %v\n%s", err, out)
 			}
-			if after := d.kernelParameters(); after != before {
-				t.Errorf("cleanup left\n%swhere there was\n%s", after, before)
+			defer resp.Body.Close()
+			text, err := io.ReadAll(resp.Body)
+			if err == nil && strings.Contains(string(text), "\nweir_kernel_parameters_repaired_total 0\n") {
+				err = fmt.Errorf("it counted nothing")
 			}
+			return err
 		})
-	}
+		d.write(map[string]string{"config.yaml": config + "nodePortAddresses: [192.168.77.0/24]\n"})
+		d.awaitParameter(routeLocalnet, "0")
+		d.kill()
+		d.start()
+		d.awaitSync()
+		d.terminate()
+		if out, err := d.cleanup(); err != nil {
+			t.Errorf("cleanup: %v\n%s", err, out)
+		}
+		if after := d.kernelParameters(); after != before {
+			t.Errorf("cleanup left\n%swhere there was\n%s", after, before)
+		}
+	})
 }
 
 // TestLoopbackStaysGuarded loses the state directory between two runs, so that weir has no record of route_localnet. weir doctor

@@ -34,25 +34,20 @@ func TestScenario(t *testing.T) {
 			t.Fatalf("WEIR_TEST_EVERY is %q", text)
 		}
 	}
-	for _, m := range modes {
-		t.Run(m.name, func(t *testing.T) {
-			if m.needs != nil {
-				m.needs(t)
+	eachMode(t, modes, func(t *testing.T, m mode) {
+		for i, s := range scenarios {
+			if i%every != 0 {
+				continue
 			}
-			for i, s := range scenarios {
-				if i%every != 0 {
-					continue
+			t.Run(s.name, func(t *testing.T) {
+				if reason := s.skipReason(m); reason != "" {
+					t.Skip(reason)
 				}
-				t.Run(s.name, func(t *testing.T) {
-					if reason := s.skipReason(m); reason != "" {
-						t.Skip(reason)
-					}
-					t.Parallel()
-					runScenario(t, s, m)
-				})
-			}
-		})
-	}
+				t.Parallel()
+				runScenario(t, s, m)
+			})
+		}
+	})
 }
 
 func (s scenario) skipReason(m mode) string {

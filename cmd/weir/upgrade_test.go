@@ -40,54 +40,49 @@ var oldWeir = sync.OnceValues(func() (binary string, err error) {
 // TestUpgradeLosesNothing has this version take over a node that the version before programmed. In the modes whose data path
 // is the kernel no connection is lost, neither an open one nor a new one; in all of them nothing is left over.
 func TestUpgradeLosesNothing(t *testing.T) {
-	for _, m := range modes {
-		t.Run(m.name, func(t *testing.T) {
-			if m.rootless {
-				t.Skip("nothing of it outlives its process, so that there is nothing to take over")
-			}
-			if m.needs != nil {
-				m.needs(t)
-			}
-			d := painDaemon(t, m)
-			old, err := oldWeir()
-			if errors.Is(err, errNoHistory) {
-				t.Skip("SKIPPED: ", err)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			clean, tables := d.ownRules(), d.weirTables()
-			if clean != "" || tables != "" {
-				t.Fatalf("the node is not empty:\n%s%s", clean, tables)
-			}
-			d.launch(d.lab.Node().Command(context.Background(), old, d.args("run")...))
-			d.awaitAnswer("pod1")
-			if d.mode.proxies {
-				d.terminate()
-				d.start()
-			} else {
-				d.upgradeUnderLoad()
-			}
-			d.awaitSync()
-			d.awaitAnswer("pod1")
-			d.write(map[string]string{"slice.yaml": painSlice(2)})
-			d.awaitAnswer("pod2")
-			taken := d.heldNow()
-
+	eachMode(t, modes, func(t *testing.T, m mode) {
+		if m.rootless {
+			t.Skip("nothing of it outlives its process, so that there is nothing to take over")
+		}
+		d := painDaemon(t, m)
+		old, err := oldWeir()
+		if errors.Is(err, errNoHistory) {
+			t.Skip("SKIPPED: ", err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		clean, tables := d.ownRules(), d.weirTables()
+		if clean != "" || tables != "" {
+			t.Fatalf("the node is not empty:\n%s%s", clean, tables)
+		}
+		d.launch(d.lab.Node().Command(context.Background(), old, d.args("run")...))
+		d.awaitAnswer("pod1")
+		if d.mode.proxies {
 			d.terminate()
-			if out, err := d.cleanup(); err != nil {
-				t.Fatalf("cleanup: %v\n%s", err, out)
-			}
-			if left := d.ownRules() + d.weirTables(); left != "" {
-				t.Errorf("cleanup left of the version before:\n%s", left)
-			}
 			d.start()
-			d.awaitSync()
-			if fresh := d.heldNow(); fresh != taken {
-				t.Errorf("after the upgrade:\n%s\non an empty node:\n%s", taken, fresh)
-			}
-		})
-	}
+		} else {
+			d.upgradeUnderLoad()
+		}
+		d.awaitSync()
+		d.awaitAnswer("pod1")
+		d.write(map[string]string{"slice.yaml": painSlice(2)})
+		d.awaitAnswer("pod2")
+		taken := d.heldNow()
+
+		d.terminate()
+		if out, err := d.cleanup(); err != nil {
+			t.Fatalf("cleanup: %v\n%s", err, out)
+		}
+		if left := d.ownRules() + d.weirTables(); left != "" {
+			t.Errorf("cleanup left of the version before:\n%s", left)
+		}
+		d.start()
+		d.awaitSync()
+		if fresh := d.heldNow(); fresh != taken {
+			t.Errorf("after the upgrade:\n%s\non an empty node:\n%s", taken, fresh)
+		}
+	})
 }
 
 // heldNow returns what the kernel holds of weir, without the destinations of IPVS that only wait for their last connection.
