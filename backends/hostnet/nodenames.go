@@ -108,6 +108,9 @@ func (n *NodeNames) Want(w *NamesWanted) {
 	clear(n.failed)
 }
 
+// Retry has ways that failed tried again, because another process changed the files.
+func (n *NodeNames) Retry() { clear(n.failed) }
+
 func (n *NodeNames) load() error {
 	f, err := os.OpenFile(filepath.Join(n.stateDir, namesRecordFile), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -133,13 +136,15 @@ func (n *NodeNames) load() error {
 	return nil
 }
 
-// remember records that weir adds to a file, before it does.
+// remember records that weir adds to a file, before it does, and makes it if another process has removed it.
 func (n *NodeNames) remember(path string, way Way) {
-	if _, known := n.record.Files[path]; known {
+	before, known := n.record.Files[path]
+	_, err := os.Lstat(path)
+	made := errors.Is(err, fs.ErrNotExist)
+	if known && (before.Made || !made) {
 		return
 	}
-	_, err := os.Lstat(path)
-	n.record.Files[path] = namesFile{Way: way, Made: errors.Is(err, fs.ErrNotExist)}
+	n.record.Files[path] = namesFile{Way: way, Made: made}
 	n.save()
 }
 

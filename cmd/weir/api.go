@@ -28,6 +28,8 @@ type apiFlags struct {
 	named bool
 	// planned has Services planned with what templates of pods promise.
 	planned bool
+	// taken, if set, returns why weir must not answer names at an address of this node.
+	taken kubedns.Taken
 	// filters change the slices of all Services.
 	filters []join.Filter
 }
@@ -49,7 +51,7 @@ func (f *apiFlags) source(input *inputFlags, node *nodeFlags, pods []join.Layer,
 	if err != nil {
 		return nil, err
 	}
-	return kubedns.New(source, log.Named("dns")), nil
+	return kubedns.New(source, log.Named("dns"), f.taken), nil
 }
 
 func (f *apiFlags) declared(input *inputFlags, node *nodeFlags, pods []join.Layer, log hclog.Logger, metrics prometheus.Registerer) (spec.Source, error) {

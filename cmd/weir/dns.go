@@ -263,6 +263,14 @@ func questionOf(args []string) (name string, types []string, err error) {
 	if addr, err := netip.ParseAddr(name); err == nil {
 		name, types = dns.ReverseName(addr.Unmap()), []string{"PTR"}
 	}
+	for label := range strings.SplitSeq(strings.TrimSuffix(name, "."), ".") {
+		switch {
+		case label == "":
+			return "", nil, usageError{fmt.Errorf("%q is no name: a part between dots is empty", name)}
+		case len(label) > 63:
+			return "", nil, usageError{fmt.Errorf("%q is no name: a part between dots has more than 63 characters", name)}
+		}
+	}
 	if len(args) == 2 {
 		types = []string{strings.ToUpper(args[1])}
 		if _, ok := recordTypes[types[0]]; !ok {
@@ -316,6 +324,9 @@ func lookUp(r *dns.Resolver, zone *names.Zone, pods *podNamespaces, q status.Nam
 	switch {
 	case !l.exists:
 		l.answer.Error = q.Name + " does not exist"
+		if len(asked) > 1 && q.From == "" {
+			l.answer.Error += ", and neither does it as " + strings.Join(asked, ", ")
+		}
 	case len(l.answer.Records) == 0:
 		l.answer.Error = q.Name + " exists and has no record of that type"
 	}

@@ -822,6 +822,8 @@ a.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.1.0.0.0.0.d.f.ip6.arpa.	5	IN	P
 		{"lookup nosuch.default.svc.cluster.local", 1, "", "nosuch.default.svc.cluster.local does not exist"},
 		{"lookup web WKS", 2, "", `"WKS" is not a type`},
 		{"lookup", 2, "", "give one name"},
+		{"lookup a..b", 2, "", "a part between dots is empty"},
+		{"lookup " + strings.Repeat("a", 64), 2, "", "more than 63 characters"},
 		{"lookup web --from client A", 0, fromDefault + "; web.default.svc.cluster.local. answered\nweb.default.svc.cluster.local.	5	IN	A	10.96.0.80\n", ""},
 		{"lookup web.default --from 10.244.1.2 A", 0, fromDefault + "; web.default.default.svc.cluster.local. does not exist\n; web.default.svc.cluster.local. answered\n" +
 			"web.default.svc.cluster.local.	5	IN	A	10.96.0.80\n", ""},

@@ -119,12 +119,14 @@ const noService = "-"
 type namesAt struct {
 	listen, domain string
 	at             netip.AddrPort
+	set            *pflag.FlagSet
 }
 
 func (n *namesAt) add(fs *pflag.FlagSet) {
+	n.set = fs
 	d := spec.DefaultWeirConfiguration().DNS
-	fs.StringVar(&n.listen, "dns-listen", d.Listen[0].String(), "ADDRESS:PORT at which weir run --dns answers the processes of this node")
-	fs.StringVar(&n.domain, "cluster-domain", d.ClusterDomain, "domain that the names of Services end in")
+	fs.StringVar(&n.listen, "dns-listen", d.Listen[0].String(), "ADDRESS:PORT at which weir run --dns answers the processes of this node, if the running weir is not to be asked for it")
+	fs.StringVar(&n.domain, "cluster-domain", d.ClusterDomain, "domain that the names of Services end in, likewise")
 }
 
 func (n *namesAt) check() (err error) {
@@ -134,9 +136,18 @@ func (n *namesAt) check() (err error) {
 	return nil
 }
 
-// examine asks weir, and then the resolvers of the node, for a name that only weir has.
+// examine asks weir, and then the resolvers of the node, for a name that only weir has. Where the running weir answers counts, unless
+// flags say another place.
 func (n *namesAt) examine(ctx context.Context, stateDir string) []doctor.Check {
-	kept := hostnet.NewNodeNames(hclog.NewNullLogger(), stateDir).Doctor(dns.AnswersFor(ctx, n.at, n.domain))
+	running, err := status.Zone(ctx, stateDir)
+	runs := err == nil && running.InForce != nil && running.InForce.Serve
+	if runs && !n.set.Changed("dns-listen") {
+		n.at = askedAt(running.InForce.Listen)
+	}
+	if runs && !n.set.Changed("cluster-domain") {
+		n.domain = running.InForce.ClusterDomain
+	}
+	kept := hostnet.NewNodeNames(hclog.NewNullLogger(), stateDir).Doctor(runs || dns.AnswersFor(ctx, n.at, n.domain))
 	return append(kept, hostnet.Resolvers{}.Doctor(n.at, n.domain, func(server netip.AddrPort) bool { return dns.AnswersFor(ctx, server, n.domain) })...)
 }
 

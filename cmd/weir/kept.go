@@ -19,7 +19,7 @@ import (
 func fitsKernel(ctx context.Context, log hclog.Logger, flags nodeFlags, kept *spec.Snapshot) error {
 	m := newModeManager(log, flags, false)
 	defer m.discard()
-	kept = kubedns.Added(kept) // weir serves it too, and the kernel holds it
+	kept = kubedns.Added(kept, takenHere) // weir serves it too, and the kernel holds it
 	n, err := m.resolve(ctx, kept)
 	if err != nil || n.Traits.CarriesTraffic {
 		return nil // the Loop refuses it with the same error; nothing works without a process that carries the traffic

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -215,7 +216,7 @@ func (n *nameServer) point(snap *spec.Snapshot) {
 	if n.ctx.Err() != nil { // the start has failed
 		return
 	}
-	n.node.follow(n.ctx, resolverWish{stateDir: snap.Weir.StateDir, zone: n.zone, wanted: namesWanted(snap, n.zone)})
+	n.node.follow(n.ctx, resolverWish{stateDir: snap.Weir.StateDir, zone: n.zone, wanted: namesWanted(snap, n.zone), others: n.answered, made: time.Now()})
 }
 
 // end takes the node back from asking weir, and ends what answers.
@@ -254,6 +255,24 @@ func networksBehind(d dataplane.LocalDetector) (found []netip.Prefix) {
 		}
 	}
 	return found
+}
+
+// takenHere returns why weir must not answer for names at an address of this node, or of a network that it is in, or "".
+func takenHere(ip netip.Addr) string {
+	own, _ := hostnet.Addresses()
+	if slices.Contains(own, ip) {
+		return fmt.Sprintf("it is an address of this node: have weir listen there (--dns-listen %s)", netip.AddrPortFrom(ip, 53))
+	}
+	networks, _ := hostnet.Networks()
+	for _, n := range networks {
+		if n.Prefix.Contains(ip) && !n.Routed {
+			return fmt.Sprintf("it is in %s, the network of %s, where another host may have it", n.Prefix, n.Interface)
+		}
+	}
+	if resolvers, _ := (hostnet.Resolvers{}).Upstream(); slices.Contains(resolvers, ip) {
+		return "it is a resolver of this node"
+	}
+	return ""
 }
 
 func (n *nameServer) mayAsk(addr netip.Addr) bool {
@@ -337,7 +356,7 @@ func (n *nameServer) serve(ctx context.Context, at netip.AddrPort, early bool, r
 		err := server.Serve(ctx, at)
 		if err != nil && ctx.Err() == nil && err.Error() != told {
 			told = err.Error()
-			n.log.Error("names cannot be answered; trying again every second", "address", at.String(), "error", err)
+			n.log.Error("names cannot be answered; trying again every second; another program may have the port: give another address (--dns-listen)", "address", at.String(), "error", err)
 		}
 		select {
 		case <-ctx.Done():

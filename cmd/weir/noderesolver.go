@@ -19,6 +19,8 @@ import (
 const (
 	// resolverSoon is when a weir that does not answer yet is asked again first.
 	resolverSoon = 20 * time.Millisecond
+	// resolverElsewhere is how long weir has to answer where processes are to ask, before they ask elsewhere.
+	resolverElsewhere = 3 * time.Second
 	// resolverTick is how often the files of the node are looked at for changes by others.
 	resolverTick = time.Second
 	// resolverPeace is how long others must leave them alone for a repair to be made at once again. Until then each repair
@@ -40,6 +42,9 @@ type resolverWish struct {
 	stateDir string
 	wanted   *hostnet.NamesWanted // nil: nothing
 	zone     *names.Zone
+	// others are where weir answers too, and made is when it was wished.
+	others []netip.AddrPort
+	made   time.Time
 }
 
 func newNodeResolver(log hclog.Logger) *nodeResolver {
@@ -124,7 +129,7 @@ func (r *nodeResolver) look(ctx context.Context, s *resolverState) {
 		return
 	case !s.applied:
 		// Processes must not ask weir before it answers.
-		if w != nil && w.Way != hostnet.WayNone && w.Way != hostnet.WayHosts && !dns.AnswersFor(ctx, w.At, w.Domain) {
+		if w != nil && w.Way != hostnet.WayNone && w.Way != hostnet.WayHosts && !s.answers(ctx, w) {
 			return
 		}
 		if w != nil && s.wish.zone.Serial() == 0 {
@@ -138,12 +143,33 @@ func (r *nodeResolver) look(ctx context.Context, s *resolverState) {
 	r.ensure(ctx, s)
 }
 
+// answers reports whether weir answers where processes are to ask. If it does not after a while, because another program has the port
+// there, they are to ask where else it answers.
+func (s *resolverState) answers(ctx context.Context, w *hostnet.NamesWanted) bool {
+	if dns.AnswersFor(ctx, w.At, w.Domain) {
+		return true
+	}
+	if time.Since(s.wish.made) < resolverElsewhere {
+		return false
+	}
+	for _, at := range s.wish.others {
+		if dns.AnswersFor(ctx, at, w.Domain) {
+			w.At = at
+			return true
+		}
+	}
+	return false
+}
+
 // ensure makes the node as wished, and tells what it changed.
 func (r *nodeResolver) ensure(ctx context.Context, s *resolverState) {
 	if w := s.wish.wanted; w != nil {
 		s.serial = s.wish.zone.Serial()
 	}
 	drift := s.applied && s.modified != s.Modified()
+	if drift {
+		s.Retry()
+	}
 	changed, err := s.Ensure(ctx)
 	for _, c := range changed {
 		switch {

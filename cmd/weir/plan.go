@@ -129,7 +129,7 @@ func answeredNow(ctx context.Context, snap *spec.Snapshot) (map[string]dataplane
 	}
 	with := *snap
 	with.Weir.DNS = *answered.Given
-	return answered.Names, kubedns.Added(&with)
+	return answered.Names, kubedns.Added(&with, takenHere)
 }
 
 // refusal returns why the kernel would refuse every change, or nil.
@@ -207,7 +207,7 @@ func (f *planFlags) planInputs(ctx context.Context, cmd *cobra.Command, input *i
 	if err != nil {
 		return err
 	}
-	before = kubedns.Added(before)
+	before = kubedns.Added(before, api.taken)
 	nodes, err := f.nodesOf(ctx, node, after, record)
 	if err != nil {
 		return err

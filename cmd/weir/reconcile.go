@@ -107,6 +107,7 @@ func (f *reconcileFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	var pods []join.Layer
 	if !f.dryRun || f.plan.kernel() { // a plan of inputs needs no runtime, as in CI
 		pods = f.pods.layers(ctx, &f.node, log)
+		f.api.taken = takenHere
 		f.api.filters = []join.Filter{liveness.New(liveness.Options{Remembered: true, Exec: f.pods.exec})}
 	} else {
 		pods = f.plan.recordedPods(ctx)

@@ -100,6 +100,9 @@ func (f *runFlags) run(cmd *cobra.Command) error {
 	d.socket.Lookup = d.names.lookUp
 	d.socket.Zone = func() status.ZoneAnswer {
 		answer := status.ZoneAnswer{Names: d.names.all()}
+		if answer.Names != nil {
+			answer.InForce = new(d.names.inForce())
+		}
 		if given := f.names.given(); answer.Names != nil && given != nil && *given {
 			answer.Given = new(d.names.inForce())
 		}
@@ -115,7 +118,7 @@ func (f *runFlags) run(cmd *cobra.Command) error {
 		}
 		return fitsKernel(ctx, log.Named("kept"), f.node, kept)
 	}
-	f.api.filters = []join.Filter{d.liveness}
+	f.api.filters, f.api.taken = []join.Filter{d.liveness}, takenHere
 	pods := f.pods.layers(cmd.Context(), &f.node, log)
 	source, err := f.api.source(&f.input, &f.node, pods, log, d.health.Registry())
 	if err != nil {

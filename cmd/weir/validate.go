@@ -15,6 +15,7 @@ import (
 	"weir/reconcile/tell/changes"
 	"weir/reconcile/tell/findings"
 	"weir/spec"
+	"weir/spec/kubedns"
 )
 
 func newValidate() *cobra.Command {
@@ -85,7 +86,9 @@ func validate(ctx context.Context, source spec.Source) findings.Report {
 	if snap, err = planned(ctx, snap); err != nil {
 		return findings.Refused(err)
 	}
-	return findings.Accepted(snap, text)
+	with := *snap
+	with.Notices = slices.Concat(snap.Notices, kubedns.Notices(snap))
+	return findings.Accepted(&with, text)
 }
 
 // printFindings prints text: problems and notices to standard error, the success to standard output.

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -35,13 +36,23 @@ func (in *DNSFields) dns(report func(field, format string, args ...any)) spec.DN
 	d := spec.DNS{Pods: in.Pods, NodeResolver: in.NodeResolver, Search: in.Search}
 	for i, text := range in.Listen {
 		at, err := netip.ParseAddrPort(text)
-		if err != nil {
-			report(fmt.Sprintf("dns.listen[%d]", i), "%q is not ADDRESS:PORT, such as 127.0.0.1:53", text)
+		switch field := fmt.Sprintf("dns.listen[%d]", i); {
+		case err != nil:
+			report(field, "%q is not ADDRESS:PORT, such as 127.0.0.1:53", text)
+		case at.Port() == 0:
+			report(field, "%q: port 0 is not between 1 and 65535", text)
+		case ofMany(at.Addr()):
+			report(field, "%q: %s is an address of many hosts, at which none can answer", text, at.Addr())
 		}
 		d.Listen = append(d.Listen, at)
 	}
+	own := spec.DefaultWeirConfiguration().DNS.ClusterDomain
 	if in.ClusterDomain != "" {
-		d.ClusterDomain = domain(in.ClusterDomain, "dns.clusterDomain", report)
+		d.ClusterDomain = strings.ToLower(strings.TrimSuffix(in.ClusterDomain, "."))
+		if err := CheckClusterDomain(d.ClusterDomain); err != nil {
+			report("dns.clusterDomain", "%q %v", in.ClusterDomain, err)
+		}
+		own = d.ClusterDomain
 	}
 	if known := []string{"", "disabled", "insecure", "verified"}; !slices.Contains(known, in.Pods) {
 		report("dns.pods", "%q is not one of %s", in.Pods, strings.Join(known[1:], ", "))
@@ -58,10 +69,14 @@ func (in *DNSFields) dns(report func(field, format string, args ...any)) spec.DN
 		if d.Forward == nil {
 			d.Forward = map[string][]netip.AddrPort{}
 		}
-		d.Forward[domain(name, field, report)] = resolvers(list, field, report)
+		from := domain(name, field, report)
+		if within(from, own) {
+			report(field, "is in %s, for whose names weir answers itself", own)
+		}
+		d.Forward[from] = resolvers(list, field, report)
 	}
 	d.Allow, d.Transfer = ranges(in.Allow, "dns.allow", report), ranges(in.Transfer, "dns.transfer", report)
-	in.hosts(&d, report)
+	in.hosts(&d, own, report)
 	in.rewrite(&d, report)
 	return d
 }
@@ -106,18 +121,14 @@ func ranges(list []string, field string, report func(field, format string, args 
 	return found
 }
 
-func (in *DNSFields) hosts(d *spec.DNS, report func(field, format string, args ...any)) {
-	own := d.ClusterDomain
-	if own == "" {
-		own = spec.DefaultWeirConfiguration().DNS.ClusterDomain
-	}
+func (in *DNSFields) hosts(d *spec.DNS, own string, report func(field, format string, args ...any)) {
 	for _, name := range slices.Sorted(maps.Keys(in.Hosts)) {
 		list, field := in.Hosts[name], "dns.hosts."+name
 		host := domain(name, field, report)
 		switch {
 		case len(list) == 0:
 			report(field, "has no address")
-		case host == own || strings.HasSuffix(host, "."+own):
+		case within(host, own):
 			report(field, "is in %s, whose names are those of Services", own)
 		}
 		for i, text := range list {
@@ -133,10 +144,44 @@ func (in *DNSFields) hosts(d *spec.DNS, report func(field, format string, args .
 	}
 }
 
+// within reports whether a name is a domain or below it.
+func within(name, domain string) bool { return name == domain || strings.HasSuffix(name, "."+domain) }
+
+// maxClusterDomain leaves room for _PORT._PROTOCOL.SERVICE.NAMESPACE.svc before it, with the longest names, in the 253 characters of a
+// name in DNS.
+const maxClusterDomain = 253 - (16 + 6 + 64 + 64 + 4)
+
+// CheckClusterDomain returns why the names of Services cannot end in a domain, which is in lower case and has no dot at its end.
+func CheckClusterDomain(domain string) error {
+	switch errs := notADomain(domain); {
+	case len(errs) > 0:
+		return fmt.Errorf("is not a domain, such as cluster.local: %s", strings.Join(errs, "; "))
+	case len(domain) > maxClusterDomain:
+		return fmt.Errorf("has %d characters: with more than %d, names of Services before it are too long", len(domain), maxClusterDomain)
+	case within(domain, "arpa"):
+		return errors.New("is of the names of addresses: names of Services cannot end in it")
+	}
+	return nil
+}
+
+// ofMany reports whether an address stands for many hosts.
+func ofMany(a netip.Addr) bool {
+	return a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})
+}
+
+// notADomain returns why a text in lower case is not a domain.
+func notADomain(text string) []string {
+	errs := utilvalidation.IsDNS1123Subdomain(text)
+	if slices.ContainsFunc(strings.Split(text, "."), func(label string) bool { return len(label) > 63 }) {
+		errs = append(errs, "a part between dots has more than 63 characters")
+	}
+	return errs
+}
+
 // domain returns a domain in lower case and without a dot at its end.
 func domain(text, field string, report func(field, format string, args ...any)) string {
 	d := strings.ToLower(strings.TrimSuffix(text, "."))
-	if errs := utilvalidation.IsDNS1123Subdomain(d); len(errs) > 0 {
+	if errs := notADomain(d); len(errs) > 0 {
 		report(field, "%q is not a domain, such as cluster.local: %s", text, strings.Join(errs, "; "))
 	}
 	return d
@@ -148,8 +193,11 @@ func resolvers(list []string, field string, report func(field, format string, ar
 		if a, err2 := netip.ParseAddr(text); err2 == nil {
 			at, err = netip.AddrPortFrom(a, 53), nil
 		}
-		if err != nil {
-			report(fmt.Sprintf("%s[%d]", field, i), "%q is not ADDRESS or ADDRESS:PORT, such as 192.0.2.53", text)
+		switch field := fmt.Sprintf("%s[%d]", field, i); {
+		case err != nil:
+			report(field, "%q is not ADDRESS or ADDRESS:PORT, such as 192.0.2.53", text)
+		case at.Port() == 0 || at.Addr().IsUnspecified() || ofMany(at.Addr()):
+			report(field, "%q: no resolver can be asked there", text)
 		}
 		all = append(all, at)
 	}

@@ -9,6 +9,7 @@ package kubedns
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -29,14 +30,21 @@ var Name = dataplane.ServiceName{Namespace: "kube-system", Name: "kube-dns"}
 // place is which address of a service CIDR the Service has, as in every cluster: 10.96.0.10.
 const place = 10
 
+// Taken returns why weir must not answer at an address at which kubelets have pods ask, since the node or another host has it, or "".
+// Addresses in the ranges of ClusterIPs and link-local ones are not asked about. A nil Taken stands for a node that is not known.
+type Taken func(netip.Addr) string
+
 // Source adds the Service to what another Source says.
 type Source struct {
 	source spec.Source
 	log    hclog.Logger
+	taken  Taken
 }
 
 // New returns a Source over another.
-func New(source spec.Source, log hclog.Logger) *Source { return &Source{source, log} }
+func New(source spec.Source, log hclog.Logger, taken Taken) *Source {
+	return &Source{source, log, taken}
+}
 
 // Load implements spec.Source.
 func (s *Source) Load(ctx context.Context) (*spec.Snapshot, error) {
@@ -44,24 +52,31 @@ func (s *Source) Load(ctx context.Context) (*spec.Snapshot, error) {
 	if err != nil || snap == nil {
 		return snap, err
 	}
-	a := adder{log: s.log}
+	a := adder{log: s.log, taken: s.taken}
 	snap, _ = a.add(snap, spec.Delta{All: true})
 	return snap, nil
 }
 
 // Added returns a Snapshot, which may be nil, with the Service.
-func Added(snap *spec.Snapshot) *spec.Snapshot {
+func Added(snap *spec.Snapshot, taken Taken) *spec.Snapshot {
 	if snap == nil {
 		return nil
 	}
-	a := adder{log: hclog.NewNullLogger()}
+	a := adder{log: hclog.NewNullLogger(), taken: taken}
 	snap, _ = a.add(snap, spec.Delta{All: true})
 	return snap
 }
 
+// Notices returns the notices about the Service that it would have in a Snapshot.
+func Notices(snap *spec.Snapshot) []spec.Notice {
+	a := adder{log: hclog.NewNullLogger()}
+	a.add(snap, spec.Delta{All: true})
+	return a.notices
+}
+
 // Watch implements spec.Source.
 func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
-	a := adder{log: s.log}
+	a := adder{log: s.log, taken: s.taken}
 	return s.source.Watch(ctx, func(u spec.Update) {
 		if u.Snapshot != nil {
 			u.Snapshot, u.Delta = a.add(u.Snapshot, u.Delta)
@@ -72,7 +87,8 @@ func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
 
 // adder holds what was added last. A change that is not about the Service costs it O(1) for each Service that changed.
 type adder struct {
-	log hclog.Logger
+	log   hclog.Logger
+	taken Taken
 	// endpoints are the addresses of weir that the rest was made from, asked those at which pods ask, and answers is whether weir can
 	// answer for the Service.
 	endpoints []netip.AddrPort
@@ -82,12 +98,15 @@ type adder struct {
 	added     *spec.Service
 	// holder is the Service that has the address, if another one does.
 	holder dataplane.ServiceName
-	told   string
+	// notices are about the Service, and told what was logged last.
+	notices []spec.Notice
+	says    []string
+	told    []string
 }
 
 // add returns the Snapshot with the Service.
 func (a *adder) add(snap *spec.Snapshot, delta spec.Delta) (*spec.Snapshot, spec.Delta) {
-	endpoints, asked := reachable(&snap.Weir.DNS), addresses(snap)
+	endpoints, asked := reachable(&snap.Weir.DNS), addresses(snap, nil)
 	answers, declared := answerable(&snap.Weir.DNS), snap.Services.Get(Name)
 	before := a.added
 	if delta.All || a.declared != declared || a.answers != answers || !slices.Equal(a.endpoints, endpoints) || !slices.Equal(a.asked, asked) || a.moved(snap, delta) {
@@ -97,10 +116,14 @@ func (a *adder) add(snap *spec.Snapshot, delta spec.Delta) (*spec.Snapshot, spec
 	if a.added != before && !delta.All {
 		delta.Services = append(slices.Clip(delta.Services), Name)
 	}
-	if a.added == nil {
+	if a.added == nil && len(a.notices) == 0 {
 		return snap, delta
 	}
 	with := *snap
+	with.Notices = slices.Concat(snap.Notices, a.notices)
+	if a.added == nil {
+		return &with, delta
+	}
 	edit := snap.Services.Edit()
 	edit.Put(Name, a.added)
 	with.Services = edit.Commit()
@@ -118,15 +141,32 @@ func (a *adder) moved(snap *spec.Snapshot, delta spec.Delta) bool {
 	})
 }
 
-// make makes the Service anew. If it is as it was, it stays the same.
+// make makes the Service anew, and logs what was not logged before. If it is as it was, it stays the same.
 func (a *adder) make(snap *spec.Snapshot) {
 	before := a.added
-	a.added, a.holder = nil, dataplane.ServiceName{}
+	a.added, a.holder, a.notices, a.says = nil, dataplane.ServiceName{}, nil, nil
+	a.decide(snap)
+	if a.added != nil && before != nil && reflect.DeepEqual(*before, *a.added) {
+		a.added = before
+	}
+	for _, what := range a.says {
+		if !slices.Contains(a.told, what) {
+			a.log.Warn(what)
+		}
+	}
+	a.told = a.says
+}
+
+// decide sets added, holder and notices.
+func (a *adder) decide(snap *spec.Snapshot) {
 	switch svc := a.declared; {
 	case len(a.endpoints) == 0 && !a.answers:
+		if d := snap.Weir.DNS; d.Serve && slices.ContainsFunc(d.Listen, func(at netip.AddrPort) bool { return at.Addr().IsUnspecified() }) {
+			a.tell("pods have no kube-dns to ask, because weir listens at all addresses of the node: name those that pods reach (--dns-listen)")
+		}
 		return
 	case svc == nil:
-		if a.added = undeclared(a.asked, a.serves); a.added != nil {
+		if a.added = undeclared(addresses(snap, a.refuses), a.serves); a.added != nil {
 			a.added.Slices = endpointSlices(a.added.Object.Spec.Ports, a.endpoints)
 			a.added.Answered = a.answers
 		}
@@ -146,19 +186,31 @@ func (a *adder) make(snap *spec.Snapshot) {
 	for svc := range snap.Services.All() {
 		if a.added != nil && svc.Name != Name && shares(svc, a.added) {
 			a.tell("kube-system/kube-dns is not served: " + svc.Name.String() + " has its ClusterIP")
+			a.notices = append(a.notices, spec.SharedAddress.Notice(svc.Origin, spec.ServiceObject(svc.Name), "spec.clusterIP",
+				svc.Object.Spec.ClusterIP+" is where pods ask for names, and weir does not answer there as long as this Service has it; give it another"))
 			a.added, a.holder = nil, svc.Name
 		}
 	}
-	if a.added != nil && before != nil && reflect.DeepEqual(*before, *a.added) {
-		a.added = before
-	}
 }
 
-func (a *adder) tell(what string) {
-	if a.told != what {
-		a.told = what
-		a.log.Warn(what)
+func (a *adder) tell(what string) { a.says = append(a.says, what) }
+
+// refuses reports whether weir must not answer at an address of clusterDNS, and tells why.
+func (a *adder) refuses(snap *spec.Snapshot, ip netip.Addr) bool {
+	if ip.IsLinkLocalUnicast() || slices.ContainsFunc(snap.Weir.ServiceCIDRs, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+		return false
 	}
+	why := ""
+	switch d := &snap.Weir.DNS; {
+	case slices.ContainsFunc(slices.Concat(append(slices.Collect(maps.Values(d.Forward)), d.Upstreams)...), func(at netip.AddrPort) bool { return at.Addr() == ip }):
+		why = "weir itself asks a resolver there"
+	case a.taken != nil:
+		why = a.taken(ip)
+	}
+	if why != "" {
+		a.tell("weir does not answer at " + ip.String() + ", which is clusterDNS of a KubeletConfiguration, because " + why)
+	}
+	return why != ""
 }
 
 func hasEndpoints(s *discoveryv1.EndpointSlice) bool { return len(s.Endpoints) > 0 }
@@ -204,15 +256,16 @@ func (a *adder) serves(ip netip.Addr) bool {
 	return a.answers || slices.ContainsFunc(a.endpoints, func(at netip.AddrPort) bool { return at.Addr().Is4() == ip.Is4() })
 }
 
-// addresses returns where kubelets have pods ask, the first in each family. Where weir listens anyway, no Service leads there.
-func addresses(snap *spec.Snapshot) (all []netip.Addr) {
+// addresses returns where kubelets have pods ask, the first in each family that is not refused. Where weir listens anyway, no Service
+// leads there. A nil refuses refuses nothing.
+func addresses(snap *spec.Snapshot, refuses func(*spec.Snapshot, netip.Addr) bool) (all []netip.Addr) {
 	add := func(ip netip.Addr) {
 		if !slices.ContainsFunc(all, func(a netip.Addr) bool { return a.Is4() == ip.Is4() }) {
 			all = append(all, ip)
 		}
 	}
 	for _, ip := range snap.Weir.DNS.ClusterIPs {
-		if !slices.Contains(snap.Weir.DNS.Listen, netip.AddrPortFrom(ip, 53)) {
+		if !slices.Contains(snap.Weir.DNS.Listen, netip.AddrPortFrom(ip, 53)) && (refuses == nil || !refuses(snap, ip)) {
 			add(ip)
 		}
 	}

@@ -1,6 +1,7 @@
 package kubedns
 
 import (
+	"bytes"
 	"context"
 	"net/netip"
 	"slices"
@@ -97,7 +98,7 @@ func TestSource(t *testing.T) {
 			t.Errorf("%s: the change of the Service is told: %v", s.what, told)
 		}
 	}
-	loaded, err := New(fixed{snapshot(node)}, hclog.NewNullLogger()).Load(t.Context())
+	loaded, err := New(fixed{snapshot(node)}, hclog.NewNullLogger(), nil).Load(t.Context())
 	if err != nil || show(loaded) != "10.96.0.10 fd00:10:96::a 192.168.1.1" {
 		t.Errorf("Load: %q %v", show(loaded), err)
 	}
@@ -110,3 +111,66 @@ type fixed struct{ snap *spec.Snapshot }
 
 func (f fixed) Load(context.Context) (*spec.Snapshot, error)   { return f.snap, nil }
 func (f fixed) Watch(context.Context, func(spec.Update)) error { return nil }
+
+// TestTaken has a kubelet point its pods to addresses that others have. weir does not answer there, and says why, and answers where it
+// would without that kubelet. In a range of ClusterIPs and on link-local addresses there is nobody else.
+func TestTaken(t *testing.T) {
+	taken := func(a netip.Addr) string {
+		if a == netip.MustParseAddr("192.168.1.53") || a == netip.MustParseAddr("10.96.0.53") || a == netip.MustParseAddr("169.254.20.10") {
+			return "another host has it"
+		}
+		return ""
+	}
+	for _, tt := range []struct{ asked, want, says string }{
+		{"192.168.1.53", "10.96.0.10 fd00:10:96::a", "192.168.1.53, which is clusterDNS of a KubeletConfiguration, because another host has it"},
+		{"192.168.1.53 10.43.0.10", "10.43.0.10", "192.168.1.53"},
+		{"10.96.0.53", "10.96.0.53", ""},
+		{"169.254.20.10", "169.254.20.10", ""},
+		{"192.0.2.53", "10.96.0.10 fd00:10:96::a", "because weir itself asks a resolver there"},
+		{"192.0.2.54", "10.96.0.10 fd00:10:96::a", "because weir itself asks a resolver there"},
+	} {
+		var log bytes.Buffer
+		a := adder{log: hclog.New(&hclog.LoggerOptions{Output: &log}), taken: taken}
+		snap := pointed(snapshot("127.0.0.1:53"), strings.Fields(tt.asked)...)
+		snap.Weir.DNS.Upstreams = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53")}
+		snap.Weir.DNS.Forward = map[string][]netip.AddrPort{"corp.example": {netip.MustParseAddrPort("192.0.2.54:53")}}
+		for range 2 {
+			if got, _ := a.add(snap, spec.Delta{All: true}); show(got) != tt.want {
+				t.Errorf("%s: %q, not %q", tt.asked, show(got), tt.want)
+			}
+		}
+		if lines := strings.Count(log.String(), "\n"); !strings.Contains(log.String(), tt.says) || lines > 1 || tt.says == "" && lines > 0 {
+			t.Errorf("%s: the log has\n%s", tt.asked, &log)
+		}
+	}
+}
+
+// TestHolderIsTold has another Service hold the address at which pods ask: its author is told, until it is given back.
+func TestHolderIsTold(t *testing.T) {
+	holder := service(dataplane.ServiceName{Namespace: "default", Name: "other"}, "10.96.0.10")
+	holder.Origin = spec.Origin{File: "other.yaml", Line: 3}
+	held := snapshot("127.0.0.1:53", holder)
+	notices := Notices(held)
+	if len(notices) != 1 || notices[0].ID() != spec.SharedAddress || notices[0].Origin != holder.Origin {
+		t.Errorf("notices %v", notices)
+	}
+	a := adder{log: hclog.NewNullLogger()}
+	if got, _ := a.add(held, spec.Delta{All: true}); len(got.Notices) != 1 || len(held.Notices) != 0 {
+		t.Errorf("%d notices, and %d in what was given", len(got.Notices), len(held.Notices))
+	}
+	if got, _ := a.add(snapshot("127.0.0.1:53"), spec.Delta{Services: []dataplane.ServiceName{holder.Name}}); len(got.Notices) != 0 || show(got) == "" {
+		t.Errorf("%d notices, %q", len(got.Notices), show(got))
+	}
+	if len(Notices(snapshot("", holder))) != 0 {
+		t.Error("a notice where weir answers for no names")
+	}
+}
+
+// TestListeningEverywhereIsTold has weir listen at all addresses, so that pods have no address to ask at.
+func TestListeningEverywhereIsTold(t *testing.T) {
+	var log bytes.Buffer
+	a := adder{log: hclog.New(&hclog.LoggerOptions{Output: &log})}
+	if got, _ := a.add(snapshot("0.0.0.0:53"), spec.Delta{All: true}); show(got) != "" || !strings.Contains(log.String(), "pods have no kube-dns to ask") {
+		t.Errorf("%q, and the log has %s", show(got), &log)
+	}
+}

@@ -8,9 +8,8 @@ import (
 	"slices"
 	"strings"
 
-	utilvalidation "k8s.io/apimachinery/pkg/util/validation"
-
 	"weir/spec"
+	"weir/spec/config"
 	"weir/spec/document"
 )
 
@@ -49,15 +48,38 @@ func (d *decoding) kubelet(at *document.Document) {
 			valid = false
 			continue
 		}
-		names.addrs = append(names.addrs, a.Unmap())
+		if a = a.Unmap(); notOfNames(a) != "" {
+			field := fmt.Sprintf("%s[%d]", kubeletDNS, i)
+			d.out.notices = append(d.out.notices, spec.SettingIgnored.Notice(spec.Origin{File: d.path, Line: at.Line(field)}, kubeletKind, field,
+				fmt.Sprintf("is ignored: %s is %s, where weir cannot answer pods", a, notOfNames(a))))
+			continue
+		}
+		names.addrs = append(names.addrs, a)
 	}
-	if names.domain != "" && len(utilvalidation.IsDNS1123Subdomain(names.domain)) > 0 {
-		d.problemAt(at.Line(kubeletDomain), kubeletKind, kubeletDomain, document.Quote(in.ClusterDomain)+" is not a domain")
-		valid = false
+	if names.domain != "" {
+		if err := config.CheckClusterDomain(names.domain); err != nil {
+			d.problemAt(at.Line(kubeletDomain), kubeletKind, kubeletDomain, document.Quote(in.ClusterDomain)+" "+err.Error())
+			valid = false
+		}
 	}
 	if valid && (len(names.addrs) > 0 || names.domain != "") {
 		d.out.config = &configuration{line: at.Line(kubeletDNS), kubelet: &names, embedded: true}
 	}
+}
+
+// metadata are where clouds tell machines who they are.
+var metadata = []netip.Prefix{netip.MustParsePrefix("169.254.169.0/24"), netip.MustParsePrefix("169.254.170.0/24"), netip.MustParsePrefix("fd00:ec2::/32")}
+
+// notOfNames returns what an address is at which weir cannot answer pods, or "". A link-local address is usual: that of a NodeLocal
+// DNSCache.
+func notOfNames(a netip.Addr) string {
+	if slices.ContainsFunc(metadata, func(p netip.Prefix) bool { return p.Contains(a) }) {
+		return "an address of the cloud's metadata"
+	}
+	if a.Is4() && a.IsLinkLocalUnicast() {
+		return ""
+	}
+	return specialAddress(a)
 }
 
 // kubeletNames returns what the KubeletConfigurations of the input agree on, or nil. Those of several clusters may differ; then

@@ -138,6 +138,13 @@ func TestKubeletConfiguration(t *testing.T) {
 		{"no address", []string{strings.Replace(kubelet, "10.96.0.53", "dns.example", 1)}, `f0.yaml:3: KubeletConfiguration: clusterDNS[0]: "dns.example" is not an IP address`},
 		{"no list", []string{strings.Replace(kubelet, `[10.96.0.53, "fd00::53"]`, "10.96.0.53", 1)}, "f0.yaml:3: KubeletConfiguration: clusterDNS: cannot be read"},
 		{"no domain", []string{strings.Replace(kubelet, "Edge.Example.", "a..b", 1)}, `f0.yaml:4: KubeletConfiguration: clusterDomain: "a..b" is not a domain`},
+		{"a domain too long", []string{strings.Replace(kubelet, "Edge.Example.", strings.Repeat("a23456789.", 10)+"b", 1)}, `f0.yaml:4: KubeletConfiguration: clusterDomain: "a23456789.`},
+		{"a domain of addresses", []string{strings.Replace(kubelet, "Edge.Example.", "in-addr.arpa", 1)}, `f0.yaml:4: KubeletConfiguration: clusterDomain: "in-addr.arpa" is of the names of addresses`},
+		{"two: nobody's address and one", []string{strings.Replace(kubelet, "10.96.0.53", "0.0.0.0", 1)}, "[fd00::53] edge.example"},
+		{"two: an address of many and one", []string{strings.Replace(kubelet, "10.96.0.53", "224.0.0.1", 1)}, "[fd00::53] edge.example"},
+		{"two: the pod itself and one", []string{strings.Replace(kubelet, "10.96.0.53", "127.0.0.1", 1)}, "[fd00::53] edge.example"},
+		{"two: the cloud's metadata and one", []string{strings.Replace(kubelet, "10.96.0.53", "169.254.169.254", 1)}, "[fd00::53] edge.example"},
+		{"a NodeLocal DNSCache", []string{strings.Replace(kubelet, "10.96.0.53", "169.254.20.10", 1)}, "[169.254.20.10 fd00::53] edge.example"},
 		{"of another group", []string{strings.Replace(kubelet, "kubelet.config.k8s.io", "example.com", 1)}, "[] cluster.local"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -30,6 +30,8 @@ type ClusterIPs struct {
 	Ranges []netip.Prefix
 	// Addrs are all ClusterIPs, in the order of their Services' names.
 	Addrs []netip.Addr
+	// Answered are those at which weir itself may answer, to which it makes routes.
+	Answered []netip.Addr
 }
 
 // ClusterIPsOf returns the ClusterIPs of a Snapshot. Its time is in proportion to the number of Services.
@@ -43,6 +45,9 @@ func ClusterIPsOf(snap *spec.Snapshot) ClusterIPs {
 				continue // a headless Service
 			}
 			c.Addrs = append(c.Addrs, a)
+			if svc.Answered {
+				c.Answered = append(c.Answered, a)
+			}
 			if slices.ContainsFunc(svc.Allocated, func(v spec.Allocation) bool { return v.What == spec.AllocatedClusterIP && v.Index == i }) {
 				used[rangeOf(a, snap.Weir.ServiceCIDRs)] = true
 			}
@@ -116,7 +121,7 @@ func (c ClusterIPs) RouteNotices(networks []Network, sources []netip.Addr, reach
 	var looked [2]int
 	for _, a := range c.Addrs {
 		family := a.BitLen() / 128
-		if looked[family]++; looked[family] > maxReached || reaches(a) {
+		if looked[family]++; looked[family] > maxReached || slices.Contains(c.Answered, a) || reaches(a) {
 			continue
 		}
 		p := rangeOf(a, c.Ranges)

@@ -155,7 +155,7 @@ func serves(e *dataplane.ServicePort) bool {
 }
 
 func (w *warner) endpoints(was, e *dataplane.ServicePort) {
-	if was != nil && !serves(was) || serves(e) && len(e.ExternalEndpoints()) > 0 {
+	if e.Answered || was != nil && !serves(was) || serves(e) && len(e.ExternalEndpoints()) > 0 {
 		return
 	}
 	switch {

@@ -53,10 +53,11 @@ type QuestionAnswer struct {
 }
 
 // ZoneAnswer has the names that a weir answers, each with its Service, without the names of addresses. Names is nil if it answers
-// none, and Given are the settings in force if a flag has it answer, whatever its configuration says.
+// none. InForce are the settings in force, and Given are the same if a flag has it answer, whatever its configuration says.
 type ZoneAnswer struct {
-	Names map[string]dataplane.ServiceName `json:"names,omitempty"`
-	Given *spec.DNS                        `json:"given,omitempty"`
+	Names   map[string]dataplane.ServiceName `json:"names,omitempty"`
+	InForce *spec.DNS                        `json:"inForce,omitempty"`
+	Given   *spec.DNS                        `json:"given,omitempty"`
 }
 
 // NameQuestion is a question for the records of a name, of each type.

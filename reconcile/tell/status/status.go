@@ -105,6 +105,8 @@ type Port struct {
 	Family    string     `json:"family"`
 	Addresses []string   `json:"addresses"` // "10.96.0.1:80", "node port 30080"
 	Endpoints []Endpoint `json:"endpoints"`
+	// Answered reports whether weir itself answers, in place of endpoints.
+	Answered bool `json:"answered,omitempty"`
 	// Connections counts those since the kernel's objects for the port were made; nil if that was not asked for, or is not
 	// known.
 	Connections *uint64 `json:"connections,omitempty"`
@@ -302,7 +304,7 @@ func (b *Board) noticesOf(name string) (found []changes.Warning) {
 }
 
 func portOf(e *dataplane.ServicePort) Port {
-	p := Port{key: e.Key, Name: e.Key.Port, Protocol: e.Key.Protocol.String(), Family: e.Key.Family.String(), Endpoints: []Endpoint{}}
+	p := Port{key: e.Key, Name: e.Key.Port, Protocol: e.Key.Protocol.String(), Family: e.Key.Family.String(), Endpoints: []Endpoint{}, Answered: e.Answered}
 	for _, a := range slices.Concat([]netip.Addr{e.ClusterIP}, e.ExternalIPs, e.LoadBalancerIPs) {
 		p.Addresses = append(p.Addresses, netip.AddrPortFrom(a, e.Port).String())
 	}

@@ -100,6 +100,10 @@ func (svc *Service) writeText(b *strings.Builder) {
 	}
 	for _, p := range svc.Ports {
 		fmt.Fprintf(b, "    %s\n", p)
+		if p.Answered {
+			b.WriteString("        weir itself\n")
+			continue
+		}
 		for _, ep := range p.Endpoints {
 			line := "        " + ep.Address
 			if ep.Weight > 1 {
