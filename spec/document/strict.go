@@ -64,13 +64,15 @@ var unmarshaler = reflect.TypeFor[json.Unmarshaler]()
 
 // check reports what does not fit t and removes it from the value. It returns false if the value itself does not fit.
 func (c *checker) check(v any, t reflect.Type, path string) bool {
+	pointer := t.Kind() == reflect.Pointer
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	if v == nil {
+	own := reflect.PointerTo(t).Implements(unmarshaler)
+	if v == nil && (pointer || !own) {
 		return true
 	}
-	if reflect.PointerTo(t).Implements(unmarshaler) {
+	if own { // some take no null, such as a duration
 		data, err := json.Marshal(v)
 		if err == nil {
 			err = json.Unmarshal(data, reflect.New(t).Interface())
