@@ -150,7 +150,7 @@ line is wrong.`,
 	}
 	root.Flags().BoolVar(&version, "version", false, "print the version of weir")
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(newRun(), newReconcile(), newPlan(), newValidate(), newAllocate(), newStatus(), newSnapshot(), newCleanup(), newDoctor(), newDiscover(), newProbe(), newDNS(), newVersion(), newMan(), newWarningsHelp())
+	root.AddCommand(newRun(), newReconcile(), newPlan(), newValidate(), newAllocate(), newStatus(), newSnapshot(), newCleanup(), newDoctor(), newDiscover(), newProbe(), newDNS(), newExplain(), newVersion(), newMan(), newWarningsHelp())
 	return root
 }
 

@@ -14,16 +14,22 @@ import (
 type written struct {
 	kubeproxyconfig.KubeProxyConfiguration
 
+	// Conntrack has the settings of the kernel's connection tracking.
 	Conntrack conntrack `json:"conntrack"`
 
+	// UDPIdleTimeout is how long userspace mode keeps a UDP flow after its last datagram: a duration, greater than 0. It was
+	// removed from kube-proxy with that mode. Example: 500ms.
 	UDPIdleTimeout metav1.Duration `json:"udpIdleTimeout"`
-	// UDPTimeoutMilliseconds is an older name of UDPIdleTimeout. In spite of its name it holds a duration.
+	// UDPTimeoutMilliseconds is how long userspace mode keeps a UDP flow, if udpIdleTimeout is not set. In spite of its name
+	// it holds a duration. Example: 500ms.
 	UDPTimeoutMilliseconds metav1.Duration `json:"udpTimeoutMilliseconds"`
-	ResourceContainer      string          `json:"resourceContainer"`
+	// ResourceContainer was the cgroup that kube-proxy ran in. Example: /kube-proxy.
+	ResourceContainer string `json:"resourceContainer"`
 }
 
 type conntrack struct {
 	kubeproxyconfig.KubeProxyConntrackConfiguration
+	// Max was the maximum number of tracked connections. Example: 0.
 	Max *int32 `json:"max"`
 }
 

@@ -18,6 +18,9 @@ const (
 	ModeUserspace kubeproxyconfig.ProxyMode = "userspace"
 )
 
+// modes are the values of mode.
+var modes = []kubeproxyconfig.ProxyMode{ModeIPTables, ModeIPVS, ModeNFTables, ModeUserspace}
+
 // The ways to recognise the traffic of this node's pods.
 const (
 	LocalModeClusterCIDR         kubeproxyconfig.LocalMode = "ClusterCIDR"
@@ -26,12 +29,20 @@ const (
 	LocalModeInterfaceNamePrefix kubeproxyconfig.LocalMode = "InterfaceNamePrefix"
 )
 
+// localModes are the values of detectLocalMode.
+var localModes = []kubeproxyconfig.LocalMode{LocalModeClusterCIDR, LocalModeNodeCIDR, LocalModeBridgeInterface, LocalModeInterfaceNamePrefix}
+
 // The keywords that nodePortAddresses may hold besides prefixes.
 const (
 	NodePortsAll       = "all"
 	NodePortsPrimary   = "primary"
 	NodePortsLocalhost = "localhost"
 )
+
+var nodePortKeywords = []string{NodePortsAll, NodePortsPrimary, NodePortsLocalhost}
+
+// logFormats are the values of logging.format.
+var logFormats = []string{logsapi.DefaultLogFormat, logsapi.JSONLogFormat}
 
 const (
 	healthzPort           = "10256"

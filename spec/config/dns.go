@@ -15,18 +15,44 @@ import (
 
 // DNSFields are the fields of the section dns of a WeirConfiguration, as users write them.
 type DNSFields struct {
-	Listen        []string            `json:"listen"` // ADDRESS:PORT
-	ClusterDomain string              `json:"clusterDomain"`
-	Pods          string              `json:"pods"`
-	NodeResolver  string              `json:"nodeResolver"`
-	Upstreams     []string            `json:"upstreams"` // ADDRESS or ADDRESS:PORT
-	Forward       map[string][]string `json:"forward"`   // resolvers by domain
-	Allow         []string            `json:"allow"`     // CIDRs
-	Transfer      []string            `json:"transfer"`  // CIDRs
-	Hosts         map[string][]string `json:"hosts"`     // addresses by name
-	Rewrite       map[string]string   `json:"rewrite"`   // names by name
-	Search        bool                `json:"search"`
+	// Listen are the addresses, ADDRESS:PORT, at which weir answers questions for names, over UDP and TCP. An IPv6 address
+	// has brackets. Example: ["127.0.0.1:53", "[::1]:53"].
+	Listen []string `json:"listen"`
+	// ClusterDomain is the domain that the names of Services end in. Example: edge.example.
+	ClusterDomain string `json:"clusterDomain"`
+	// Pods says which names of pods there are, such as 10-244-1-7.default.pod.cluster.local. With insecure, every address
+	// has one in every namespace; with verified, only in the namespace of a Service that it is an endpoint of; with
+	// disabled, none has. Example: verified.
+	Pods string `json:"pods"`
+	// NodeResolver is how the processes of this node come to ask weir, which weir sets while it runs. With auto, weir uses
+	// the way in which the node resolves names; with none, it leaves the node alone. Example: none.
+	NodeResolver string `json:"nodeResolver"`
+	// Upstreams are the resolvers, ADDRESS or ADDRESS:PORT, that weir asks for all other names. Default: those of
+	// /etc/resolv.conf. Example: [192.0.2.53, "192.0.2.54:5353"].
+	Upstreams []string `json:"upstreams"`
+	// Forward has the resolvers for the names of some domains, as lists of ADDRESS or ADDRESS:PORT by domain. Default: none.
+	// Example: {corp.example: [10.0.0.1, "10.0.0.2:5353"]}.
+	Forward map[string][]string `json:"forward"`
+	// Allow are ranges of addresses that may ask, besides the node itself and its pods. Default: none.
+	// Example: [192.168.1.0/24].
+	Allow []string `json:"allow"`
+	// Transfer are ranges of addresses that may copy the whole zone, over TCP (AXFR). Default: none.
+	// Example: [192.168.1.2/32].
+	Transfer []string `json:"transfer"`
+	// Hosts has further names: lists of addresses by name. No name may be in the cluster domain. Default: none.
+	// Example: {printer.lan: [192.0.2.7, "2001:db8::7"]}.
+	Hosts map[string][]string `json:"hosts"`
+	// Rewrite has names that stand for others: a question for the first is answered with what the second has. With
+	// "*." before both, it is for all names below a domain. Default: none.
+	// Example: {shop.lan: web.default.svc.cluster.local, "*.old.example": "*.new.example"}.
+	Rewrite map[string]string `json:"rewrite"`
+	// Search answers a pod after its first question for a short name: a name that does not exist in the pod's first search
+	// domain is answered with the name that its resolver would find after it. Example: true.
+	Search bool `json:"search"`
 }
+
+// podNames are the values of pods.
+var podNames = []string{"disabled", "insecure", "verified"}
 
 // NodeResolvers are the values of nodeResolver: how the processes of the node find the names of Services.
 var NodeResolvers = []string{"auto", "none", "resolved", "networkmanager", "dnsmasq", "resolv.conf", "hosts"}
@@ -54,8 +80,8 @@ func (in *DNSFields) dns(report func(field, format string, args ...any)) spec.DN
 		}
 		own = d.ClusterDomain
 	}
-	if known := []string{"", "disabled", "insecure", "verified"}; !slices.Contains(known, in.Pods) {
-		report("dns.pods", "%q is not one of %s", in.Pods, strings.Join(known[1:], ", "))
+	if in.Pods != "" && !slices.Contains(podNames, in.Pods) {
+		report("dns.pods", "%q is not one of %s", in.Pods, strings.Join(podNames, ", "))
 	}
 	if in.NodeResolver != "" && !slices.Contains(NodeResolvers, in.NodeResolver) {
 		report("dns.nodeResolver", "%q is not one of %s", in.NodeResolver, strings.Join(NodeResolvers, ", "))

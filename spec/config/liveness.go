@@ -10,9 +10,11 @@ import (
 
 // LivenessFields are the fields of the section liveness of a WeirConfiguration, as users write them.
 type LivenessFields struct {
-	// Disabled has no probe asked.
-	Disabled   bool     `json:"disabled"`
-	AllowHosts []string `json:"allowHosts"` // addresses, CIDRs and host names
+	// Disabled has no probe asked: an endpoint works if its EndpointSlice says so. Example: true.
+	Disabled bool `json:"disabled"`
+	// AllowHosts are addresses, ranges of addresses and host names that probes may connect to, besides the addresses of
+	// endpoints. A probe with another host is not asked. Default: none. Example: [127.0.0.1, 192.0.2.0/24, health.example].
+	AllowHosts []string `json:"allowHosts"`
 }
 
 // liveness returns the fields as settings. It reports invalid ones, in which case the result is not usable.

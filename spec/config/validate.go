@@ -30,12 +30,12 @@ func validate(r *reporter, c *KubeProxy) {
 func validateNodePortAddresses(r *reporter, list []string) {
 	for i, a := range list {
 		field := fmt.Sprintf("nodePortAddresses[%d]", i)
-		keyword := slices.Contains([]string{NodePortsAll, NodePortsPrimary, NodePortsLocalhost}, a)
+		keyword := slices.Contains(nodePortKeywords, a)
 		switch {
 		case keyword && slices.Contains(list[:i], a):
 			r.add(field, "%q is there twice", a)
 		case !keyword && !validPrefix(a):
-			r.add(field, "%q is neither a CIDR nor one of %s, %s, %s", a, NodePortsAll, NodePortsPrimary, NodePortsLocalhost)
+			r.add(field, "%q is neither a CIDR nor one of %s", a, join(nodePortKeywords))
 		}
 	}
 }
@@ -96,7 +96,7 @@ func validateMode(r *reporter, c *KubeProxy) {
 	case "kernelspace":
 		r.add("mode", "kernelspace is for Windows; use iptables, ipvs, nftables or userspace")
 	default:
-		r.add("mode", "%q is not one of iptables, ipvs, nftables, userspace", c.Mode)
+		r.add("mode", "%q is not one of %s", c.Mode, join(modes))
 	}
 }
 
@@ -133,8 +133,7 @@ func validateLocalDetector(r *reporter, c *kubeproxyconfig.KubeProxyConfiguratio
 	case LocalModeInterfaceNamePrefix:
 		validateInterface(r, "detectLocal.interfaceNamePrefix", c.DetectLocal.InterfaceNamePrefix, c.DetectLocalMode)
 	default:
-		r.add("detectLocalMode", "%q is not one of %s, %s, %s, %s", c.DetectLocalMode,
-			LocalModeClusterCIDR, LocalModeNodeCIDR, LocalModeBridgeInterface, LocalModeInterfaceNamePrefix)
+		r.add("detectLocalMode", "%q is not one of %s", c.DetectLocalMode, join(localModes))
 	}
 	if c.ClusterCIDR == "" {
 		return
@@ -178,8 +177,8 @@ func validateConntrack(r *reporter, c *kubeproxyconfig.KubeProxyConntrackConfigu
 
 func validateLogging(r *reporter, c *kubeproxyconfig.KubeProxyConfiguration) {
 	l := &c.Logging
-	if l.Format != "text" && l.Format != "json" {
-		r.add("logging.format", "%q is not one of text, json", l.Format)
+	if !slices.Contains(logFormats, l.Format) {
+		r.add("logging.format", "%q is not one of %s", l.Format, join(logFormats))
 	}
 	if l.FlushFrequency.Duration.Duration <= 0 {
 		r.add("logging.flushFrequency", "%v is not greater than 0", l.FlushFrequency.Duration.Duration)
@@ -195,6 +194,15 @@ func validateLogging(r *reporter, c *kubeproxyconfig.KubeProxyConfiguration) {
 			r.add(fmt.Sprintf("logging.vmodule[%d].filePattern", i), "%q is not the pattern of a file's name", m.FilePattern)
 		}
 	}
+}
+
+// join returns the words of a setting for a message.
+func join[T ~string](words []T) string {
+	var texts []string
+	for _, w := range words {
+		texts = append(texts, string(w))
+	}
+	return strings.Join(texts, ", ")
 }
 
 func inRange(r *reporter, field string, v, least, most int32) {

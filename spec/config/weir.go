@@ -20,25 +20,54 @@ const maxSettleTime = time.Minute
 
 // WeirFields are the fields of a WeirConfiguration as users write them, in a document or as flags. A nil or empty field
 // is not set.
+//
+// The comments of the fields are what weir explain and the JSON Schema say, with the names of the document. A sentence
+// "Example: VALUE." at the end becomes an example. Defaults that are values come from spec.DefaultWeirConfiguration.
 type WeirFields struct {
-	ServiceCIDRs  []string         `json:"serviceCIDRs"`
-	NodePortRange string           `json:"nodePortRange"` // "30000-32767"
-	SettleTime    *metav1.Duration `json:"settleTime"`
-	StateDir      string           `json:"stateDir"`
-	AllowEmpty    *bool            `json:"allowEmpty"`
-	// ExternalAddresses are CIDRs; given and empty, they allow none.
+	// ServiceCIDRs are the ranges from which Services that set no ClusterIP get one, at most one IPv4 and one IPv6 range.
+	// Each has room for at least four addresses. A Service whose ClusterIP lies outside of a range that is given is
+	// refused. If the input has a kubeadm ClusterConfiguration, its serviceSubnet takes the place of the default.
+	// Example: [10.43.0.0/16, "fd00:43::/112"].
+	ServiceCIDRs []string `json:"serviceCIDRs"`
+	// NodePortRange is the range, FIRST-LAST, from which Services that set no node port get one. Both ends belong to it.
+	// Example: 30000-30999.
+	NodePortRange string `json:"nodePortRange"`
+	// SettleTime is how long the files must stay unchanged before weir reads a change: a duration from 0s to 1m. A longer
+	// time spares rounds while many files are written, and delays every change. Example: 250ms.
+	SettleTime *metav1.Duration `json:"settleTime"`
+	// StateDir is the directory, as an absolute path, for state that must survive a restart. Example: /run/weir.
+	StateDir string `json:"stateDir"`
+	// AllowEmpty accepts an input without any Service as an instruction to have none. If it is false, weir refuses such an
+	// input and keeps what is in force. Example: true.
+	AllowEmpty *bool `json:"allowEmpty"`
+	// ExternalAddresses are the ranges that the external IPs of Services may come from. An empty list allows none. Default:
+	// all addresses but the node's own, loopback, link-local, multicast and reserved ones, and those of service CIDRs that
+	// are set. Example: [192.0.2.0/24, "2001:db8::/64"].
 	ExternalAddresses []string `json:"externalAddresses"`
-	Silence           []string `json:"silence"` // IDs of notices
-	// PodSources are the words of --pod-source, such as cri=unix:///run/containerd/containerd.sock, or none.
+	// Silence lists the IDs of warnings that are accepted for all of the input, whole or up to the first hyphen. "weir help
+	// warnings" lists them all. Default: none. Example: [W009, W013-not-rendered].
+	Silence []string `json:"silence"`
+	// PodSources are the container runtimes, or the kubelet, that weir asks for the pods of this node: KIND=unix:///PATH of
+	// a socket, where KIND is podman, docker, kubelet or cri. An empty list, or the word none alone, asks nothing. Default:
+	// those that listen where they usually do. Example: ["cri=unix:///run/containerd/containerd.sock"].
 	PodSources []string `json:"podSources"`
-	// Include and Exclude are patterns as in .gitignore, Namespace and Selector what kubectl's -n and -l take.
-	Include   []string `json:"include"`
-	Exclude   []string `json:"exclude"`
-	Namespace string   `json:"namespace"`
-	Selector  string   `json:"selector"`
-	// DNS, if it is there, has weir answer for names.
+	// Include are patterns as in .gitignore: if there are any, only files that match one are read. Default: all files.
+	// Example: ["services/", "*.svc.yaml"].
+	Include []string `json:"include"`
+	// Exclude are patterns as in .gitignore: files and directories that match one are not read. Default: none.
+	// Example: ["drafts/"].
+	Exclude []string `json:"exclude"`
+	// Namespace is the only namespace whose objects are used. Objects that name none are taken to be in it. Default: all
+	// namespaces. Example: shop.
+	Namespace string `json:"namespace"`
+	// Selector chooses Services by their labels, as kubectl's -l does. Endpoints go with their Service. Default: all
+	// Services. Example: "app=web,tier!=test".
+	Selector string `json:"selector"`
+	// DNS has weir answer for the names of Services, such as web.default.svc.cluster.local. The section may be empty, as in
+	// dns: {}. Without it weir answers only if the flag --dns is given. Example: {clusterDomain: edge.example}.
 	DNS *DNSFields `json:"dns"`
-	// Liveness is about the probes of endpoints.
+	// Liveness is about the probes of endpoints: what weir asks to learn whether an endpoint works.
+	// Example: {allowHosts: [192.0.2.0/24]}.
 	Liveness *LivenessFields `json:"liveness"`
 }
 

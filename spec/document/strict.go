@@ -64,13 +64,15 @@ var unmarshaler = reflect.TypeFor[json.Unmarshaler]()
 
 // check reports what does not fit t and removes it from the value. It returns false if the value itself does not fit.
 func (c *checker) check(v any, t reflect.Type, path string) bool {
+	pointer := t.Kind() == reflect.Pointer
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	if v == nil {
+	own := reflect.PointerTo(t).Implements(unmarshaler)
+	if v == nil && (pointer || !own) {
 		return true
 	}
-	if reflect.PointerTo(t).Implements(unmarshaler) {
+	if own { // some take no null, such as a duration
 		data, err := json.Marshal(v)
 		if err == nil {
 			err = json.Unmarshal(data, reflect.New(t).Interface())
@@ -227,19 +229,28 @@ func Printable(s string) string {
 
 // suggestion returns a hint at the field that was probably meant.
 func suggestion(key string, fields map[string]reflect.Type) string {
-	best, least := "", 3
 	if key == "true" || key == "false" { // a key such as on, which YAML takes for a boolean
 		return ""
 	}
-	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		if d := Distance(strings.ToLower(key), strings.ToLower(name), least); d < least {
+	if near := Nearest(key, slices.Sorted(maps.Keys(fields))); near != "" {
+		return fmt.Sprintf("; did you mean %s?", near)
+	}
+	return ""
+}
+
+// Nearest returns the name that a misspelt one probably means, which differs in at most two letters. It returns "" if there
+// is none.
+func Nearest(misspelt string, names []string) string {
+	best, least := "", 3
+	for _, name := range names {
+		if d := Distance(strings.ToLower(misspelt), strings.ToLower(name), least); d < least {
 			best, least = name, d
 		}
 	}
-	if best == "" || least >= len(best) {
+	if least >= len(best) {
 		return ""
 	}
-	return fmt.Sprintf("; did you mean %s?", best)
+	return best
 }
 
 // Distance returns the number of letters to insert, delete or replace to turn a into b. It returns limit if that is not
