@@ -1,9 +1,11 @@
 package main_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -290,12 +292,11 @@ func TestNodeResolverResolved(t *testing.T) {
 	d.expectEtc("all the time", "resolv.conf", stub)
 }
 
-// TestNodeResolverDnsmasq has a dnsmasq of the node ask weir for the names of the cluster, and no more after each of its ends.
-func TestNodeResolverDnsmasq(t *testing.T) {
-	t.Parallel()
-	netlab.RequireProgram(t, "dnsmasq")
-	d := newRunDaemon(t)
-	const web, resolv = "web.default.svc.cluster.local", "nameserver 127.0.0.1\noptions timeout:1\n"
+// runDnsmasq has the node ask a dnsmasq of its own, at 127.0.0.1, and returns its resolv.conf.
+func (d *daemon) runDnsmasq() (resolv string) {
+	d.t.Helper()
+	netlab.RequireProgram(d.t, "dnsmasq")
+	resolv = "nameserver 127.0.0.1\noptions timeout:1\n"
 	d.giveEtc(map[string]string{"resolv.conf": resolv, "hosts": "127.0.0.1 localhost\n", "dnsmasq.d/README": "",
 		"dnsmasq.conf": "no-resolv\nserver=127.0.0.9\nlisten-address=127.0.0.1\nbind-interfaces\nuser=root\nconf-dir=/etc/dnsmasq.d/,*.conf\n",
 		"init.d/dnsmasq": `#!/bin/sh
@@ -303,20 +304,29 @@ p=$(cat /etc/dnsmasq.pid 2>/dev/null) && kill $p && while grep -q 'State:.[^Z]' 
 exec dnsmasq -C /etc/dnsmasq.conf -x /etc/dnsmasq.pid
 `})
 	if err := os.Chmod(filepath.Join(d.etc, "init.d/dnsmasq"), 0o755); err != nil {
-		t.Fatal(err)
+		d.t.Fatal(err)
 	}
-	d.serveWeb()
 	d.serveUpstream("127.0.0.9:53")
-	t.Cleanup(func() {
+	d.t.Cleanup(func() {
 		text, _ := os.ReadFile(filepath.Join(d.etc, "dnsmasq.pid"))
 		if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
 			_ = syscall.Kill(pid, syscall.SIGTERM)
 		}
 	})
 	if out, err := d.process("/etc/init.d/dnsmasq", "restart"); err != nil {
-		t.Fatal(out, err)
+		d.t.Fatal(out, err)
 	}
 	d.awaitHost("www.example.com", "192.0.2.80")
+	return resolv
+}
+
+// TestNodeResolverDnsmasq has a dnsmasq of the node ask weir for the names of the cluster, and no more after each of its ends.
+func TestNodeResolverDnsmasq(t *testing.T) {
+	t.Parallel()
+	d := newRunDaemon(t)
+	const web = "web.default.svc.cluster.local"
+	resolv := d.runDnsmasq()
+	d.serveWeb()
 	none := func(when string) {
 		t.Helper()
 		if left, _ := filepath.Glob(filepath.Join(d.etc, "dnsmasq.d", "*.conf")); left != nil {
@@ -347,6 +357,23 @@ exec dnsmasq -C /etc/dnsmasq.conf -x /etc/dnsmasq.pid
 		t.Errorf("weir cleanup: %v\n%s", err, out)
 	}
 	none("SIGKILL and cleanup")
+	d.expectEtc("all the time", "resolv.conf", resolv)
+}
+
+// TestNodeResolverPortTaken has a dnsmasq of the node hold the port at which weir would answer. It asks weir where pods do.
+func TestNodeResolverPortTaken(t *testing.T) {
+	t.Parallel()
+	d := newRunDaemon(t)
+	resolv := d.runDnsmasq()
+	d.write(map[string]string{"web.yaml": strings.Replace(webService, serviceIP(t), "10.96.0.80", 1)})
+	d.flags = []string{"--dns"}
+	d.start()
+	d.awaitHost("web.default.svc.cluster.local", "10.96.0.80")
+	d.awaitHost("www.example.com", "192.0.2.80")
+	d.terminate()
+	if left, _ := filepath.Glob(filepath.Join(d.etc, "dnsmasq.d", "*.conf")); left != nil {
+		t.Errorf("left %v", left)
+	}
 	d.expectEtc("all the time", "resolv.conf", resolv)
 }
 
@@ -381,6 +408,24 @@ func TestNodeResolver(t *testing.T) {
 	d.awaitHost(web, serviceIP(t))
 	d.awaitLog("another process changed how this node finds names: set again")
 
+	// Without a resolv.conf the names are in /etc/hosts, and only as long as that is so.
+	if err := errors.Join(os.Remove(filepath.Join(d.etc, "resolv.conf")), os.Symlink("none/of/these", filepath.Join(d.etc, "resolv.conf"))); err != nil {
+		t.Fatal(err)
+	}
+	d.awaitLog("set on the node: what=.*/etc/hosts|set again: what=.*/etc/hosts")
+	if err := os.Remove(filepath.Join(d.etc, "resolv.conf")); err != nil {
+		t.Fatal(err)
+	}
+	d.writeEtc("resolv.conf", later)
+	d.await("resolv.conf to be used again", func() error {
+		resolv, err := os.ReadFile(filepath.Join(d.etc, "resolv.conf"))
+		lines, err2 := os.ReadFile(filepath.Join(d.etc, "hosts"))
+		if err := errors.Join(err, err2); err != nil || !strings.Contains(string(resolv), "nameserver 127.0.0.1\n") || string(lines) != hosts {
+			return fmt.Errorf("resolv.conf is %q, hosts %q, %v", resolv, lines, err)
+		}
+		return nil
+	})
+
 	d.terminate()
 	d.expectEtc("SIGTERM", "resolv.conf", later)
 
@@ -396,8 +441,13 @@ func TestNodeResolver(t *testing.T) {
 	}
 	d.expectEtc("SIGKILL and cleanup", "resolv.conf", later)
 
+	at := netip.AddrPortFrom(netlab.NodeIPv4, 53).String()
+	d.flags = []string{"--dns-listen", at}
 	d.start()
 	d.awaitHost(web, serviceIP(t))
+	if out, err := d.process(d.line("doctor", "--state-dir", d.state)...); strings.Contains(out, "weir cleanup") || strings.Contains(out, "not asked for") {
+		t.Errorf("weir doctor of a weir that answers at %s: %v\n%s", at, err, out)
+	}
 	d.kill()
 	d.flags = []string{"--dns-node-resolver", "none"}
 	d.start()

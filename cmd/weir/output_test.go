@@ -36,7 +36,7 @@ func fullStatus() *status.Status {
 			notice(spec.NoReadyEndpoint, 29, "log"), notice(spec.ExternalIPRefused, 1, "web")},
 		Services: []status.Service{
 			{Namespace: "default", Name: "web", Source: "cluster/web.yaml:1", Error: "the address is another virtual server's", Ports: []status.Port{{
-				Name: "http", Protocol: "TCP", Family: "IPv4", Addresses: []string{"10.96.0.80:80", "node port 30080"}, Connections: &connections,
+				Name: "http", Protocol: "TCP", Family: "IPv4", Addresses: []string{"10.96.0.80:80", "node port 30080"}, Connections: &connections, Answered: true,
 				Endpoints: []status.Endpoint{{Address: "10.244.1.1:8080", Weight: 1, State: "local"}, {Address: "10.244.2.1:8080", Weight: 3, State: "remote"},
 					{Address: "10.244.2.2:8080", Weight: 1}, {Address: "10.244.2.3:8080", State: "drained"}},
 			}}, Probes: &status.Probes{Healthy: 1, Unknown: 1, Unhealthy: 2, Awaited: 1, MinHealthy: "2", Panic: true, Endpoints: []status.ProbedEndpoint{

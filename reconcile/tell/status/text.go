@@ -102,7 +102,6 @@ func (svc *Service) writeText(b *strings.Builder) {
 		fmt.Fprintf(b, "    %s\n", p)
 		if p.Answered {
 			b.WriteString("        weir itself\n")
-			continue
 		}
 		for _, ep := range p.Endpoints {
 			line := "        " + ep.Address
@@ -114,7 +113,7 @@ func (svc *Service) writeText(b *strings.Builder) {
 			}
 			b.WriteString(line + "\n")
 		}
-		if len(p.Endpoints) == 0 {
+		if len(p.Endpoints) == 0 && !p.Answered {
 			b.WriteString("        no endpoints\n")
 		}
 	}
