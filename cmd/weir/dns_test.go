@@ -354,8 +354,8 @@ func TestKubeDNSByDefault(t *testing.T) {
 }
 
 // TestClusterDNSOfKubelet has pods ask where a KubeletConfiguration in the input points them, in every mode: at addresses of the
-// range of Services, at that of a NodeLocal DNSCache, which is link-local, and at one that weir listens at anyway. A change of it
-// takes the former addresses away.
+// range of Services, at that of a NodeLocal DNSCache, which is link-local, at one that weir listens at anyway, and at one of another host,
+// which weir does not take. A change of it takes the former addresses away.
 func TestClusterDNSOfKubelet(t *testing.T) {
 	eachMode(t, modes, func(t *testing.T, m mode) {
 		t.Parallel()
@@ -379,6 +379,7 @@ func TestClusterDNSOfKubelet(t *testing.T) {
 			{"10.96.5.5", "cluster.local", "10.96.5.5", "10.96.0.10"},
 			{`169.254.20.10, "fd00:10:96::5"`, "edge.example", "169.254.20.10 fd00:10:96::5", "10.96.5.5"},
 			{node.Addr().String(), "cluster.local", node.Addr().String() + " 10.96.0.10", "169.254.20.10"},
+			{netlab.OutsideIPv4.String(), "cluster.local", "10.96.0.10", netlab.OutsideIPv4.String()},
 		}
 		for _, s := range steps {
 			d.write(kubelet(s.addrs, s.domain))
@@ -403,6 +404,7 @@ func TestClusterDNSOfKubelet(t *testing.T) {
 				return nil
 			})
 		}
+		d.awaitLog("weir does not answer at " + netlab.OutsideIPv4.String() + ", .* the network of ")
 		if log := d.logs(); strings.Contains(log, "names cannot be answered") {
 			t.Errorf("the log has\n%s", log)
 		}
