@@ -411,7 +411,8 @@ func TestSSHConfig(t *testing.T) {
 	}
 }
 
-// TestAnsible holds that Ansible takes the playbook, that the role runs no shell, and that it validates before it starts weir.
+// TestAnsible holds that Ansible takes the playbook, that the role runs no shell, and that it validates before it starts or
+// restarts weir.
 func TestAnsible(t *testing.T) {
 	const role = "ansible/roles/weir/"
 	var tasks, handlers []map[string]any
@@ -429,8 +430,11 @@ func TestAnsible(t *testing.T) {
 			t.Errorf("task %s says each time that something has changed", task["name"])
 		}
 	}
-	if validate, start := slices.Index(order, "Validate the input"), slices.Index(order, "Start weir"); validate < 0 || start < validate {
-		t.Errorf("the role does not validate before it starts weir: %v", order)
+	validate := slices.Index(order, "Validate the input")
+	for _, later := range []string{"Restart weir now if its unit has changed", "Start weir"} {
+		if validate < 0 || slices.Index(order, later) < validate {
+			t.Errorf("the role does not validate before it comes to %q: %v", later, order)
+		}
 	}
 	netlab.RequireProgram(t, "ansible-playbook")
 	cmd := exec.CommandContext(t.Context(), "ansible-playbook", "-i", "inventory.yml", "--syntax-check", "playbook.yml")
