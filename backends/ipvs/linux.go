@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -298,7 +299,7 @@ func (k *Linux) putAddress(a Address) error {
 		}
 	}
 	addr := address(a.Addr)
-	const forever = 1<<32 - 1
+	const forever = min(math.MaxUint32, math.MaxInt) // where int has 32 bits, 68 years
 	addr.ValidLft = forever
 	if !a.Leaving {
 		addr.PreferedLft = forever

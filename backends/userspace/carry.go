@@ -126,9 +126,7 @@ func (w *direction) fill(ps *pipes) error {
 	if !ok {
 		return w.fillBuffer(ps)
 	}
-	n, err := ignoringEINTR(func() (int64, error) {
-		return unix.Splice(w.from.fd, nil, p.w, nil, pipeSize, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-	})
+	n, err := splice(w.from.fd, p.w, pipeSize)
 	w.bulk = n >= len(ps.buffer)
 	if n > 0 {
 		w.pipe, w.inPipe = p, n
@@ -163,9 +161,7 @@ func (w *direction) nothing(err error) error {
 // drain passes on the held bytes, and returns how many were written.
 func (w *direction) drain(ps *pipes) (n int, err error) {
 	if w.inPipe > 0 {
-		n, err = ignoringEINTR(func() (int64, error) {
-			return unix.Splice(w.pipe.r, nil, w.to.fd, nil, w.inPipe, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-		})
+		n, err = splice(w.pipe.r, w.to.fd, w.inPipe)
 		if w.inPipe -= n; w.inPipe == 0 {
 			ps.give(w.pipe, true)
 		}
@@ -190,12 +186,20 @@ func (w *direction) drop(ps *pipes) {
 	w.inPipe, w.rest = 0, nil
 }
 
+// splice moves at most n bytes from one descriptor to another, and returns how many.
+func splice(from, to, n int) (int, error) {
+	return ignoringEINTR(func() (int, error) {
+		moved, err := unix.Splice(from, nil, to, nil, n, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+		return int(moved), err // an int64 where int has 64 bits, else an int
+	})
+}
+
 // ignoringEINTR repeats a system call until no signal interrupts it.
-func ignoringEINTR[N int | int64](call func() (N, error)) (int, error) {
+func ignoringEINTR(call func() (int, error)) (int, error) {
 	for {
 		n, err := call()
 		if err != unix.EINTR {
-			return int(max(n, 0)), err
+			return max(n, 0), err
 		}
 	}
 }
