@@ -43,6 +43,13 @@ func TestSystemdUnits(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if name == "weir.service" { // with what a drop-in adds
+			more, err := os.ReadFile(filepath.Join(systemdExamples, "names.conf"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			text = append(append(text, '\n'), more...)
+		}
 		text = []byte(strings.NewReplacer("/usr/local/bin/weir ", os.Getenv(binaryEnv)+" ", "/usr/local/bin/weir-render", render).Replace(string(text)))
 		unit := filepath.Join(dir, name)
 		if err := os.WriteFile(unit, text, 0o644); err != nil {
