@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"weir/backends/dataplane"
+	"weir/spec/probe"
 )
 
 // LabelServiceProxyName is the label that hands a Service to another proxy, whatever its value.
@@ -105,6 +106,9 @@ func (s *Service) AllNotices() []Notice {
 		notice(NoReadyEndpoint, "spec.selector", "selects nothing, since no controller is here to look for pods"+hint+"; programmed without endpoints: let weir ask a container runtime (systemctl enable --now podman.socket, or --pod-source), or "+ways)
 	default:
 		notice(NoReadyEndpoint, "", "has no endpoints: "+ways)
+	}
+	if p := s.Probes; len(s.Slices) > 0 && p != nil && p.Empty() && p.MinHealthy != (probe.MinHealthy{}) {
+		notice(SettingIgnored, "metadata.annotations[weir/min-healthy]", "has no effect: no probe asks the endpoints of this Service")
 	}
 	for _, slice := range s.Slices {
 		if Headless(slice) {

@@ -351,9 +351,10 @@ func followPods(s spec.PodSource, former *namedPods, node *nodeFlags, log hclog.
 		next := &namedPods{name: s.String()}
 		next.Source = lastgood.New(lastgood.Options{
 			Source: pods, Input: "the pods of " + s.String(), Node: name, Log: log, Former: next.inherit(cmp.Or(source, former)),
-			Interval: 100 * time.Millisecond, // what a crash forgets would be taken from the kernel if the runtime were away then
-			Grace:    time.Second,
-			File:     func(*spec.Snapshot) string { return file }, Cluster: func() string { return s.String() },
+			// What a crash forgets would be taken from the kernel if the runtime were away then, so that even a slow disk hears soon.
+			Interval: 100 * time.Millisecond, Share: 4,
+			Grace: time.Second,
+			File:  func(*spec.Snapshot) string { return file }, Cluster: func() string { return s.String() },
 		})
 		source = next
 		return source, nil

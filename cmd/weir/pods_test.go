@@ -128,8 +128,14 @@ func TestPodsOfPodman(t *testing.T) {
 				if err != nil || len(kept) != 1 {
 					return fmt.Errorf("%v %w", kept, err)
 				}
-				if text, err := os.ReadFile(kept[0]); err != nil || !strings.Contains(string(text), "pod-c") {
-					return fmt.Errorf("pod-c is not in the file, %w", err)
+				text, err := os.ReadFile(kept[0])
+				if err != nil {
+					return err
+				}
+				status := weir(t, "", "status", "web", "--state-dir", d.state).stdout
+				served := regexp.MustCompile(`10\.89\.0\.\d+`).FindAllString(status, -1)
+				if len(served) != 2 || slices.ContainsFunc(served, func(a string) bool { return !strings.Contains(string(text), a) }) {
+					return fmt.Errorf("the file does not have both of %v", served)
 				}
 				return nil
 			})

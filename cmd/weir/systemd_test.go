@@ -297,7 +297,7 @@ func TestSystemdRenderHelm(t *testing.T) {
 }
 
 // TestSystemdConfinement runs weir with what the unit leaves it: its capabilities, a file system that is read-only but for
-// the unit's paths, and no way to more.
+// the unit's paths, and no way to more. It programs the kernel, and answers for names.
 func TestSystemdConfinement(t *testing.T) {
 	t.Parallel()
 	unit := unitSettings(t, "weir.service")
@@ -305,9 +305,10 @@ func TestSystemdConfinement(t *testing.T) {
 	lab.Host("pod1").Serve(t, netlab.TCP, 80)
 	d := newDaemon(t, lab, iptablesMode("nft"))
 	d.write(map[string]string{"config.yaml": painConfig, "web.yaml": painService, "slice.yaml": painSlice(1)})
+	d.flags = append(d.flags, "--dns", "--dns-upstream", "127.0.0.1:9")
 	c := &container{Root: "/", Args: d.line(d.args("run")...), Env: append([]string{"RUNTIME_DIRECTORY=/run/" + unit["RuntimeDirectory"]}, append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin")...)}
 	for _, name := range strings.Fields(unit["CapabilityBoundingSet"]) {
-		n, ok := map[string]int{"CAP_NET_ADMIN": unix.CAP_NET_ADMIN, "CAP_NET_RAW": unix.CAP_NET_RAW}[name]
+		n, ok := map[string]int{"CAP_NET_ADMIN": unix.CAP_NET_ADMIN, "CAP_NET_RAW": unix.CAP_NET_RAW, "CAP_NET_BIND_SERVICE": unix.CAP_NET_BIND_SERVICE}[name]
 		if !ok {
 			t.Fatalf("capability %s is not known here", name)
 		}
@@ -317,6 +318,10 @@ func TestSystemdConfinement(t *testing.T) {
 		t.Fatalf("the file system is not confined as it is here: %v", unit)
 	}
 	for _, path := range append(strings.Fields(unit["ReadWritePaths"]), "/proc", d.state) {
+		path, optional := strings.CutPrefix(path, "-")
+		if _, err := os.Stat(path); optional && err != nil {
+			continue
+		}
 		c.Mounts = append(c.Mounts, mount{Source: path, Target: path})
 	}
 	for _, s := range []string{"ip_forward", "conf/all/route_localnet"} {
@@ -324,6 +329,7 @@ func TestSystemdConfinement(t *testing.T) {
 	}
 	d.startContainer(c)
 	d.awaitAnswer("pod1")
+	d.awaitName("web.default.svc.cluster.local.", "10.96.0.10")
 	if out := d.nodeExec("sysctl", "-n", "net/ipv4/ip_forward"); strings.TrimSpace(out) != "1" {
 		t.Errorf("net.ipv4.ip_forward is %s", out)
 	}

@@ -46,6 +46,8 @@ type Options struct {
 	Grace time.Duration
 	// Interval is the least time between two writes. Default: 10 s.
 	Interval time.Duration
+	// Share limits the time spent on writing to one part in Share. Default: 50.
+	Share int
 	// Log may be nil.
 	Log hclog.Logger
 }
@@ -63,6 +65,9 @@ func New(o Options) *Source {
 	if o.Interval <= 0 {
 		o.Interval = 10 * time.Second
 	}
+	if o.Share <= 0 {
+		o.Share = 50
+	}
 	if o.Log == nil {
 		o.Log = hclog.NewNullLogger()
 	}
@@ -73,8 +78,6 @@ func New(o Options) *Source {
 func (s *Source) Load(ctx context.Context) (*spec.Snapshot, error) { return s.o.Source.Load(ctx) }
 
 const (
-	// writeShare limits the time spent on writing to one part in writeShare.
-	writeShare = 50
 	// writeLimit is how long a write may take. It is generous, because a large file on a slow disk is no hung mount.
 	writeLimit = time.Minute
 	// maxRest is the longest wait after a failed write.
@@ -237,7 +240,7 @@ func (w *watch) rest(err error, took time.Duration) time.Duration {
 		}
 		w.failures = min(w.failures+1, 10)
 	}
-	return max(rest, writeShare*took)
+	return max(rest, time.Duration(w.o.Share)*took)
 }
 
 // tell logs once why nothing can be kept, and once that it can be again.
