@@ -411,6 +411,54 @@ func TestClusterDNSOfKubelet(t *testing.T) {
 	})
 }
 
+// TestNamesFromPods has programs with glibc and with musl in a pod, whose resolv.conf is as the kubelet writes it, look up the names
+// that the tests of Kubernetes for cluster DNS look up: of Services, short and in full, of headless ones and their endpoints, of
+// pods, of what is elsewhere, and of addresses.
+func TestNamesFromPods(t *testing.T) {
+	t.Parallel()
+	d := newRunDaemon(t)
+	d.serveUpstream("127.0.0.9:53")
+	d.flags = []string{"--dns", "--dns-upstream", "127.0.0.9"}
+	const elsewhere = "---\napiVersion: v1\nkind: Service\nmetadata: {name: elsewhere}\nspec: {type: ExternalName, externalName: www.example.com}\n"
+	d.write(map[string]string{
+		"web.yaml":    strings.Replace(webService, serviceIP(t), "10.96.0.80", 1),
+		"more.yaml":   headlessDB + elsewhere,
+		"config.yaml": kubeProxyConfig + "clusterCIDR: 10.244.0.0/16,fd00:244:1::/64\n",
+	})
+	d.start()
+	d.awaitNameAt("10.96.0.10:53", "web.default.svc.cluster.local.", "10.96.0.80")
+	pod := &daemon{t: t}
+	pod.giveEtc(map[string]string{"hosts": "127.0.0.1 localhost\n",
+		"resolv.conf": "nameserver 10.96.0.10\nsearch default.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5 timeout:2\n"})
+	run := func(line ...string) (string, error) {
+		line = pod.withEtc(line...)
+		out, err := d.lab.Host(netlab.Client).Exec(t.Context(), line[0], line[1:]...)
+		return strings.TrimSpace(out), err
+	}
+	musl := muslProgram(t)
+	for name, want := range map[string]string{
+		"web": "10.96.0.80", "web.default": "10.96.0.80", "web.default.svc": "10.96.0.80", "web.default.svc.cluster.local": "10.96.0.80",
+		"WEB.Default.svc.cluster.local.": "10.96.0.80", "kube-dns.kube-system": "10.96.0.10",
+		"db": "10.244.1.2 10.244.1.3", "db-0.db": "10.244.1.2", "db-1.db.default.svc.cluster.local": "10.244.1.3",
+		"10-244-1-2.default.pod": "10.244.1.2", "10-244-1-2.default.pod.cluster.local": "10.244.1.2",
+		"elsewhere": "192.0.2.80", "elsewhere.default.svc.cluster.local": "192.0.2.80", "www.example.com": "192.0.2.80",
+		"nosuch": "", "nosuch.default.svc.cluster.local": "", "web.nosuch": "", "db-2.db": "", "nosuch.example.com": "",
+	} {
+		for _, program := range [][]string{{"getent", "ahostsv4"}, {musl}} {
+			out, err := run(append(program, name)...)
+			got, _, _ := strings.Cut(out, " ")
+			if want == "" && err == nil || want != "" && (err != nil || !slices.Contains(strings.Fields(want), got)) {
+				t.Errorf("%s %s: %q, %v; want one of %q", filepath.Base(program[0]), name, out, err, want)
+			}
+		}
+	}
+	for addr, want := range map[string]string{"10.96.0.80": "web.default.svc.cluster.local", "10.244.1.2": "db-0.db.default.svc.cluster.local"} {
+		if out, err := run("getent", "hosts", addr); err != nil || !strings.HasSuffix(out, " "+want) {
+			t.Errorf("getent hosts %s: %q, %v; want %s", addr, out, err, want)
+		}
+	}
+}
+
 // TestPodsMayAsk has a pod run outside of the ranges of pods: it may ask, and another address there may not.
 func TestPodsMayAsk(t *testing.T) {
 	t.Parallel()
