@@ -67,6 +67,7 @@ var units = map[string]string{
 	"sysusers.conf":     "/usr/lib/sysusers.d/weir.conf",
 	"tmpfiles.conf":     "/usr/lib/tmpfiles.d/weir.conf",
 	"modules-load.conf": "/usr/lib/modules-load.d/weir.conf",
+	"names.conf":        "/usr/share/doc/weir/names.conf", // a drop-in that an administrator may want
 }
 
 // packaged returns a file of examples/systemd as a package has it: the administrator's places become the distribution's.
