@@ -87,10 +87,13 @@ func (r Resolvers) Modified() string {
 	return text
 }
 
+// NamesForProcesses is the name of the Check of how processes find names.
+const NamesForProcesses = "names for processes"
+
 // Doctor checks whether the processes and the pods of the node find the names of Services, if weir answers for them at an
 // address. answers reports whether a resolver answers for the domain.
 func (r Resolvers) Doctor(weir netip.AddrPort, domain string, answers func(netip.AddrPort) bool) []doctor.Check {
-	host := doctor.Check{Name: "names for processes", State: doctor.OK}
+	host := doctor.Check{Name: NamesForProcesses, State: doctor.OK}
 	if !answers(weir) {
 		host.Detail = fmt.Sprintf("not asked for: nothing answers for %s at %s, as weir run --dns would", domain, weir)
 		return []doctor.Check{host}

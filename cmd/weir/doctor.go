@@ -148,7 +148,11 @@ func (n *namesAt) examine(ctx context.Context, stateDir string) []doctor.Check {
 		n.domain = running.InForce.ClusterDomain
 	}
 	kept := hostnet.NewNodeNames(hclog.NewNullLogger(), stateDir).Doctor(runs || dns.AnswersFor(ctx, n.at, n.domain))
-	return append(kept, hostnet.Resolvers{}.Doctor(n.at, n.domain, func(server netip.AddrPort) bool { return dns.AnswersFor(ctx, server, n.domain) })...)
+	found := hostnet.Resolvers{}.Doctor(n.at, n.domain, func(server netip.AddrPort) bool { return dns.AnswersFor(ctx, server, n.domain) })
+	if runs && len(kept) > 0 { // what weir has set tells how processes find names
+		found = slices.DeleteFunc(found, func(c doctor.Check) bool { return c.Name == hostnet.NamesForProcesses })
+	}
+	return append(kept, found...)
 }
 
 // examine asks every mode. ranges are those of the ClusterIPs, nil for the default ones.

@@ -370,6 +370,9 @@ func TestNodeResolverPortTaken(t *testing.T) {
 	d.start()
 	d.awaitHost("web.default.svc.cluster.local", "10.96.0.80")
 	d.awaitHost("www.example.com", "192.0.2.80")
+	if out, err := d.process(d.line("doctor", "--state-dir", d.state)...); strings.Contains(out, "not asked for") {
+		t.Errorf("weir doctor: %v\n%s", err, out)
+	}
 	d.terminate()
 	if left, _ := filepath.Glob(filepath.Join(d.etc, "dnsmasq.d", "*.conf")); left != nil {
 		t.Errorf("left %v", left)
@@ -475,6 +478,9 @@ func TestNodeResolverHosts(t *testing.T) {
 	d.expectPrograms("set")
 	d.write(map[string]string{"other.yaml": strings.NewReplacer("name: web", "name: other", serviceIP(t), "10.96.0.99").Replace(webService)})
 	d.awaitHost("other.default.svc.cluster.local", "10.96.0.99")
+	if out, err := d.process(d.line("doctor", "--state-dir", d.state)...); !strings.Contains(out, "in /etc/hosts") || strings.Contains(out, "find no names") {
+		t.Errorf("weir doctor: %v\n%s", err, out)
+	}
 	d.write(map[string]string{"other.yaml": ""})
 	d.await("the name to go", func() error {
 		if out, err := d.process("getent", "hosts", "other.default.svc.cluster.local"); err == nil {

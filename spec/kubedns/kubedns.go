@@ -197,13 +197,14 @@ func (a *adder) tell(what string) { a.says = append(a.says, what) }
 
 // refuses reports whether weir must not answer at an address of clusterDNS, and tells why.
 func (a *adder) refuses(snap *spec.Snapshot, ip netip.Addr) bool {
-	if ip.IsLinkLocalUnicast() || slices.ContainsFunc(snap.Weir.ServiceCIDRs, func(p netip.Prefix) bool { return p.Contains(ip) }) {
-		return false
-	}
+	nobodys := ip.IsLinkLocalUnicast() || slices.ContainsFunc(snap.Weir.ServiceCIDRs, func(p netip.Prefix) bool { return p.Contains(ip) })
 	why := ""
 	switch d := &snap.Weir.DNS; {
 	case slices.ContainsFunc(slices.Concat(append(slices.Collect(maps.Values(d.Forward)), d.Upstreams)...), func(at netip.AddrPort) bool { return at.Addr() == ip }):
 		why = "weir itself asks a resolver there"
+	case nobodys:
+	case !ip.IsPrivate():
+		why = "it is no private address; if it is one of ClusterIPs, say so with serviceCIDRs in the WeirConfiguration"
 	case a.taken != nil:
 		why = a.taken(ip)
 	}

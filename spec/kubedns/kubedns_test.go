@@ -126,6 +126,11 @@ func TestTaken(t *testing.T) {
 		{"192.168.1.53 10.43.0.10", "10.43.0.10", "192.168.1.53"},
 		{"10.96.0.53", "10.96.0.53", ""},
 		{"169.254.20.10", "169.254.20.10", ""},
+		{"8.8.8.8", "10.96.0.10 fd00:10:96::a", "because it is no private address"},
+		{"240.0.0.1", "10.96.0.10 fd00:10:96::a", "because it is no private address"},
+		{"100.100.100.200", "10.96.0.10 fd00:10:96::a", "because it is no private address"},
+		{"2001:db8::a", "10.96.0.10 fd00:10:96::a", "because it is no private address"},
+		{"169.254.20.54", "10.96.0.10 fd00:10:96::a", "because weir itself asks a resolver there"},
 		{"192.0.2.53", "10.96.0.10 fd00:10:96::a", "because weir itself asks a resolver there"},
 		{"192.0.2.54", "10.96.0.10 fd00:10:96::a", "because weir itself asks a resolver there"},
 	} {
@@ -133,7 +138,7 @@ func TestTaken(t *testing.T) {
 		a := adder{log: hclog.New(&hclog.LoggerOptions{Output: &log}), taken: taken}
 		snap := pointed(snapshot("127.0.0.1:53"), strings.Fields(tt.asked)...)
 		snap.Weir.DNS.Upstreams = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53")}
-		snap.Weir.DNS.Forward = map[string][]netip.AddrPort{"corp.example": {netip.MustParseAddrPort("192.0.2.54:53")}}
+		snap.Weir.DNS.Forward = map[string][]netip.AddrPort{"corp.example": {netip.MustParseAddrPort("192.0.2.54:53"), netip.MustParseAddrPort("169.254.20.54:53")}}
 		for range 2 {
 			if got, _ := a.add(snap, spec.Delta{All: true}); show(got) != tt.want {
 				t.Errorf("%s: %q, not %q", tt.asked, show(got), tt.want)
