@@ -390,8 +390,11 @@ func (n *nameServer) followResolvers(ctx context.Context, c spec.DNS, answered [
 	for {
 		if modified := (hostnet.Resolvers{}).Modified(); modified != read {
 			read = modified
-			routes[""] = n.nodeResolvers(slices.Concat(c.Listen, answered))
-			n.up.Set(routes)
+			// A file that is gone or empty for a moment is no reason to forget resolvers that may work.
+			if servers := n.nodeResolvers(slices.Concat(c.Listen, answered)); len(servers) > 0 || len(routes[""]) == 0 {
+				routes[""] = servers
+				n.up.Set(routes)
+			}
 		}
 		select {
 		case <-ctx.Done():

@@ -196,7 +196,7 @@ func (d *daemon) serveUpstream(at string) {
 				}
 			}
 			if reply, err := m.Pack(); err == nil {
-				time.AfterFunc(20*time.Millisecond, func() { conn.WriteTo(reply, from) })
+				time.AfterFunc(100*time.Millisecond, func() { conn.WriteTo(reply, from) }) // musl takes the first answer of any server
 			}
 		}
 	}()
@@ -416,6 +416,7 @@ func TestNodeResolver(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.awaitLog("set on the node: what=.*/etc/hosts|set again: what=.*/etc/hosts")
+	d.awaitNameAt("127.0.0.1:53", "www.example.com.", "192.0.2.80") // by the resolvers that were known
 	if err := os.Remove(filepath.Join(d.etc, "resolv.conf")); err != nil {
 		t.Fatal(err)
 	}
