@@ -67,6 +67,7 @@ test:
 	@.ci/stage "scenarios" env WEIR_TEST_REQUIRE=1 WEIR_TEST_REQUIRE_IPVS=$(IPVS) CGO_ENABLED=0 $(GO) test -timeout 25m -run '^TestScenario$$' ./cmd/weir
 	$(if $(IPVS),,@.ci/stage "virtual machine" $(MAKE) -s vm-test)
 	@.ci/stage "fuzz targets, $(FUZZTIME) each" .ci/fuzz $(FUZZTIME)
+	@if [ "$$(id -u)" = 0 ]; then .ci/stage "the release, installed and upgraded" $(MAKE) -s release-test; else echo "the release is not tried: only root can install packages"; fi
 
 vet:
 	@unformatted=$$(gofmt -l .release backends cmd examples reconcile spec); test -z "$$unformatted" || { echo "gofmt -w $$unformatted"; exit 1; }
