@@ -42,8 +42,13 @@ func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
 // BlobID returns Git's ID of a file with that content.
 func BlobID(data []byte) ID {
+	return hash("blob", data)
+}
+
+// hash returns the ID of an object.
+func hash(kind string, data []byte) ID {
 	h := sha1.New()
-	fmt.Fprintf(h, "blob %d\x00", len(data))
+	fmt.Fprintf(h, "%s %d\x00", kind, len(data))
 	h.Write(data)
 	return ID(h.Sum(nil))
 }
@@ -94,6 +99,19 @@ func (r *Repo) Outer() *Repo {
 		dir = outer.WorkTree
 	}
 	return nil
+}
+
+// Same reports whether both are work trees of one repository.
+func (r *Repo) Same(o *Repo) bool { return sameDir(r.common, o.common) }
+
+// Holds reports whether a path without symlinks is in the work tree, or among the files of its repository.
+func (r *Repo) Holds(path string) bool {
+	for _, dir := range []string{r.WorkTree, r.gitDir, r.common} {
+		if real, err := filepath.EvalSymlinks(dir); err == nil && (path == real || strings.HasPrefix(path, strings.TrimSuffix(real, "/")+"/")) {
+			return true
+		}
+	}
+	return false
 }
 
 // sameDir reports whether two paths lead to one directory.

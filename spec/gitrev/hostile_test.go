@@ -1,6 +1,7 @@
 package gitrev
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -89,5 +90,47 @@ func TestForeignTextIsNotPrinted(t *testing.T) {
 		if _, _, err := Find(repo).Head(); err == nil || strings.Contains(err.Error(), "password") {
 			t.Errorf("got %v", err)
 		}
+	}
+}
+
+// TestForgedObject has other content under the ID of an object, by which a signature would be of nothing.
+func TestForgedObject(t *testing.T) {
+	repo := newRepo(t)
+	write(t, filepath.Join(repo, "sub", "a.yaml"), "a: 2\n")
+	git(t, repo, "add", ".")
+	git(t, repo, "commit", "-qm", "two")
+	paths := map[string]string{}
+	for _, rev := range []string{"HEAD", "HEAD~1", "HEAD:sub", "HEAD~1:sub"} {
+		id := git(t, repo, "rev-parse", rev)
+		paths[rev] = filepath.Join(repo, ".git", "objects", id[:2], id[2:])
+	}
+	commit, other := git(t, repo, "rev-parse", "HEAD"), git(t, repo, "rev-parse", "HEAD^{tree}")
+	r := Find(repo)
+	if data, err := r.Commit(commit); err != nil || !strings.HasSuffix(string(data), "\n\ntwo\n") {
+		t.Fatalf("%q, %v", data, err)
+	}
+	if _, err := r.Commit(other); err == nil {
+		t.Error("a tree is a commit")
+	}
+	tree, err := r.Tree(commit, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forge := func(rev, by string) {
+		t.Helper()
+		if err := errors.Join(os.Remove(paths[rev]), os.Link(paths[by], paths[rev])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	forge("HEAD:sub", "HEAD~1:sub")
+	if _, _, err := tree.Entry("sub/a.yaml"); err == nil || !strings.Contains(err.Error(), "run git fsck") {
+		t.Errorf("a forged tree: %v", err)
+	}
+	forge("HEAD", "HEAD~1")
+	if _, err := r.Tree(commit, nil); err == nil || !strings.Contains(err.Error(), "run git fsck") {
+		t.Errorf("a forged commit: %v", err)
+	}
+	if data, err := r.Commit(commit); err == nil {
+		t.Errorf("a forged commit: %q", data)
 	}
 }

@@ -32,13 +32,50 @@ const (
 
 var errAbsent = errors.New("object is not there")
 
-// object returns the type and content of an object.
+// errForged means that the object store has other content under an ID than the ID is of.
+var errForged = errors.New("its content is not the one that it is named for; run git fsck")
+
+// object returns the type and content of an object, which are those that its ID names, whatever the store has.
 func (r *Repo) object(id ID, depth int) (int, []byte, error) {
 	typ, data, err := objectIn(filepath.Join(r.common, "objects"), id, depth, maxAlternates)
+	if err == nil && hash(typeName(typ), data) != id {
+		err = errForged
+	}
 	if err != nil {
 		return 0, nil, fmt.Errorf("read git object %s: %w", id, err)
 	}
 	return typ, data, nil
+}
+
+func typeName(typ int) string {
+	if typ == typeCommit {
+		return "commit"
+	}
+	return "tree"
+}
+
+// maxCommit limits the size of a commit that Commit returns.
+const maxCommit = 1 << 20
+
+// Commit returns the content of a commit.
+func (r *Repo) Commit(commit string) ([]byte, error) {
+	data, err := r.commitObject(commit)
+	if err == nil && len(data) > maxCommit {
+		return nil, fmt.Errorf("commit %s: %d bytes, more than the limit of %d", commit, len(data), maxCommit)
+	}
+	return data, err
+}
+
+func (r *Repo) commitObject(commit string) ([]byte, error) {
+	id, ok := parseID(commit)
+	if !ok {
+		return nil, fmt.Errorf("commit %s: only SHA-1 repositories can be compared", commit)
+	}
+	typ, data, err := r.object(id, 0)
+	if err == nil && typ != typeCommit {
+		err = fmt.Errorf("commit %s: not a commit", commit)
+	}
+	return data, err
 }
 
 // objectIn looks in one object store, and in the stores that it borrows from.

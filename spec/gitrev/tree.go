@@ -27,18 +27,14 @@ type Tree struct {
 
 // Tree returns the content of a commit. It reuses equal directories of old, which may be nil.
 func (r *Repo) Tree(commit string, old *Tree) (*Tree, error) {
-	id, ok := parseID(commit)
-	if !ok {
-		return nil, fmt.Errorf("commit %s: only SHA-1 repositories can be compared", commit)
-	}
-	typ, data, err := r.object(id, 0)
+	data, err := r.commitObject(commit)
 	if err != nil {
 		return nil, err
 	}
 	line, _, _ := strings.Cut(string(data), "\n")
 	hex, isTree := strings.CutPrefix(line, "tree ")
 	root, ok := parseID(hex)
-	if typ != typeCommit || !isTree || !ok {
+	if !isTree || !ok {
 		return nil, fmt.Errorf("commit %s: not a commit", commit)
 	}
 	t := &Tree{repo: r, root: root, dirs: map[ID]map[string]Entry{}}
