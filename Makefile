@@ -26,9 +26,10 @@ all: build
 build:
 	$(GO) build -trimpath -tags $(TAGS) -o bin/weir ./cmd/weir
 
-# A machine with 32 bits has other constants and calls. What is built is not kept.
-build-arm:
-	GOARCH=arm GOARM=7 CGO_ENABLED=0 $(GO) build -tags $(TAGS) -o /dev/null ./cmd/weir
+# A machine with 32 bits has other constants and calls. An emulator of its instructions runs what is built.
+build-arm: deps
+	GOARCH=arm GOARM=7 CGO_ENABLED=0 $(GO) build -tags $(TAGS) -o .cache/weir-arm ./cmd/weir
+	qemu-arm .cache/weir-arm plan -f examples/quickstart --against empty | grep "1 Service: 1 to add"
 
 # What is published of a commit: programs, packages, images, bills of materials and checksums, in bin/release. The same commit
 # and the same Go make the same bytes anywhere; release-check builds again and compares. Without uncommitted changes.
@@ -67,6 +68,7 @@ test:
 	@.ci/stage "scenarios" env WEIR_TEST_REQUIRE=1 WEIR_TEST_REQUIRE_IPVS=$(IPVS) CGO_ENABLED=0 $(GO) test -timeout 25m -run '^TestScenario$$' ./cmd/weir
 	$(if $(IPVS),,@.ci/stage "virtual machine" $(MAKE) -s vm-test)
 	@.ci/stage "fuzz targets, $(FUZZTIME) each" .ci/fuzz $(FUZZTIME)
+	@.ci/stage "the demo" $(MAKE) -s demo
 	@if [ "$$(id -u)" = 0 ]; then .ci/stage "the release, installed and upgraded" $(MAKE) -s release-test; else echo "the release is not tried: only root can install packages"; fi
 
 vet:
@@ -96,7 +98,8 @@ chaos: deps
 # The whole program first, then every package.
 bench: deps testserver
 	@.ci/deps bench
-	WEIR_TEST_REQUIRE=1 $(GO) test -run '^$$' -bench 'Node|API|Proxy|Names|Pods|Liveness' -benchtime 1x -timeout 60m ./cmd/weir
+	@.ci/testserver bench
+	WEIR_TEST_REQUIRE=1 $(GO) test -run '^$$' -bench 'Node|API|Proxy|Names|Pods|Liveness' -benchtime 1x -timeout 240m ./cmd/weir
 	WEIR_TEST_REQUIRE=1 $(GO) test -run '^$$' -bench . -benchmem -timeout 60m ./backends/... ./reconcile/... ./spec/...
 	$(if $(IPVS),,$(MAKE) vm-bench)
 

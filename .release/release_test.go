@@ -121,6 +121,7 @@ func TestRelease(t *testing.T) {
 	}
 	m := makeTwo(t)
 	t.Run("package", m.testPackage)
+	t.Run("systemd", m.testSystemd)
 	t.Run("image", m.testImage)
 	t.Run("bill of materials", m.testBill)
 }
@@ -128,6 +129,24 @@ func TestRelease(t *testing.T) {
 // testPackage installs the package in a copy of this machine's system that lasts as long as the test: an overlay over /, in
 // namespaces of its own. A systemctl that only notes how it is called stands for systemd.
 func (m *made) testPackage(t *testing.T) {
+	dir := m.packages(t)
+	quickstart, err := filepath.Abs("../examples/quickstart")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The version before this way of upgrading, unless the history is missing.
+	if err := withOutput(exec.Command("../.ci/previous", filepath.Join(dir, "old"))); err != nil {
+		t.Fatal(err)
+	}
+	runApart(t, "testdata/install", dir, quickstart)
+}
+
+// testSystemd boots systemd, which runs what the package brings, and upgrades it under traffic.
+func (m *made) testSystemd(t *testing.T) { runApart(t, "testdata/boot", m.packages(t)) }
+
+// packages returns a directory with both packages, as 1.deb and 2.deb.
+func (m *made) packages(t *testing.T) string {
+	t.Helper()
 	dir := t.TempDir()
 	for name, source := range map[string]string{"1.deb": m.deb[0], "2.deb": m.deb[1]} {
 		data, err := os.ReadFile(source)
@@ -138,15 +157,17 @@ func (m *made) testPackage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	script, err := filepath.Abs("testdata/install")
+	return dir
+}
+
+// runApart runs a script in namespaces of mounts, networks and processes of its own. What it leaves ends with it.
+func runApart(t *testing.T, script string, args ...string) {
+	t.Helper()
+	script, err := filepath.Abs(script)
 	if err != nil {
 		t.Fatal(err)
 	}
-	quickstart, err := filepath.Abs("../examples/quickstart")
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", script, dir, quickstart)
+	cmd := exec.Command("unshare", append([]string{"--mount", "--net", "--pid", "--fork", "--kill-child", "sh", script}, args...)...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive"}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
