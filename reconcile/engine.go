@@ -364,7 +364,7 @@ func (e *Engine) resolve(rep *Report) {
 	rep.Stages.Resolve += time.Since(start)
 }
 
-// addEndpointsOn adds to affected the Services with endpoints on the addresses, because their notices depend on who owns these.
+// addEndpointsOn adds to affected the Services with endpoints on the addresses, because their notices depend on the owners of these.
 func (e *Engine) addEndpointsOn(addrs map[netip.Addr]struct{}, affected map[dataplane.ServiceName]struct{}) {
 	for name, s := range e.services {
 		for _, p := range s.resolved {
@@ -493,7 +493,9 @@ func (e *Engine) settle(rep *Report) {
 func (e *Engine) clean(ctx context.Context, rep *Report) {
 	start := time.Now()
 	stale, err := e.stale.clean(ctx, e.active.Flows, e.inForce)
+	leaving := time.Now()
 	left, leftErr := e.left.clean(ctx, e.active.Flows, e.inForce)
+	rep.limited = time.Since(leaving)
 	rep.Flows, rep.FlowsErr = stale+left, errors.Join(err, leftErr)
 	if err == nil && len(e.stale) > 0 {
 		e.stale = staleFlows{} // if it failed, the next round cleans all of them

@@ -40,7 +40,7 @@ var importRules = []struct {
 // testsMayImport is what tests may use besides.
 var testsMayImport = map[string][]string{
 	"reconcile": {"backends/fake", "backends/backendtest", "backends/netlab/..."},
-	"backends":  {"backends/backendtest", "backends/netlab/...", "backends/nfnl/nfnltest", "backends", "spec/seed"},
+	"backends":  {"backends/fake", "backends/backendtest", "backends/netlab/...", "backends/nfnl/nfnltest", "backends", "spec/seed"},
 	"spec":      {"testdata/...", "backends/netlab/..."},
 }
 

@@ -23,8 +23,8 @@ const (
 	// t, so that reading takes at most a tenth of the time.
 	readShare = 9
 	// urgentPeriod is the least time between two rounds of which the second is urgent, and roundShare limits the rounds
-	// of others: after one that took t, the next starts no sooner than roundShare times t. Both hold where nobody asked
-	// for a period.
+	// of others: after one that took t, the next starts no sooner than roundShare times t. Both hold where the configuration
+	// asks for no period.
 	urgentPeriod = 10 * time.Millisecond
 	roundShare   = 20
 	// firstBackoff is the delay before the first retry of a failed round. It doubles up to the sync period.
@@ -41,7 +41,7 @@ type Settings struct {
 	// full rounds; 0 means 30 s.
 	MinSyncPeriod, SyncPeriod time.Duration
 	// Hurries reports whether a change does not wait for all of MinSyncPeriod if it is urgent or rounds take little,
-	// because nobody asked for that period.
+	// because the configuration does not ask for that period.
 	Hurries bool
 	// From holds further results of Configure for the Observers. The Loop does not read it.
 	From any
@@ -59,6 +59,9 @@ type LoopOptions struct {
 	// the first snapshot, whenever the configuration or the nodes in it change, and on NodeChanges. If it fails, the
 	// snapshot is not used, the last one stands, and Configure is retried with backoff.
 	Configure func(snap *spec.Snapshot) (Settings, error)
+	// Interludes receives functions that the Loop calls between two rounds. It changes nothing meanwhile. If one returns
+	// true, another process may have changed the kernel's state. It may be nil.
+	Interludes <-chan func() bool
 	// Observers are called in this order.
 	Observers []Observer
 	// Log may be nil.
@@ -85,7 +88,7 @@ type Loop struct {
 	// request is for the next round. Its Reason is "" if there is no request.
 	request Request
 	agenda  agenda
-	// started is when the last round started, and took how long it took. The next poll may be brought forward, but not
+	// started is when the last round started, and took how long it took, without what has a limit of its own. The next poll may be brought forward, but not
 	// before pollFrom.
 	started, pollFrom time.Time
 	took              time.Duration
@@ -127,6 +130,10 @@ func (l *Loop) Run(ctx context.Context) error {
 			}
 		case <-l.o.NodeChanges:
 			l.nodeChanged()
+		case f := <-l.o.Interludes:
+			if f() && l.ready {
+				l.want(Request{Reason: "another process was in charge", Full: true, moved: true})
+			}
 		case <-l.o.Engine.Wake():
 			l.agenda.set(jobPoll, l.pollFrom)
 		case <-timer.C:
@@ -198,7 +205,7 @@ func (l *Loop) round(ctx context.Context) {
 		o.RoundStarts(req)
 	}
 	rep := l.o.Engine.Round(ctx, req)
-	l.took = time.Since(l.started)
+	l.took = time.Since(l.started) - rep.limited
 	if ctx.Err() != nil && rep.Err != nil {
 		return // cut short by the end of the process: no failure to log
 	}
@@ -272,6 +279,7 @@ func (l *Loop) accept(u *spec.Update) error {
 	}
 	l.agenda.set(jobConfigure, time.Time{})
 	l.refusals = 0
+	renamed := l.snapshot != nil && l.snapshot.Revision.String() != u.Snapshot.Revision.String()
 	l.snapshot = u.Snapshot
 	l.o.Engine.SetSnapshot(u.Snapshot, d)
 	if !l.ready {
@@ -279,9 +287,12 @@ func (l *Loop) accept(u *spec.Update) error {
 		l.want(Request{Reason: "start", Full: true})
 		return nil
 	}
-	if !d.Empty() {
+	switch {
+	case !d.Empty():
 		l.urgent = l.urgent || d.Urgent
 		l.want(Request{Reason: describe(d)})
+	case renamed: // a round without a change tells that this revision is in force
+		l.want(Request{Reason: "another revision of the same"})
 	}
 	return nil
 }

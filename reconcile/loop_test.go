@@ -149,6 +149,39 @@ func TestLoopKeepsMinSyncPeriod(t *testing.T) {
 	})
 }
 
+// slowLeavers take their time to look for flows.
+type slowLeavers struct{ recordedFlows }
+
+const slowLeave = 40 * time.Millisecond
+
+func (*slowLeavers) Leave(context.Context, []*dataplane.ServicePort) (int, error) {
+	time.Sleep(slowLeave)
+	return 0, nil
+}
+
+// TestLoopTellsOfRevisionsWithoutEffect has a commit that changes no Service, which a round reports to be in force.
+func TestLoopTellsOfRevisionsWithoutEffect(t *testing.T) {
+	runLoop(t, time.Second, time.Hour, func(w *loopWorld) {
+		w.start()
+		w.sleep(time.Minute)
+		w.times()
+		for _, id := range []string{"next", "next", "another"} {
+			snap := w.snapshot()
+			snap.Revision.ID = id
+			w.updates.Put(spec.Update{Snapshot: snap})
+			w.sleep(time.Minute)
+		}
+		if len(w.reports) != 2 || w.reports[0].Revision != "next" || w.reports[1].Revision != "another" {
+			t.Errorf("%+v", w.reports)
+		}
+		for _, r := range w.reports {
+			if r.Err != nil || r.Changes() > 0 {
+				t.Errorf("%+v", r)
+			}
+		}
+	})
+}
+
 // TestLoopHurries expects that where nobody asked for a period, an endpoint which goes does not wait for it, and other
 // changes wait for as much of it as keeps rounds to a twentieth of the time; and that a period which was asked for counts as
 // it is written.
@@ -190,6 +223,16 @@ func TestLoopHurries(t *testing.T) {
 		w.change(0)
 		w.sleep(2 * time.Second)
 		w.expect(time.Second)
+	})
+	runLoop(t, time.Second, time.Minute, func(w *loopWorld) { // what looks for flows of endpoints that left has a limit of its own
+		w.settings.Hurries, w.settings.Flows = true, &slowLeavers{}
+		w.start()
+		w.sleep(100 * time.Millisecond)
+		w.expect(0)
+		w.change(1)
+		w.change(2)
+		w.sleep(time.Second)
+		w.expect(100*time.Millisecond, 100*time.Millisecond+slowLeave)
 	})
 	hurries(false, lasts, func(w *loopWorld) {
 		w.change(0)

@@ -45,8 +45,8 @@ func ExternalPolicyOf(w *spec.WeirConfiguration, own []netip.Addr) ExternalPolic
 	return p
 }
 
-// notOfHosts are the reserved ranges whose addresses are no destinations: "this network" and class E of IPv4, and what of IPv6
-// stands for IPv4 addresses or for nothing.
+// notOfHosts are the reserved ranges whose addresses are no destinations: "this network" and class E of IPv4, and those of
+// IPv6 that stand for IPv4 addresses or for nothing.
 var notOfHosts = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("240.0.0.0/4"), netip.MustParsePrefix("::/64")}
 
 // Refusal returns why an address must not be an external IP, or "".

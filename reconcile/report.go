@@ -24,6 +24,8 @@ type Report struct {
 	Start time.Time
 	// Stages is how long each part took.
 	Stages Stages
+	// limited is the part of Stages.Flows that is limited to a share of the time already, by leaveShare.
+	limited time.Duration
 	// Observed reports whether the kernel was read. Touched reports whether only the objects that another process wrote
 	// were read.
 	Observed, Touched bool

@@ -82,6 +82,7 @@ const (
 	TargetPortUnknown     NoticeID = "W044-target-port-unknown"
 	RuntimeNotAsked       NoticeID = "W045-runtime-not-asked"
 	Deprecated            NoticeID = "W046-deprecated"
+	LoopbackProxied       NoticeID = "W047-loopback-proxied"
 )
 
 // NoticeKind describes a kind of Notice.
@@ -143,6 +144,7 @@ var noticeKinds = []NoticeKind{
 	{TargetPortUnknown, SeverityWarning, "A targetPort is a name that no container of the pods gives to a port: no connection gets there.", false},
 	{RuntimeNotAsked, SeverityWarning, "A container runtime does not answer: its pods are not in the plan.", true},
 	{Deprecated, SeverityInfo, "Kubernetes deprecates what the input uses: weir goes on with it.", false},
+	{LoopbackProxied, SeverityInfo, "weir itself carries the connections to node ports at ::1, because the kernel of this node would drop the answers.", true},
 }
 
 // NoticeKinds returns every kind of notice that an accepted input can have, in the order of IDs.

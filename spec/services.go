@@ -40,8 +40,8 @@ func fileOf(files []string, i int, own Origin) string {
 	return files[min(i, len(files)-1)]
 }
 
-// ByName is an immutable map by namespace and name, mostly those of Services. The zero value is empty. A changed copy shares everything with
-// the original except the path to the change, so that one change costs O(log N) in time and memory.
+// ByName is an immutable map by namespace and name, mostly those of Services. The zero value is empty. A changed copy shares
+// everything with the original except the path to the change, so that one change costs O(log N) in time and memory.
 type ByName[V any] struct{ tree *iradix.Tree[V] }
 
 // Get returns the value of that name, or the zero value.

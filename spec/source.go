@@ -29,7 +29,7 @@ type Update struct {
 	Delta    Delta
 	// Err is Problems if the input was read and is invalid.
 	Err error
-	// Settings has, with an Err, the configuration of the refused input: Config, ConfigOrigin and Weir. It is nil if that
+	// Settings has, with an Err, the configuration of the refused input: Config, ConfigOrigin, Weir and WeirOrigin. It is nil if that
 	// is invalid too, or is not known.
 	Settings *Snapshot
 	// Revision is the revision of the input that was read, accepted or not.

@@ -55,6 +55,8 @@ type Revision struct {
 	ID string
 	// Dirty reports whether a Git work tree differs from its commit.
 	Dirty bool
+	// Signer is the principal that signed the commit, if that is demanded.
+	Signer string
 	// Stale reports whether this is the kept state of an earlier process, used because the input cannot be read or is
 	// invalid. Nothing is deleted because of it.
 	Stale bool
@@ -93,8 +95,9 @@ type Snapshot struct {
 	MinSyncPeriodGiven bool
 	// ConfigOrigin is the place where Config was written; zero if all of it is defaults.
 	ConfigOrigin Origin
-	// Weir has its defaults set, flags included.
-	Weir WeirConfiguration
+	// Weir has its defaults set, flags included. WeirOrigin is the place where it was written; zero if all of it is defaults.
+	Weir       WeirConfiguration
+	WeirOrigin Origin
 	// Services that were declared.
 	Services Services
 	// Slices holds the slices of Services that are not in Services, by the name of the Service. The join adds them to

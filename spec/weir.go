@@ -28,6 +28,9 @@ type WeirConfiguration struct {
 	// ExternalAddresses are the ranges that external IPs may come from. Default, nil: all but the node's own addresses,
 	// loopback, link-local and multicast addresses, and the service CIDRs.
 	ExternalAddresses []netip.Prefix
+	// AllowedSigners is the path of a file with the keys, one of which must have signed the Git commit that the input comes
+	// from. Default, "": none is demanded.
+	AllowedSigners string
 	// Silence lists the IDs of notices that are accepted for all of the input.
 	Silence []string
 	// PodSources are asked for pods. Default, nil: those that are found.
@@ -90,6 +93,7 @@ type Overrides struct {
 	AllowEmpty   *bool
 	// ExternalAddresses may be empty without being nil: then no external IP is served.
 	ExternalAddresses []netip.Prefix
+	AllowedSigners    string
 	Silence           []string
 	// PodSources may be empty without being nil: then none is asked.
 	PodSources []PodSource
@@ -121,6 +125,9 @@ func (o Overrides) Apply(c WeirConfiguration) WeirConfiguration {
 	}
 	if o.ExternalAddresses != nil {
 		c.ExternalAddresses = o.ExternalAddresses
+	}
+	if o.AllowedSigners != "" {
+		c.AllowedSigners = o.AllowedSigners
 	}
 	if len(o.Silence) > 0 {
 		c.Silence = o.Silence

@@ -15,8 +15,10 @@ type Config struct {
 	// LocalDetector tells traffic of this node's pods from all other traffic.
 	LocalDetector LocalDetector
 
-	// LocalhostNodePorts serves node ports on loopback addresses of IPv4 (127.0.0.0/8).
-	LocalhostNodePorts bool
+	// LocalhostNodePorts serves node ports on loopback addresses of IPv4 (127.0.0.0/8), LocalhostNodePortsIPv6 on ::1.
+	LocalhostNodePorts, LocalhostNodePortsIPv6 bool
+	// ProxiesLoopbackIPv6 has weir itself carry the connections to node ports on ::1, because the kernel cannot.
+	ProxiesLoopbackIPv6 bool
 	// NodePortAddresses are the node's addresses that serve node ports, sorted; nil means all local addresses.
 	NodePortAddresses []netip.Addr
 	// NodeAddresses are the addresses that the node has, sorted.
@@ -38,6 +40,22 @@ type Config struct {
 
 	// TCPBeLiberal reports whether conntrack accepts out-of-window packets as valid, so that they need not be dropped.
 	TCPBeLiberal bool
+}
+
+// ServesLocalhost reports whether the loopback addresses of a family serve node ports.
+func (c *Config) ServesLocalhost(f Family) bool {
+	if f == IPv6 {
+		return c.LocalhostNodePortsIPv6
+	}
+	return c.LocalhostNodePorts
+}
+
+// Loopback returns the loopback addresses of a family.
+func Loopback(f Family) netip.Prefix {
+	if f == IPv6 {
+		return netip.PrefixFrom(netip.IPv6Loopback(), 128)
+	}
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8)
 }
 
 // ConnectionLabel is the connection label that iptables and nftables mode set on the connections that they masquerade.

@@ -43,7 +43,7 @@ const (
 	maxCachedSize = 4096
 	// oftenAsked is how many times a kept answer is given before it is asked for again ahead of its end.
 	oftenAsked = 3
-	// maxRefreshed limits the answers that are asked for at the same time while nobody waits for them.
+	// maxRefreshed limits the answers that are asked for at the same time while no client waits for them.
 	maxRefreshed = 32
 )
 
@@ -53,7 +53,7 @@ type Upstreams struct {
 
 	lookups, hits, stale, prefetched atomic.Uint64
 
-	// refreshing counts the answers that are asked for while nobody waits for them.
+	// refreshing counts the answers that are asked for while no client waits for them.
 	refreshing atomic.Int64
 
 	// asking has one call for all that ask the same at the same time.
@@ -212,7 +212,7 @@ func (c *cached) ending(now time.Time) bool {
 	return c.expires.Sub(now) < max(whole/10, min(whole/2, time.Second))
 }
 
-// refresh asks for an answer that nobody waits for, and reports whether it does: others may be enough.
+// refresh asks for an answer that no client waits for, and reports whether it does: others may be enough.
 func (u *Upstreams) refresh(ctx context.Context, key cacheKey, msg []byte) bool {
 	if u.refreshing.Add(1) > maxRefreshed {
 		u.refreshing.Add(-1)

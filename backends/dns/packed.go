@@ -23,7 +23,7 @@ type packedAnswers struct {
 	answers map[string]packed
 	size    int
 	// seen are hashes of questions for what does not exist that were asked once. Only what is asked again is kept of those, so that
-	// questions which nobody repeats, as those of a flood, take no memory.
+	// questions which no client repeats, as those of a flood, take no memory.
 	seed maphash.Seed
 	seen [1 << 14]uint32
 }
@@ -35,7 +35,7 @@ type packed struct {
 	typ   dnsmessage.Type
 }
 
-// questionOf returns what of a message the answer depends on, which is all but the ID. It returns nil for a message that is
+// questionOf returns the part of a message that the answer depends on, which is all but the ID. It returns nil for a message that is
 // too long to be kept.
 func questionOf(msg []byte) []byte {
 	if len(msg) < 12 || len(msg) > maxPackedQuestion {

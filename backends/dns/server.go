@@ -54,6 +54,8 @@ type Server struct {
 	Namespace func(netip.Addr) (string, bool)
 	// Early, if set, has the Server listen at an address that this node may get later.
 	Early bool
+	// Open, if set, returns the sockets for an address: those that another process has, or else what listen opens.
+	Open func(at netip.AddrPort, listen func() (*net.UDPConn, *net.TCPListener, error)) (*net.UDPConn, *net.TCPListener, error)
 	// Metrics, if set, counts.
 	Metrics *Metrics
 	// Transfer, if set, returns the whole zone for a client that may copy it.
@@ -66,14 +68,62 @@ type Server struct {
 	turns     atomic.Uint32 // of the addresses of answers
 	forwarded atomic.Int64
 
+	// leaving makes Serve read nothing more from its sockets.
+	leaving atomic.Bool
+	sockets atomic.Pointer[sockets]
+
 	connsMu sync.Mutex
 	conns   int
 	clients map[netip.Addr]int // how many of conns each has
 }
 
+// sockets are those of a Server that serves.
+type sockets struct {
+	udp *net.UDPConn
+	tcp *net.TCPListener
+	// read is closed when nothing more is read from udp.
+	read chan struct{}
+}
+
+// Leave reads no further questions, because another process has the sockets too, and waits until those that were read are
+// answered, or until ctx is done. It does not end Serve.
+func (s *Server) Leave(ctx context.Context) {
+	s.leaving.Store(true)
+	open := s.sockets.Load()
+	if open == nil {
+		return
+	}
+	open.tcp.Close()
+	open.udp.SetReadDeadline(time.Unix(1, 0))
+	select {
+	case <-open.read:
+	case <-ctx.Done():
+	}
+	for s.forwarded.Load() > 0 || s.connected() > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// connected returns how many connections are open.
+func (s *Server) connected() int {
+	s.connsMu.Lock()
+	defer s.connsMu.Unlock()
+	return s.conns
+}
+
 // Serve answers on an address until ctx is done. It returns an error if it cannot listen there.
 func (s *Server) Serve(ctx context.Context, at netip.AddrPort) error {
-	udp, tcp, err := s.listen(ctx, at)
+	open := s.Open
+	if open == nil {
+		open = func(_ netip.AddrPort, listen func() (*net.UDPConn, *net.TCPListener, error)) (*net.UDPConn, *net.TCPListener, error) {
+			return listen()
+		}
+	}
+	udp, tcp, err := open(at, func() (*net.UDPConn, *net.TCPListener, error) { return s.listen(ctx, at) })
 	if err != nil {
 		return err
 	}
@@ -84,8 +134,14 @@ func (s *Server) Serve(ctx context.Context, at netip.AddrPort) error {
 	}
 	stop := context.AfterFunc(ctx, func() { udp.Close(); tcp.Close() })
 	defer stop()
+	read := make(chan struct{})
+	s.sockets.Store(&sockets{udp, tcp, read})
 	var both sync.WaitGroup
-	both.Go(func() { s.serveUDP(ctx, udp) })
+	both.Go(func() {
+		s.serveUDP(ctx, udp)
+		close(read)
+		<-ctx.Done() // until then answers may be sent
+	})
 	both.Go(func() { s.serveTCP(ctx, tcp) })
 	both.Wait()
 	return ctx.Err()
@@ -137,10 +193,10 @@ func (s *Server) serveUDP(ctx context.Context, conn *net.UDPConn) {
 		n, err := socket.ReadBatch(in, 0)
 		now := time.Now()
 		switch {
-		case errors.Is(err, net.ErrClosed):
+		case errors.Is(err, net.ErrClosed), err != nil && s.leaving.Load():
 			return
 		case err != nil:
-			continue // the error of an earlier answer, such as a port that nobody listens at
+			continue // the error of an earlier answer, such as a port that no process listens at
 		}
 		out = out[:0]
 		for i, m := range in[:n] {

@@ -34,7 +34,7 @@ func serve(t *testing.T, s *Server) netip.AddrPort {
 	go func() {
 		defer close(done)
 		err := s.Serve(ctx, at)
-		for errors.Is(err, syscall.EADDRINUSE) { // by another test, for a moment
+		for errors.Is(err, syscall.EADDRINUSE) && ctx.Err() == nil { // by another test, for a moment
 			time.Sleep(5 * time.Millisecond)
 			err = s.Serve(ctx, at)
 		}

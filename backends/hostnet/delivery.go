@@ -65,8 +65,9 @@ func (d delivery) command(verb string) backends.Command {
 	return backends.Command{Args: []string{"ip", "route", verb, "local", d.addr.String(), "dev", "lo", "table", "local", "proto", fmt.Sprint(deliveryProtocol)}}
 }
 
-// lookDeliveries returns the routes that exist, sorted.
-func lookDeliveries() (list []delivery, err error) {
+// lookLocalRoutes returns the routes that exist: those to addresses, sorted, and the interfaces that have one to ::1.
+func lookLocalRoutes() (list []delivery, answers map[int]struct{}, err error) {
+	answers = map[int]struct{}{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		filter := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Protocol: deliveryProtocol}
 		routes, err := dump(func() ([]netlink.Route, error) {
@@ -76,17 +77,19 @@ func lookDeliveries() (list []delivery, err error) {
 			continue // a kernel without IPv6
 		}
 		if err != nil {
-			return nil, fmt.Errorf("the local routes cannot be read: %w", err)
+			return nil, nil, fmt.Errorf("the local routes cannot be read: %w", err)
 		}
 		for _, r := range routes {
 			if r.Dst == nil {
 				continue
 			}
-			if a, ok := netip.AddrFromSlice(r.Dst.IP); ok {
+			if a, ok := netip.AddrFromSlice(r.Dst.IP); ok && a == netip.IPv6Loopback() {
+				answers[r.LinkIndex] = struct{}{}
+			} else if ok {
 				list = append(list, delivery{a.Unmap()})
 			}
 		}
 	}
 	slices.SortFunc(list, func(a, b delivery) int { return a.addr.Compare(b.addr) })
-	return slices.Compact(list), nil
+	return slices.Compact(list), answers, nil
 }

@@ -29,9 +29,24 @@ func (f Forwarding) Doctor(s Sysctl, guarded func() (bool, error)) []doctor.Chec
 		}
 	}
 	if f.IPv6 {
-		checks = append(checks, s.examine("net.ipv6.conf.all.forwarding", "IPv6 packets are not forwarded to endpoints outside of the node's own processes"))
+		checks = append(checks, s.examine("net.ipv6.conf.all.forwarding", "IPv6 packets are not forwarded to endpoints outside of the node's own processes"), examineAnswerRoutes())
 	}
 	return checks
+}
+
+// examineAnswerRoutes describes the local routes to ::1, which are no fault in themselves.
+func examineAnswerRoutes() doctor.Check {
+	c := doctor.Check{Name: answerRoutesID, State: doctor.OK}
+	_, routes, err := lookLocalRoutes()
+	switch {
+	case err != nil:
+		c.State, c.Detail = doctor.Advice, err.Error()
+	case len(routes) > 0:
+		c.Detail = fmt.Sprintf("weir made %d, so that answers to node ports at ::1 arrive", len(routes))
+	default:
+		c.Detail = "none but the kernel's own; weir run makes one at every interface where node ports are served at ::1"
+	}
+	return c
 }
 
 // planned describes a parameter that weir run sets where its reason applies, which is no fault unless it cannot be set.
@@ -109,6 +124,9 @@ func BridgeChecks(s Sysctl) []doctor.Check {
 		name := filtersParameter(network.Addr().Is4())
 		if s.filtersBridges(network.Addr().Is4()) {
 			c.Detail = fmt.Sprintf("its frames pass through the packet filter (%s is 1), so that a pod reaches itself through a Service only if its port has hairpin mode: %d of %d ports have it, and weir run sets it on those of endpoints, in every mode but userspace", name, with, all)
+			if network.Addr().Is6() {
+				c.Detail += "; connections to node ports at ::1 are carried by weir itself then"
+			}
 		} else {
 			c.Detail = fmt.Sprintf("its frames do not pass through the packet filter (%s is not 1), so weir run masquerades connections to Services from one pod to another", name)
 		}

@@ -31,6 +31,7 @@ type Keeper struct {
 	loaded         bool
 	records        map[string]record
 	hairpins       *hairpins
+	answers        *answerKeeper
 	// lasts reports whether full syncs look after the file and after what rules guard.
 	lasts bool
 	// unsaved reports whether the file does not hold the records: it was refused, or the last write failed, for the reason
@@ -77,7 +78,7 @@ const (
 // NewKeeper returns a Keeper that remembers nothing until Remember.
 func NewKeeper(log hclog.Logger, s Sysctl) *Keeper {
 	return &Keeper{
-		log: log, sysctl: s, records: map[string]record{}, hairpins: newHairpins(), held: map[*Managed]map[string]struct{}{},
+		log: log, sysctl: s, records: map[string]record{}, hairpins: newHairpins(), answers: &answerKeeper{sysctl: s, made: map[int]struct{}{}}, held: map[*Managed]map[string]struct{}{},
 		good: map[string]struct{}{}, failed: map[string]string{}, told: map[string]struct{}{},
 		repaired: prometheus.NewCounter(prometheus.CounterOpts{Name: "weir_kernel_parameters_repaired_total", Help: "Kernel parameters that another process had changed and that were set again."}),
 		unset:    prometheus.NewGauge(prometheus.GaugeOpts{Name: "weir_kernel_parameters_unset", Help: "Kernel parameters that weir needs and cannot set."}),

@@ -21,6 +21,8 @@ type Managed struct {
 	guards bool
 	// holds reports whether the Backend below makes ClusterIPs addresses of the node.
 	holds bool
+	// answers reports whether the kernel must take answers to connections from ::1 at every interface.
+	answers bool
 	// left reports whether the Backend was told to remove its parameters.
 	left map[string]struct{}
 	// through are the networks of bridges in which pods need the hairpin mode of their port, and own the node's addresses.
@@ -50,6 +52,9 @@ func (b *Managed) Guarding() { b.guards = true }
 // frames pass through the packet filter. own are the addresses of the node.
 func (b *Managed) Hairpins(through []netip.Prefix, own []netip.Addr) { b.through, b.own = through, own }
 
+// Answers makes the Backend keep the local routes by which answers to connections from ::1 come.
+func (b *Managed) Answers() { b.answers = true }
+
 // Holding records that the Backend below makes ClusterIPs addresses of the node, so that nothing else has to deliver what is for
 // weir itself.
 func (b *Managed) Holding() { b.holds = true }
@@ -64,6 +69,9 @@ func (b *Managed) Base() (items []backends.Item) {
 	}
 	for _, p := range b.needs {
 		items = append(items, p.setting(p.Value))
+	}
+	if b.answers {
+		items = append(items, answerRoutes{})
 	}
 	if b.names != nil {
 		items = append(items, b.names.Base()...)
@@ -113,13 +121,13 @@ func (b *Managed) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 				return
 			}
 		}
-		deliveries, err := b.lookDeliveries()
+		routes, err := b.lookLocalRoutes()
 		if err != nil {
 			yield(nil, err)
 			return
 		}
-		for _, d := range deliveries {
-			if !yield(d, nil) {
+		for _, r := range routes {
+			if !yield(r, nil) {
 				return
 			}
 		}
@@ -133,24 +141,59 @@ func (b *Managed) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 	}
 }
 
-// lookDeliveries returns the local routes, and remembers them: a Backend that takes over finds them, and keeps what it needs from
-// being taken away by the one that leaves.
-func (b *Managed) lookDeliveries() ([]delivery, error) {
-	list, err := lookDeliveries()
+// lookLocalRoutes returns the local routes, and remembers them: a Backend that takes over finds them, and keeps what it needs
+// from being taken away by the one that leaves.
+func (b *Managed) lookLocalRoutes() (items []backends.Item, err error) {
+	list, answers, err := lookLocalRoutes()
+	if err != nil {
+		return nil, err
+	}
 	for _, d := range list {
 		b.delivered[d.addr] = struct{}{}
+		items = append(items, d)
 	}
-	return list, err
+	if !b.answers && len(answers) == 0 {
+		return items, nil
+	}
+	routes, exist, err := b.keeper.answers.look(answers)
+	if err != nil || !exist {
+		return items, err
+	}
+	if !b.answers {
+		routes.missing = ""
+	} else if b.wantsAnswers() {
+		b.followAnswers()
+	}
+	return append(items, routes), nil
 }
 
-// deliveryItems adds the local routes to what was read: those that are gone are nil.
-func (b *Managed) deliveryItems(items map[backends.ID]backends.Item) error {
+// followAnswers has a process that stays make the routes of interfaces that come up.
+func (b *Managed) followAnswers() {
+	if !b.keeper.lasts {
+		return
+	}
+	if err := b.keeper.answers.follow(); err != nil {
+		b.keeper.warn(err.Error())
+	}
+}
+
+// wantsAnswers reports whether the Backend needs the routes to ::1, and was not told to remove them.
+func (b *Managed) wantsAnswers() bool {
+	_, left := b.left[answerRoutesID]
+	return b.answers && !left
+}
+
+// localRouteItems adds the local routes to what was read: those that are gone are nil.
+func (b *Managed) localRouteItems(items map[backends.ID]backends.Item) error {
 	for a := range b.delivered {
 		items[delivery{a}.ID()] = nil
 	}
-	list, err := b.lookDeliveries()
-	for _, d := range list {
-		items[d.ID()] = d
+	if b.wantsAnswers() {
+		items[answerRoutesID] = nil
+	}
+	list, err := b.lookLocalRoutes()
+	for _, i := range list {
+		items[i.ID()] = i
 	}
 	return err
 }
@@ -190,6 +233,9 @@ func (b *Managed) hold() {
 				names[p.Name] = struct{}{}
 			}
 		}
+		if b.wantsAnswers() {
+			names[answerRoutesID] = struct{}{}
+		}
 		b.keeper.held[b] = names
 	}
 }
@@ -199,8 +245,10 @@ type sorted struct {
 	below   backends.Plan
 	after   []Parameter // those that the rules guard
 	leaving []delivery
-	on, off []netip.Addr // of hairpin mode
-	refused map[backends.ID]error
+	// answersLeave reports whether the routes to ::1 go.
+	answersLeave bool
+	on, off      []netip.Addr // of hairpin mode
+	refused      map[backends.ID]error
 }
 
 // Apply implements backends.Backend. Parameters are set before the rules, and those that rules guard after them, as are bridge
@@ -245,6 +293,12 @@ func (b *Managed) before(ctx context.Context, c backends.Change, s *sorted) {
 			b.delivered[i.addr] = struct{}{}
 		}
 		return
+	case answerRoutes:
+		if err := b.keeper.answers.set(); err != nil {
+			s.refused[c.ID] = err
+		}
+		b.followAnswers()
+		return
 	case hairpin:
 		s.on = append(s.on, i.addr)
 		return
@@ -260,6 +314,8 @@ func (b *Managed) before(ctx context.Context, c backends.Change, s *sorted) {
 	switch i := c.Old.(type) {
 	case delivery:
 		s.leaving = append(s.leaving, i)
+	case answerRoutes:
+		s.answersLeave = true
 	case hairpin:
 		s.off = append(s.off, i.addr)
 	case setting:
@@ -281,6 +337,16 @@ func (b *Managed) leave(name string) error {
 	return b.keeper.putBack(name)
 }
 
+// leaveAnswers deletes the routes to ::1, unless another Backend needs them.
+func (b *Managed) leaveAnswers() error {
+	b.left[answerRoutesID] = struct{}{}
+	delete(b.keeper.held[b], answerRoutesID)
+	if b.keeper.heldBesides(b, answerRoutesID) {
+		return nil
+	}
+	return b.keeper.answers.remove()
+}
+
 // after makes the changes that come after the rules.
 func (b *Managed) after(s *sorted) {
 	for _, d := range s.leaving {
@@ -291,6 +357,11 @@ func (b *Managed) after(s *sorted) {
 			}
 		}
 		delete(b.delivered, d.addr)
+	}
+	if s.answersLeave {
+		if err := b.leaveAnswers(); err != nil {
+			s.refused[answerRoutesID] = err
+		}
 	}
 	for _, p := range s.after {
 		b.keeper.set(p)
@@ -306,6 +377,9 @@ func (b *Managed) after(s *sorted) {
 // Close implements backends.Backend.
 func (b *Managed) Close() error {
 	delete(b.keeper.held, b)
+	if !b.keeper.needed(answerRoutesID) {
+		b.keeper.answers.stop() // a Backend that takes over begins again
+	}
 	for _, by := range b.keeper.hairpins.wanted {
 		delete(by, b)
 	}
@@ -331,14 +405,23 @@ func (b *Managed) Optional() backends.Optional {
 		o.Describer = managedDescriber{o.Describer}
 	}
 	if o.CommandLister != nil {
-		o.CommandLister = managedCommands{o.CommandLister}
+		o.CommandLister = managedCommands{o.CommandLister, b.keeper.answers}
 	}
 	return o
 }
 
 // ReadUnwatched implements backends.Unwatched. The kernel does not notify of changes of parameters.
-func (b *Managed) ReadUnwatched(context.Context) (map[backends.ID]backends.Item, error) {
+func (b *Managed) ReadUnwatched(ctx context.Context) (map[backends.ID]backends.Item, error) {
 	items := map[backends.ID]backends.Item{}
+	if b.below != nil {
+		if below := b.below.Optional().Unwatched; below != nil {
+			more, err := below.ReadUnwatched(ctx)
+			if err != nil {
+				return nil, err
+			}
+			maps.Copy(items, more)
+		}
+	}
 	for _, p := range b.needs { // one that is observed no more may be one that weir set and another process set back
 		if _, left := b.left[p.Name]; !left {
 			items[setting{name: p.Name}.ID()] = nil
@@ -348,7 +431,7 @@ func (b *Managed) ReadUnwatched(context.Context) (map[backends.ID]backends.Item,
 		items[s.ID()] = s
 	}
 	b.keeper.hairpinItems(items)
-	return items, b.deliveryItems(items)
+	return items, b.localRouteItems(items)
 }
 
 // managedWatcher reads the parameters again with what another process wrote. It notices changes of bridge ports by itself.
@@ -408,7 +491,7 @@ func (w managedWatcher) Reread(ctx context.Context, last backends.LastObserved) 
 		items[s.ID()] = s
 	}
 	w.b.keeper.hairpinItems(items)
-	if err := w.b.deliveryItems(items); err != nil {
+	if err := w.b.localRouteItems(items); err != nil {
 		return nil, false, err
 	}
 	return items, true, nil
@@ -431,7 +514,10 @@ func (d managedDescriber) Describe(items []backends.Item) []backends.ProgrammedF
 	return d.Describer.Describe(slices.DeleteFunc(slices.Clone(items), IsParameter))
 }
 
-type managedCommands struct{ backends.CommandLister }
+type managedCommands struct {
+	backends.CommandLister
+	answers *answerKeeper
+}
 
 // Commands implements backends.CommandLister.
 func (l managedCommands) Commands(p backends.Plan) (commands []backends.Command, err error) {
@@ -455,6 +541,14 @@ func (l managedCommands) Commands(p backends.Plan) (commands []backends.Command,
 		}
 		if d, ok := c.Old.(delivery); ok {
 			commands = append(commands, d.command("del"))
+			return true
+		}
+		if _, ok := c.New.(answerRoutes); ok {
+			commands = append(commands, answerCommands("append", l.answers.lacking())...)
+			return true
+		}
+		if _, ok := c.Old.(answerRoutes); ok {
+			commands = append(commands, answerCommands("del", l.answers.holding())...)
 			return true
 		}
 		now, isParameter := c.New.(setting)

@@ -43,7 +43,7 @@ type NamesWanted struct {
 	Domain string
 	// Ranges are those of ClusterIPs, whose names are asked of weir too.
 	Ranges []netip.Prefix
-	// Answers reports whether a resolver answers for the domain. nil means that nobody can be asked.
+	// Answers reports whether a resolver answers for the domain. nil means that no resolver can be asked.
 	Answers func(netip.AddrPort) bool
 	// Hosts returns the names for /etc/hosts, sorted.
 	Hosts func() []HostNames

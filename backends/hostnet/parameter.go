@@ -51,10 +51,11 @@ func (s setting) String() string {
 	return text
 }
 
-// IsParameter reports whether an Item is a kernel parameter, a mode of a bridge port, a local route, or what has processes ask weir for names.
+// IsParameter reports whether an Item is a kernel parameter, a mode of a bridge port, a local route, or what has processes ask
+// weir for names.
 func IsParameter(i backends.Item) bool {
 	switch i.(type) {
-	case setting, hairpin, delivery, nodeName:
+	case setting, hairpin, delivery, answerRoutes, nodeName:
 		return true
 	}
 	return false

@@ -112,9 +112,9 @@ func (b *Backend) answersOfOthers() []string {
 	return []string{"-p tcp -m tcp --tcp-flags SYN,ACK SYN,ACK" + rest, "-p udp" + rest}
 }
 
-// baseMangle returns the guard of the loopback addresses. Node ports on them need route_localnet, which would let
-// neighbours reach servers that listen there. The guard comes before any translation, so that neighbours reach neither
-// the node ports of these addresses nor what other programs translate.
+// baseMangle returns the guard of the loopback addresses of IPv4. Node ports on them need route_localnet, which would let
+// neighbours reach servers that listen there. The kernel itself guards ::1. The guard comes before any translation, so that
+// neighbours reach neither the node ports of these addresses nor what other programs translate.
 func (b *Backend) baseMangle(f dataplane.Family) []backends.Item {
 	if f != dataplane.IPv4 || !b.cfg.LocalhostNodePorts {
 		return nil
@@ -129,17 +129,15 @@ func (b *Backend) baseMangle(f dataplane.Family) []backends.Item {
 // nodePortJumps returns the rules that send traffic for the node's own addresses to the node ports.
 func (b *Backend) nodePortJumps(f dataplane.Family) []string {
 	if b.cfg.NodePortAddresses == nil {
-		switch {
-		case f == dataplane.IPv6:
-			return []string{"! -d ::1/128 -m addrtype --dst-type LOCAL -j " + b.names.portRoot}
-		case !b.cfg.LocalhostNodePorts:
-			return []string{"! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j " + b.names.portRoot}
+		jump := "-m addrtype --dst-type LOCAL -j " + b.names.portRoot
+		if !b.cfg.ServesLocalhost(f) {
+			jump = "! -d " + dataplane.Loopback(f).String() + " " + jump
 		}
-		return []string{"-m addrtype --dst-type LOCAL -j " + b.names.portRoot}
+		return []string{jump}
 	}
 	var jumps []string
 	for _, a := range b.cfg.NodePortAddresses {
-		if dataplane.FamilyOf(a) != f || a.IsLoopback() && (f == dataplane.IPv6 || !b.cfg.LocalhostNodePorts) {
+		if dataplane.FamilyOf(a) != f || a.IsLoopback() && !b.cfg.ServesLocalhost(f) {
 			continue
 		}
 		jumps = append(jumps, "-d "+xtables.HostText(a)+" -j "+b.names.portRoot)

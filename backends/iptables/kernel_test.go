@@ -58,8 +58,12 @@ func testConfig() dataplane.Config {
 // configs returns a Config for each way in which the configuration changes the rules.
 func configs() map[string]dataplane.Config {
 	all := map[string]func(*dataplane.Config){
-		"default":     func(*dataplane.Config) {},
-		"all":         func(c *dataplane.Config) { c.MasqueradeAll = true; c.TCPBeLiberal = true; c.LocalhostNodePorts = true },
+		"default": func(*dataplane.Config) {},
+		"all": func(c *dataplane.Config) {
+			c.MasqueradeAll = true
+			c.TCPBeLiberal = true
+			c.LocalhostNodePorts, c.LocalhostNodePortsIPv6 = true, true
+		},
 		"bridge":      func(c *dataplane.Config) { c.LocalDetector = dataplane.LocalDetector{Interface: "br0"} },
 		"prefix":      func(c *dataplane.Config) { c.LocalDetector = dataplane.LocalDetector{Interface: "veth", Prefix: true} },
 		"no detector": func(c *dataplane.Config) { c.LocalDetector = dataplane.LocalDetector{} },

@@ -53,7 +53,7 @@ type Settings struct {
 
 // Warnings returns the parts of the configuration that this backend cannot implement.
 func Warnings(cfg dataplane.Config) []string {
-	if cfg.LocalhostNodePorts && slices.Contains(cfg.Families, dataplane.IPv4) {
+	if slices.ContainsFunc(cfg.Families, cfg.ServesLocalhost) {
 		return []string{"ipvs mode serves no node ports on loopback addresses, as kube-proxy's does not: " +
 			"use another address of the node, or set iptables.localhostNodePorts to false to silence this"}
 	}

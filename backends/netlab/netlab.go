@@ -84,13 +84,18 @@ func Inside() bool { return os.Getenv(insideEnv) != "" }
 // Require skips the test if the lab cannot be used, or fails it if WEIR_TEST_REQUIRE is set.
 func Require(t testing.TB) {
 	t.Helper()
-	if errSetup == nil {
-		return
+	if errSetup != nil {
+		Missing(t, "no packet lab: %v", errSetup)
 	}
+}
+
+// Missing skips the test for what this machine lacks, or fails it if WEIR_TEST_REQUIRE is set, because make test provides that.
+func Missing(t testing.TB, format string, args ...any) {
+	t.Helper()
 	if os.Getenv(RequireEnv) != "" {
-		t.Fatalf("no packet lab, and %s is set: %v", RequireEnv, errSetup)
+		t.Fatalf(format+" ("+RequireEnv+" is set)", args...)
 	}
-	t.Skipf("no packet lab: %v", errSetup)
+	t.Skipf(format, args...)
 }
 
 // RequireFull skips the test in the quick run (go test -short, which make check uses). Tests and test helpers call it
@@ -106,13 +111,8 @@ func RequireFull(t testing.TB) {
 // test installs missing programs.
 func RequireProgram(t testing.TB, name string) {
 	t.Helper()
-	_, err := exec.LookPath(name)
-	switch {
-	case err == nil:
-	case os.Getenv(RequireEnv) != "":
-		t.Fatalf("%s is set: %v", RequireEnv, err)
-	default:
-		t.Skip(err)
+	if _, err := exec.LookPath(name); err != nil {
+		Missing(t, "%v", err)
 	}
 }
 

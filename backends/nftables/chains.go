@@ -2,7 +2,6 @@ package nftables
 
 import (
 	"fmt"
-	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
@@ -171,13 +170,14 @@ func (b builder) answering() (chains []chain) {
 
 // loopbackGuard returns the rules that keep neighbours from the loopback addresses of IPv4. Node ports on them need
 // route_localnet, which would let neighbours reach servers that listen there, and speak as if from there. The rules are
-// there without such node ports too, because an earlier weir or another program may have set the parameter.
+// there without such node ports too, because an earlier weir or another program may have set the parameter. IPv6 needs
+// none, because the kernel itself drops what comes from or for ::1 by another interface than lo.
 func loopbackGuard() []rule {
 	const f = dataplane.IPv4
 	outside := fromInterface("lo", false, false)
 	return []rule{
-		newRule("not for neighbours", outside, inPrefix(daddr(f), loopback(f), true), dropPart()),
-		newRule("not a neighbour's", outside, inPrefix(saddr(f), loopback(f), true), dropPart()),
+		newRule("not for neighbours", outside, inPrefix(daddr(f), dataplane.Loopback(f), true), dropPart()),
+		newRule("not a neighbour's", outside, inPrefix(saddr(f), dataplane.Loopback(f), true), dropPart()),
 	}
 }
 
@@ -210,20 +210,10 @@ func (b builder) toNodePort(lookup part) []part {
 	if b.cfg.NodePortAddresses != nil {
 		local = inSet(nodePortAddresses, daddr(b.fam))
 	}
-	if b.localhost() {
+	if b.cfg.ServesLocalhost(b.fam) {
 		return []part{local, lookup}
 	}
-	return []part{inPrefix(daddr(b.fam), loopback(b.fam), false), local, lookup}
-}
-
-// localhost reports whether loopback addresses serve node ports. The kernel does not route those of IPv6 anywhere else.
-func (b builder) localhost() bool { return b.cfg.LocalhostNodePorts && b.fam == dataplane.IPv4 }
-
-func loopback(f dataplane.Family) netip.Prefix {
-	if f == dataplane.IPv6 {
-		return netip.MustParsePrefix("::1/128")
-	}
-	return netip.MustParsePrefix("127.0.0.0/8")
+	return []part{inPrefix(daddr(b.fam), dataplane.Loopback(b.fam), false), local, lookup}
 }
 
 // fromPod returns the match for traffic that starts in a pod of this node, or for all other traffic. It returns false

@@ -17,9 +17,8 @@
 // the identity to the address. If the endpoint was deleted, the second map has no such identity, and the client gets
 // another endpoint.
 //
-// There are three limits; kube-proxy's nftables mode has the first and the last too. Node ports are not served on the
-// loopback address of IPv6. A client's affinity is separate for each address of a Service. A verdict of weir cannot
-// overrule a drop in a foreign table, so weir opens no port in a firewall.
+// There are two limits; kube-proxy's nftables mode has the second too. A client's affinity is separate for each address
+// of a Service. A verdict of weir cannot overrule a drop in a foreign table, so weir opens no port in a firewall.
 //
 // The key type is Backend. Package nfnl has the netlink side. Only cmd/weir and tests may import this package.
 package nftables

@@ -36,6 +36,8 @@ type listen struct {
 	redirected bool
 	// local reports whether the listener is the one for policy Local, if there are two.
 	local bool
+	// inherited reports whether the socket is another process's, and serves no client here yet.
+	inherited bool
 }
 
 // ID names a listener by its socket, since a process can have each socket only once.
@@ -47,6 +49,9 @@ func (l *listen) ID() backends.ID {
 func (l *listen) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "listen %s %s for %s", l.protocol, l.bind, l.key)
+	if l.inherited {
+		b.WriteString(" inherited")
+	}
 	if len(l.sources) > 0 {
 		fmt.Fprintf(&b, " from %s", joined(l.sources))
 	}

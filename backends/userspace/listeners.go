@@ -4,15 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"weir/backends"
 	"weir/backends/dataplane"
 )
 
@@ -79,10 +83,16 @@ type Listeners struct {
 	// ending counts the closed listeners whose connections are still open.
 	ending sync.WaitGroup
 
-	mu    sync.Mutex
-	mark  uint32 // of the listeners' packets; 0 means none
-	open  map[netip.AddrPort]map[dataplane.Protocol]*listener
-	loops []*loop // started with the first listener
+	mu   sync.Mutex
+	mark uint32 // of the listeners' packets; 0 means none
+	open map[netip.AddrPort]map[dataplane.Protocol]*listener
+	// missing are those of Loopbacks that are wanted and could not be opened.
+	missing map[backends.ID]*listen
+	loops   []*loop // started with the first listener
+	// paused reports whether another process serves the clients of the listeners.
+	paused bool
+	// ended are the listeners whose connections drain.
+	ended []*listener
 }
 
 // listener is one open socket and the proxy behind it.
@@ -93,9 +103,13 @@ type listener struct {
 	proxy interface {
 		endpointsChanged()
 		setMark(uint32) error
+		pause()
+		resume()
 		close()
+		end(grace time.Duration)
 		wait()
 		open() int
+		descriptor() int
 	}
 	current func(*listen)
 	// leaving closes the listener; nil as long as it is wanted.
@@ -104,16 +118,34 @@ type listener struct {
 
 // NewListeners returns Listeners without any open socket.
 func NewListeners(limits Limits) *Listeners {
-	l := &Listeners{limits: limits.withDefaults(), open: map[netip.AddrPort]map[dataplane.Protocol]*listener{}}
+	l := &Listeners{limits: limits.withDefaults(), open: map[netip.AddrPort]map[dataplane.Protocol]*listener{}, missing: map[backends.ID]*listen{}}
 	l.all.limit = l.limits.Connections
 	return l
 }
 
-// items returns the open listeners, without the lingering ones.
+// miss records that a listener is wanted and cannot be opened, or with nil that it is so no more. It returns what was recorded.
+func (l *Listeners) miss(id backends.ID, wanted *listen) (before *listen) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before = l.missing[id]
+	if delete(l.missing, id); wanted != nil {
+		l.missing[id] = wanted
+	}
+	return before
+}
+
+// allMissing returns the listeners that are wanted and cannot be opened.
+func (l *Listeners) allMissing() []*listen {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Values(l.missing))
+}
+
+// items returns the open listeners, without the lingering ones, and those that are wanted and cannot be opened.
 func (l *Listeners) items() []*listen {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var items []*listen
+	items := slices.Collect(maps.Values(l.missing))
 	for _, protocols := range l.open {
 		for _, o := range protocols {
 			if o.leaving == nil {
@@ -123,6 +155,9 @@ func (l *Listeners) items() []*listen {
 	}
 	return items
 }
+
+// Any reports whether there are listeners, missing ones too, lingering ones aside.
+func (l *Listeners) Any() bool { return len(l.items()) > 0 }
 
 // set opens the listener, or changes the settings of an open one without closing it. It returns the previous settings,
 // or nil if it was not open, or lingered.
@@ -134,7 +169,7 @@ func (l *Listeners) set(item *listen) (before *listen, err error) {
 		l.close(o) // connections redirected for one Service must not reach another
 		o = nil
 	}
-	if o != nil {
+	if o != nil && !o.item.inherited {
 		if o.leaving == nil {
 			before = o.item
 		}
@@ -142,15 +177,27 @@ func (l *Listeners) set(item *listen) (before *listen, err error) {
 		o.change(item)
 		return before, nil
 	}
+	fd := -1
+	if o != nil { // no client is served by it yet, so that there is nothing to go back to
+		fd, before = o.proxy.descriptor(), item
+	}
 	o = &listener{item: item, pools: newPools(item), admit: &admission{parent: &l.all, limit: l.limits.PerListener}}
-	if err := l.listen(o); err != nil {
+	if err := l.listen(o, fd); err != nil {
 		return nil, fmt.Errorf("%s: %w", item.key, err)
 	}
-	if l.open[item.bind] == nil {
-		l.open[item.bind] = map[dataplane.Protocol]*listener{}
+	if !l.paused {
+		o.proxy.resume()
 	}
-	l.open[item.bind][item.protocol] = o
-	return nil, nil
+	l.put(o)
+	return before, nil
+}
+
+// put makes a listener one of the open ones. The lock is held.
+func (l *Listeners) put(o *listener) {
+	if l.open[o.item.bind] == nil {
+		l.open[o.item.bind] = map[dataplane.Protocol]*listener{}
+	}
+	l.open[o.item.bind][o.item.protocol] = o
 }
 
 // setMark sets the mark of the packets of all listeners. Connections that were accepted before keep theirs.
@@ -186,7 +233,7 @@ func (l *Listeners) remove(item *listen, redirected bool) {
 	o := l.open[item.bind][item.protocol]
 	switch {
 	case o == nil || o.leaving != nil:
-	case redirected:
+	case redirected && !o.item.inherited:
 		var timer *time.Timer
 		timer = time.AfterFunc(l.limits.linger, func() {
 			l.mu.Lock()
@@ -213,6 +260,11 @@ func (o *listener) stay() {
 func (l *Listeners) close(o *listener) {
 	o.stay()
 	o.proxy.close()
+	l.leave(o)
+}
+
+// leave takes a listener that was closed from the open ones; the lock is held.
+func (l *Listeners) leave(o *listener) {
 	l.ending.Go(o.proxy.wait)
 	if delete(l.open[o.item.bind], o.item.protocol); len(l.open[o.item.bind]) == 0 {
 		delete(l.open, o.item.bind)
@@ -229,6 +281,11 @@ func (l *Listeners) Drain(ctx context.Context) int {
 		}
 	}
 	l.mu.Unlock()
+	return l.drained(ctx)
+}
+
+// drained waits until the connections of closed listeners have ended, or until ctx is done, and returns how many have not.
+func (l *Listeners) drained(ctx context.Context) int {
 	ended := make(chan struct{})
 	go func() {
 		l.ending.Wait()
@@ -247,29 +304,61 @@ func (l *Listeners) Drain(ctx context.Context) int {
 // Open returns the number of open connections and UDP flows.
 func (l *Listeners) Open() int { return int(l.all.open.Load()) }
 
-func (l *Listeners) listen(o *listener) error {
+// listen makes the proxy of a listener, for a socket that is there already, or for a new one if fd is negative.
+func (l *Listeners) listen(o *listener, fd int) (err error) {
 	switch o.item.protocol {
 	case dataplane.TCP:
 		if err := l.begin(); err != nil {
 			return err
 		}
-		t, err := newTCPProxy(l.loops, o.pools, o.admit, &l.dialed, l.limits.Grace, l.mark, o.item)
-		if err != nil {
-			return explain(err, o.item.bind)
+		if fd < 0 {
+			if fd, err = listenTCP(o.item.bind, l.mark); err != nil {
+				return explain(err, o.item.bind)
+			}
 		}
+		t := newTCPProxy(fd, l.loops, o.pools, o.admit, &l.dialed, l.limits.Grace, o.item)
 		o.proxy, o.current = t, t.item.Store
 	case dataplane.UDP:
-		lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { return markRaw(c, l.mark) }}
-		sock, err := lc.ListenPacket(context.Background(), "udp", o.item.bind.String())
+		conn, err := l.listenUDP(o.item.bind, fd)
 		if err != nil {
 			return explain(err, o.item.bind)
 		}
-		u := newUDPProxy(sock.(*net.UDPConn), o.pools, o.admit, &l.dialed, o.item)
+		u := newUDPProxy(conn, o.pools, o.admit, &l.dialed, o.item)
 		o.proxy, o.current = u, u.item.Store
 	default:
 		return fmt.Errorf("%s cannot be proxied in userspace mode; use mode iptables, ipvs or nftables for this Service", o.item.protocol)
 	}
 	return nil
+}
+
+func (l *Listeners) listenUDP(bind netip.AddrPort, fd int) (*net.UDPConn, error) {
+	var conn net.PacketConn
+	var err error
+	if fd < 0 {
+		lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { return markRaw(c, l.mark) }}
+		conn, err = lc.ListenPacket(context.Background(), "udp", bind.String())
+	} else {
+		conn, err = packetConn(fd)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UDPConn), nil
+}
+
+// packetConn takes a socket over, unless it returns an error.
+func packetConn(fd int) (net.PacketConn, error) {
+	again, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(again), "")
+	defer f.Close()
+	conn, err := net.FilePacketConn(f)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return conn, err
 }
 
 // begin starts a loop for each core, unless the loops are running.

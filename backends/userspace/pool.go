@@ -277,3 +277,11 @@ func (p *pool) has(addr netip.AddrPort) bool {
 	defer p.mu.Unlock()
 	return p.known[addr] != nil
 }
+
+// chooses reports whether the endpoint may be picked, and has not failed.
+func (p *pool) chooses(addr netip.AddrPort) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := p.known[addr]
+	return m != nil && m.failures == 0 && slices.Contains(p.members, m)
+}

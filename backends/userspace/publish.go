@@ -27,9 +27,10 @@ const (
 	maxPublished   = 64 << 20
 )
 
-// Publish answers every trusted process that connects with the list of listeners, until ctx is done.
-func (l *Listeners) Publish(ctx context.Context) error {
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: publicName, Net: "unix"})
+// Publish answers every trusted process that connects with the list of listeners, until ctx is done. The function opens an
+// abstract socket.
+func (l *Listeners) Publish(ctx context.Context, listen func(name string) (*net.UnixListener, error)) error {
+	ln, err := listen(publicName)
 	if err != nil {
 		return fmt.Errorf("cannot publish the listeners to other weir processes: %w", err)
 	}
@@ -76,10 +77,11 @@ func trusted(c *net.UnixConn) bool {
 	return err == nil && credErr == nil && (cred.Uid == 0 || int(cred.Uid) == os.Geteuid())
 }
 
-// published returns the listeners of the weir process in this network namespace; none if there is no such process.
+// published returns the listeners of the weir process in this network namespace; none if there is no such process. Another user may
+// have taken the name, and accept nothing.
 func published() ([]publishedItem, error) {
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: publicName, Net: "unix"})
-	if errors.Is(err, unix.ECONNREFUSED) {
+	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EAGAIN) {
 		return nil, nil
 	}
 	if err != nil {
@@ -118,6 +120,16 @@ func (p publishedItem) ID() backends.ID {
 }
 
 func (p publishedItem) String() string { return string(p) }
+
+// bind returns the address of the listener.
+func (p publishedItem) bind() (at netip.AddrPort, ok bool) {
+	f := strings.Fields(string(p))
+	if len(f) < 3 {
+		return at, false
+	}
+	at, err := netip.ParseAddrPort(f[2])
+	return at, err == nil
+}
 
 // use returns the purpose of the listener's port.
 func (p publishedItem) use() (use portUse, port uint16, ok bool) {

@@ -67,10 +67,7 @@ func (b *Backend) renderRootless(e *dataplane.ServicePort) []backends.Item {
 // localClients returns the addresses of this node and of its pods. Pods that are known only by their interface are not
 // recognised, because a process does not see the interface of a packet.
 func (b *Backend) localClients(f dataplane.Family) []netip.Prefix {
-	var near []netip.Prefix
-	if f == dataplane.IPv4 {
-		near = append(near, loopback)
-	}
+	near := []netip.Prefix{dataplane.Loopback(f)}
 	for _, a := range b.cfg.NodeAddresses {
 		if dataplane.FamilyOf(a) == f {
 			near = append(near, netip.PrefixFrom(a, a.BitLen()))
@@ -84,10 +81,8 @@ func (b *Backend) localClients(f dataplane.Family) []netip.Prefix {
 	return near
 }
 
-var loopback = netip.MustParsePrefix("127.0.0.0/8")
-
 func (b *Backend) local(addr netip.Addr) bool {
-	if loopback.Contains(addr) {
+	if addr.IsLoopback() {
 		return true
 	}
 	for _, a := range b.cfg.NodeAddresses {
@@ -106,13 +101,11 @@ func (b *Backend) nodePortAddresses(f dataplane.Family) []netip.Addr {
 	if candidates == nil || b.BindAddress.IsValid() {
 		// The unspecified address is not used, because a UDP answer must come from the address that was asked.
 		candidates = b.cfg.NodeAddresses
-		if (b.cfg.LocalhostNodePorts || b.BindAddress.IsValid()) && f == dataplane.IPv4 {
-			candidates = append([]netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})}, candidates...)
-		}
+		candidates = append([]netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}, candidates...)
 	}
 	var addrs []netip.Addr
 	for _, a := range candidates {
-		if dataplane.FamilyOf(a) == f {
+		if dataplane.FamilyOf(a) == f && (!a.IsLoopback() || b.cfg.ServesLocalhost(f) || b.BindAddress.IsValid()) {
 			addrs = append(addrs, a)
 		}
 	}

@@ -21,6 +21,8 @@ type tcpProxy struct {
 
 	accepting sync.Mutex // so that no descriptor is closed while a loop uses it
 	fd        int        // -1 if it is closed
+	acceptors []*acceptor
+	paused    bool // no loop accepts
 
 	mu     sync.Mutex
 	conns  map[*pair]struct{}
@@ -28,25 +30,21 @@ type tcpProxy struct {
 	wg     sync.WaitGroup
 }
 
-// newTCPProxy listens, and makes all loops accept connections.
-func newTCPProxy(loops []*loop, p *pools, admit *admission, dialed *dialed, grace time.Duration, mark uint32, item *listen) (*tcpProxy, error) {
-	fd, err := listenTCP(item.bind, mark)
-	if err != nil {
-		return nil, err
-	}
-	t := &tcpProxy{loops: loops, pools: p, admit: admit, dialed: dialed, grace: grace, fd: fd, conns: map[*pair]struct{}{}}
+// newTCPProxy makes all loops accept the connections of a listening socket, once resume is called.
+func newTCPProxy(fd int, loops []*loop, p *pools, admit *admission, dialed *dialed, grace time.Duration, item *listen) *tcpProxy {
+	t := &tcpProxy{loops: loops, pools: p, admit: admit, dialed: dialed, grace: grace, fd: fd, paused: true, conns: map[*pair]struct{}{}}
 	t.item.Store(item)
 	for _, l := range loops {
-		a := &acceptor{t, l}
-		l.post(a.resume)
+		t.acceptors = append(t.acceptors, &acceptor{proxy: t, loop: l})
 	}
-	return t, nil
+	return t
 }
 
 // acceptor accepts the connections of a proxy for one loop.
 type acceptor struct {
 	proxy *tcpProxy
 	loop  *loop
+	armed bool // the loop calls the acceptor; guarded by the proxy's accepting
 }
 
 // resume makes the loop call the acceptor for new connections.
@@ -54,7 +52,10 @@ func (a *acceptor) resume() {
 	t := a.proxy
 	t.accepting.Lock()
 	defer t.accepting.Unlock()
-	if t.fd >= 0 && a.loop.serve(t.fd, unix.EPOLLIN|unix.EPOLLEXCLUSIVE, a) != nil {
+	if t.fd < 0 || t.paused || a.armed {
+		return
+	}
+	if a.armed = a.loop.serve(t.fd, unix.EPOLLIN|unix.EPOLLEXCLUSIVE, a) == nil; !a.armed {
 		a.loop.after(acceptPause, a.resume)
 	}
 }
@@ -64,9 +65,43 @@ func (a *acceptor) pause() {
 	t := a.proxy
 	t.accepting.Lock()
 	defer t.accepting.Unlock()
-	if t.fd >= 0 {
-		unix.EpollCtl(a.loop.epoll, unix.EPOLL_CTL_DEL, t.fd, nil)
+	if t.fd >= 0 && a.armed {
+		a.disarm()
 		a.loop.after(acceptPause, a.resume)
+	}
+}
+
+// disarm makes the loop call the acceptor no more. A socket that another process has too would stay in the loop even after
+// it is closed here. The lock is held.
+func (a *acceptor) disarm() {
+	if a.armed {
+		unix.EpollCtl(a.loop.epoll, unix.EPOLL_CTL_DEL, a.proxy.fd, nil)
+		a.armed = false
+	}
+}
+
+// pause stops accepting until resume. Connections wait in the queue of the socket meanwhile.
+func (t *tcpProxy) pause() {
+	t.accepting.Lock()
+	defer t.accepting.Unlock()
+	t.stopAccepting()
+}
+
+// stopAccepting is pause with the lock held.
+func (t *tcpProxy) stopAccepting() {
+	t.paused = true
+	for _, a := range t.acceptors {
+		a.disarm()
+	}
+}
+
+// resume accepts, those connections first that have waited.
+func (t *tcpProxy) resume() {
+	t.accepting.Lock()
+	t.paused = false
+	t.accepting.Unlock()
+	for _, a := range t.acceptors {
+		a.loop.post(a.resume)
 	}
 }
 
@@ -97,7 +132,7 @@ func (a *acceptor) ready(uint32) {
 func (t *tcpProxy) accept() (int, netip.AddrPort, error) {
 	t.accepting.Lock()
 	defer t.accepting.Unlock()
-	if t.fd < 0 {
+	if t.fd < 0 || t.paused {
 		return -1, netip.AddrPort{}, unix.EBADF
 	}
 	fd, from, err := unix.Accept4(t.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
@@ -190,14 +225,38 @@ func (t *tcpProxy) close() {
 		l := t.loops[i%len(t.loops)]
 		l.post(func() { t.serve(l, fd, from) })
 	}
+	t.end(t.grace)
+}
+
+// end stops listening at once, and lets the open connections drain for a time. It may be called again to change the time.
+// Connections that wait to be accepted are lost, unless another process has the socket too.
+func (t *tcpProxy) end(grace time.Duration) {
 	t.accepting.Lock()
-	unix.Close(t.fd)
-	t.fd = -1
+	if t.fd >= 0 {
+		t.stopAccepting()
+		unix.Close(t.fd)
+		t.fd = -1
+	}
 	t.accepting.Unlock()
 	t.mu.Lock()
-	t.closed = true
-	t.mu.Unlock()
-	t.endpointsChanged()
+	defer t.mu.Unlock()
+	for p := range t.conns {
+		if t.closed && p.drain != nil { // its time was another one
+			p.drain.Stop()
+			p.drain = nil
+		}
+	}
+	t.closed, t.grace = true, grace
+	for p := range t.conns {
+		t.drain(p)
+	}
+}
+
+// descriptor returns the listening socket.
+func (t *tcpProxy) descriptor() int {
+	t.accepting.Lock()
+	defer t.accepting.Unlock()
+	return t.fd
 }
 
 // setMark sets the mark of connections that will be accepted.

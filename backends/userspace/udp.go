@@ -24,10 +24,17 @@ type udpProxy struct {
 	conn   *net.UDPConn
 	socket batchConn
 
+	// reading is held by the goroutine that receives, and paused tells it to end.
+	reading sync.WaitGroup
+	paused  atomic.Bool
+
 	mu     sync.Mutex
 	flows  map[netip.AddrPort]*flow
 	closed bool
 	wg     sync.WaitGroup
+	// former has the endpoints of the flows of the process that this one replaces. A client's next datagram goes to its
+	// former endpoint.
+	former map[netip.AddrPort]netip.AddrPort
 }
 
 type flow struct {
@@ -54,8 +61,15 @@ const answerTimeout = 10 * time.Second
 const maxWaiting = 64
 
 // asked counts datagrams of the client, and answered those of the endpoint.
-func (f *flow) asked(n int)    { f.waiting.Store(min(f.waiting.Load()+int64(n), maxWaiting)) }
-func (f *flow) answered(n int) { f.waiting.Store(max(f.waiting.Load()-int64(n), 0)) }
+// await changes how many datagrams have no answer yet. Those of the client and of the endpoint are counted at the same time.
+func (f *flow) await(more int) {
+	for {
+		before := f.waiting.Load()
+		if f.waiting.CompareAndSwap(before, max(0, min(before+int64(more), maxWaiting))) {
+			return
+		}
+	}
+}
 
 // idleAt returns when the flow ends if no more datagrams are sent.
 func (f *flow) idleAt() time.Time {
@@ -98,9 +112,25 @@ func (u *upstream) proven(d *dialed) { u.unproven.Do(func() { d.remove(u.dialed(
 func newUDPProxy(conn *net.UDPConn, p *pools, admit *admission, dialed *dialed, item *listen) *udpProxy {
 	u := &udpProxy{pools: p, admit: admit, dialed: dialed, conn: conn, socket: batched(conn), flows: map[netip.AddrPort]*flow{}}
 	u.item.Store(item)
-	u.wg.Add(1)
-	go u.receive()
+	u.paused.Store(true)
 	return u
+}
+
+// resume receives the datagrams of clients, those first that have waited.
+func (u *udpProxy) resume() {
+	if !u.paused.Load() {
+		return
+	}
+	u.paused.Store(false)
+	u.conn.SetReadDeadline(time.Time{})
+	u.reading.Go(u.receive)
+}
+
+// pause receives nothing until resume. Datagrams wait in the socket meanwhile, and flows go on.
+func (u *udpProxy) pause() {
+	u.paused.Store(true)
+	u.conn.SetReadDeadline(time.Unix(1, 0))
+	u.reading.Wait()
 }
 
 // setMark sets the mark of the answers.
@@ -124,8 +154,7 @@ func markRaw(c syscall.RawConn, mark uint32) error {
 
 // receive reads the datagrams of clients and passes them on, all datagrams of one flow in a batch together.
 func (u *udpProxy) receive() {
-	defer u.wg.Done()
-	for {
+	for !u.paused.Load() {
 		if err := waitReadable(u.conn); err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return
@@ -145,21 +174,21 @@ func (u *udpProxy) receiveBatch() {
 		for next < len(all) && all[next].from == client {
 			next++
 		}
-		if f := u.flow(client, all[0].bytes); f != nil {
-			f.asked(next)
-			f.lastUse.Store(time.Now().UnixNano())
+		if f := u.flow(client, all[0].bytes, next); f != nil {
 			b.write(f.to.Load().socket, nil, all[:next])
 		}
 		all = all[next:]
 	}
 }
 
-// flow returns the client's flow, and opens one if there is none. It returns nil if the limits or the source ranges
-// forbid a flow.
-func (u *udpProxy) flow(client netip.AddrPort, first []byte) *flow {
+// flow returns the client's flow for so many datagrams, and opens one if there is none. It returns nil if the limits or the
+// source ranges forbid a flow.
+func (u *udpProxy) flow(client netip.AddrPort, first []byte, datagrams int) *flow {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if f := u.flows[client]; f != nil {
+		f.await(datagrams)
+		f.lastUse.Store(time.Now().UnixNano())
 		return f
 	}
 	item := u.item.Load()
@@ -171,6 +200,7 @@ func (u *udpProxy) flow(client netip.AddrPort, first []byte) *flow {
 		u.admit.leave()
 		return nil
 	}
+	f.await(datagrams)
 	u.flows[client] = f
 	u.wg.Add(1)
 	go f.run()
@@ -180,7 +210,10 @@ func (u *udpProxy) flow(client netip.AddrPort, first []byte) *flow {
 // connect connects the flow to an endpoint that it has not tried.
 func (f *flow) connect() bool {
 	for {
-		endpoint, ok := f.pool.pick(f.client.Addr(), f.tried)
+		endpoint, ok := f.formerEndpoint()
+		if !ok {
+			endpoint, ok = f.pool.pick(f.client.Addr(), f.tried)
+		}
 		if !ok {
 			return false
 		}
@@ -196,6 +229,17 @@ func (f *flow) connect() bool {
 		f.lastUse.Store(time.Now().UnixNano())
 		return true
 	}
+}
+
+// formerEndpoint returns, once, the endpoint that the client's flow had in the process that this one replaces, if it still
+// gets flows. The lock is held.
+func (f *flow) formerEndpoint() (netip.AddrPort, bool) {
+	to, ok := f.proxy.former[f.client]
+	if !ok {
+		return to, false
+	}
+	delete(f.proxy.former, f.client)
+	return to, f.pool.chooses(to)
 }
 
 // run passes the endpoint's answers to the client until the flow is idle.
@@ -219,7 +263,7 @@ func (f *flow) run() {
 		case err == nil:
 			f.answer()
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			if !time.Now().Before(f.idleAt()) {
+			if f.expire() {
 				return
 			}
 		case errors.Is(err, unix.ECONNREFUSED) && f.first != nil:
@@ -232,6 +276,20 @@ func (f *flow) run() {
 			return
 		}
 	}
+}
+
+// expire ends a flow that is idle, and reports whether it is. A datagram that comes at that moment is either of this flow, which
+// goes on, or of a new one.
+func (f *flow) expire() bool {
+	f.proxy.mu.Lock()
+	defer f.proxy.mu.Unlock()
+	if time.Now().Before(f.idleAt()) {
+		return false
+	}
+	if f.proxy.flows[f.client] == f {
+		delete(f.proxy.flows, f.client)
+	}
+	return true
 }
 
 func (f *flow) answer() {
@@ -247,7 +305,7 @@ func (f *flow) answer() {
 		to.proven(f.proxy.dialed)
 		f.first, f.tried = nil, nil
 	}
-	f.answered(len(all))
+	f.await(-len(all))
 	f.lastUse.Store(time.Now().UnixNano())
 	b.write(f.proxy.socket, net.UDPAddrFromAddrPort(f.client), all)
 }
@@ -289,7 +347,24 @@ func (u *udpProxy) close() {
 	u.endpointsChanged()
 }
 
-func (u *udpProxy) wait() { u.wg.Wait() }
+// end receives nothing more, and lets the flows answer until they are idle. Clients get the answers from the socket that
+// another process has too.
+func (u *udpProxy) end(time.Duration) { u.pause() }
+
+func (u *udpProxy) wait() {
+	u.reading.Wait()
+	u.wg.Wait()
+	u.conn.Close()
+}
+
+// descriptor returns the socket. It is valid until the proxy is closed.
+func (u *udpProxy) descriptor() int {
+	fd := -1
+	if raw, err := u.conn.SyscallConn(); err == nil {
+		raw.Control(func(n uintptr) { fd = int(n) })
+	}
+	return fd
+}
 
 func (u *udpProxy) open() int {
 	u.mu.Lock()

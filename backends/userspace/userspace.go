@@ -239,8 +239,13 @@ func (unmoved) Reread(context.Context, backends.LastObserved) (map[backends.ID]b
 
 // Observe lists the listeners of this process, or of the running one, and the redirection that the kernel holds.
 func (b *Backend) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
+	return observeBoth(ctx, b.observeListeners, b.Redirect)
+}
+
+// observeBoth lists listeners, and the Items of a Backend below them, which may be nil.
+func observeBoth(ctx context.Context, observe func() ([]backends.Item, error), below backends.Backend) iter.Seq2[backends.Item, error] {
 	return func(yield func(backends.Item, error) bool) {
-		listeners, err := b.observeListeners()
+		listeners, err := observe()
 		if err != nil {
 			yield(nil, err)
 			return
@@ -250,10 +255,10 @@ func (b *Backend) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 				return
 			}
 		}
-		if b.Redirect == nil {
+		if below == nil {
 			return
 		}
-		for item, err := range b.Redirect.Observe(ctx) {
+		for item, err := range below.Observe(ctx) {
 			if !yield(item, err) {
 				return
 			}
@@ -261,8 +266,11 @@ func (b *Backend) Observe(ctx context.Context) iter.Seq2[backends.Item, error] {
 	}
 }
 
-func (b *Backend) observeListeners() ([]backends.Item, error) {
-	var items []backends.Item
+// observeListeners returns the listeners. A redirection leads to none at ::1: those are a Loopback's.
+func (b *Backend) observeListeners() (items []backends.Item, err error) {
+	if b.Redirect != nil {
+		defer func() { items = slices.DeleteFunc(items, atLoopbackIPv6) }()
+	}
 	if b.Listeners != nil {
 		for _, l := range b.Listeners.items() {
 			items = append(items, l)
@@ -355,12 +363,15 @@ type redirectCommands struct{ redirect backends.CommandLister }
 
 // Commands implements backends.CommandLister.
 func (r redirectCommands) Commands(p backends.Plan) ([]backends.Command, error) {
-	p.Changes = slices.DeleteFunc(slices.Clone(p.Changes), func(c backends.Change) bool {
-		_, isListener := c.New.(*listen)
-		_, wasListener := c.Old.(*listen)
-		return isListener || wasListener
-	})
+	p.Changes = slices.DeleteFunc(slices.Clone(p.Changes), isListener)
 	return r.redirect.Commands(p)
+}
+
+// isListener reports whether a Change is of a listener.
+func isListener(c backends.Change) bool {
+	_, is := boundTo(c.New)
+	_, was := boundTo(c.Old)
+	return is || was
 }
 
 // avoid makes the Service port ask for another port if another process has this one.

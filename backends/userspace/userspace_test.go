@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -19,6 +21,7 @@ import (
 	proxyproto "github.com/pires/go-proxyproto"
 
 	"weir/backends/dataplane"
+	"weir/spec/seed"
 )
 
 // echo answers every TCP connection with its name and then with the bytes that it receives, until the client ends its
@@ -635,6 +638,40 @@ func TestUDPWaitsForEveryAnswer(t *testing.T) {
 		}
 	}
 	allAnswered(t, ls.open[item.bind][dataplane.UDP])
+}
+
+// TestUDPAtTheIdleTime has clients ask again at about the time at which their flows end. Each question is answered, by the flow or
+// by a new one.
+func TestUDPAtTheIdleTime(t *testing.T) {
+	const idle = time.Millisecond
+	item := dns(t, idle, echoUDP(t, "a"))
+	started(t, Limits{}, item)
+	r := seed.Rand(t)
+	var clients sync.WaitGroup
+	for range 16 {
+		pause := rand.New(rand.NewPCG(r.Uint64(), r.Uint64()))
+		clients.Go(func() {
+			c, err := net.Dial("udp", item.bind.String())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			for i := range 400 {
+				_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+				_, err := c.Write([]byte("who?"))
+				if err == nil {
+					_, err = c.Read(make([]byte, 10))
+				}
+				if err != nil {
+					t.Errorf("question %d: %v", i, err)
+					return
+				}
+				time.Sleep(idle*9/10 + time.Duration(pause.Int64N(int64(idle)/5)))
+			}
+		})
+	}
+	clients.Wait()
 }
 
 // TestUDPSourcesChange excludes a client that has a flow. Its next datagram gets no answer.

@@ -141,7 +141,7 @@ func (f *apiFlags) follow(node *nodeFlags, log hclog.Logger, metrics *apisource.
 			api := apisource.New(t.Options)
 			current = t
 			file := func(*spec.Snapshot) string { return filepath.Join(t.stateDir, "api-snapshot") }
-			source = lastgood.New(lastgood.Options{Source: api, Input: "the Kubernetes API", File: file, Cluster: api.Cluster, Node: name, Log: log})
+			source = lastgood.New(lastgood.Options{Source: api, Input: "the Kubernetes API", File: file, Cluster: api.Cluster, Node: name, Appends: true, Log: log})
 		}
 		return source, nil
 	}

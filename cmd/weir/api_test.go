@@ -34,10 +34,10 @@ type nodeAPI struct {
 	lab *netlab.Lab
 }
 
-func newNodeAPI(t testing.TB, lab *netlab.Lab) *nodeAPI {
+func newNodeAPI(t testing.TB, lab *netlab.Lab, args ...string) *nodeAPI {
 	t.Helper()
 	node := lab.Node()
-	s := apitest.Start(t, apitest.Options{Port: 16443, Dial: node.DialContext, Start: func(c *exec.Cmd) error { return node.Start(c) }})
+	s := apitest.Start(t, apitest.Options{Port: 16443, Dial: node.DialContext, Start: func(c *exec.Cmd) error { return node.Start(c) }, Args: args})
 	return &nodeAPI{s, t, lab}
 }
 

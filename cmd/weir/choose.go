@@ -104,6 +104,11 @@ func (m *modeManager) openMode(ctx context.Context, chosen *mode, snap *spec.Sna
 	if err != nil {
 		return nil, err
 	}
+	if chosen.translates {
+		if b, err = m.loopbacks.Beside(b, *cfg); err != nil {
+			return nil, err
+		}
+	}
 	if !chosen.leavesKernel {
 		m.keeper.Remember(snap.Weir.StateDir)
 		managed := m.keeper.Manage(b, needs)
@@ -112,6 +117,9 @@ func (m *modeManager) openMode(ctx context.Context, chosen *mode, snap *spec.Sna
 		}
 		if chosen.hairpins {
 			managed.Hairpins(cfg.BridgedThrough, cfg.NodeAddresses)
+		}
+		if chosen.translates && cfg.LocalhostNodePortsIPv6 && slices.Contains(cfg.Families, dataplane.IPv6) {
+			managed.Answers()
 		}
 		if chosen.holds {
 			managed.Holding()
@@ -166,6 +174,9 @@ func (m *modeManager) accept(ctx context.Context, n *nodeConfig) {
 		m.accepted, m.candidate = n.open, nil
 		if n.mode.accepted != nil {
 			n.mode.accepted(ctx)
+		}
+		if n.DataPlane.ProxiesLoopbackIPv6 && m.publish != nil {
+			m.publish(ctx)
 		}
 	}
 	m.discard()

@@ -35,7 +35,7 @@ func newCleanup() *cobra.Command {
 		Short: "Remove everything that weir programmed, in every mode",
 		Long: `Remove everything that weir owns from this node's kernel, in every mode, and nothing else. Kernel parameters and
 bridge ports that weir set get the values back that they had, as the state directory of weir run remembers them, and what weir
-added to the resolvers of the node goes. With --dry-run, print what would be removed.
+added to the resolvers of the node goes, as do its local routes. With --dry-run, print what would be removed.
 
 Exit codes: 0 nothing that is known to be weir's is left (or the plan was printed); 1 something could not be removed or put
 back; 2 the command line is wrong.`,
@@ -59,11 +59,11 @@ func (f *cleanupFlags) run(cmd *cobra.Command) error {
 	defer stop()
 	log := f.logs.logger(cmd.ErrOrStderr())
 	if !f.dryRun {
-		release, err := lockNode(log)
+		lock, err := lockNode(log)
 		if err != nil {
 			return err
 		}
-		defer release()
+		defer lock.release()
 	}
 	if !privileged() {
 		return errUnprivileged

@@ -39,7 +39,7 @@ func weir(t *testing.T, stdin string, args ...string) result {
 // TestHelp keeps the help texts as they were reviewed.
 func TestHelp(t *testing.T) {
 	t.Parallel()
-	for _, sub := range []string{"", "run", "reconcile", "plan", "validate", "allocate", "status", "snapshot", "cleanup", "doctor", "discover", "probe", "dns zone", "dns lookup", "explain", "version"} {
+	for _, sub := range []string{"", "run", "reconcile", "plan", "validate", "allocate", "status", "handover", "snapshot", "cleanup", "doctor", "discover", "probe", "dns zone", "dns lookup", "explain", "version"} {
 		t.Run("weir "+sub, func(t *testing.T) {
 			args := append(strings.Fields(sub), "-h")
 			got := weir(t, "", args...)

@@ -38,7 +38,7 @@ func TestCompletion(t *testing.T) {
 			n := dataplane.ServiceName{Namespace: namespace, Name: name}
 			services.Put(n, &spec.Service{Name: n})
 		}
-		board := status.NewBoard()
+		board := status.NewBoard("")
 		board.Update(spec.Update{Snapshot: &spec.Snapshot{Services: services.Commit()}}, time.Now())
 		server := status.NewServer(board)
 		if err := server.Listen(dir); err != nil {

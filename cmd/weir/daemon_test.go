@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -101,6 +102,8 @@ type daemon struct {
 	flags []string
 	// alone reports that weir finds no program to run.
 	alone bool
+	// program is what is run in place of the program that is tested, or "".
+	program string
 	// etc is the directory that weir and dnsProbe have in place of /etc, or "".
 	etc string
 
@@ -151,7 +154,7 @@ func (d *daemon) args(sub string, more ...string) []string {
 
 // line is what is executed to run weir.
 func (d *daemon) line(args ...string) []string {
-	line := d.withEtc(append([]string{os.Getenv(binaryEnv)}, args...)...)
+	line := d.withEtc(append([]string{cmp.Or(d.program, os.Getenv(binaryEnv))}, args...)...)
 	if d.alone {
 		const hide = `mount -t tmpfs none /usr/sbin && PATH=/nonexistent exec "$@"`
 		line = append([]string{"unshare", "--mount", "sh", "-c", hide, "sh"}, line...)
@@ -418,6 +421,7 @@ func (d *daemon) rules() (foreign, own string) {
 			theirs.WriteString(tables[name])
 		}
 	}
+	ours.WriteString(d.answerRoutes())
 	if d.mode.more != nil {
 		f, o := d.mode.more(d)
 		theirs.WriteString(f)

@@ -35,6 +35,12 @@ func (e *earlyAnswers) start() {
 	e.timer = time.AfterFunc(earlyAfter, func() { e.answer(nil) })
 }
 
+// never has nothing opened, because another process answers.
+func (e *earlyAnswers) never() {
+	e.timer = time.NewTimer(0)
+	e.stop()
+}
+
 // answer opens with the settings, if they are known, until a configuration is in force.
 func (e *earlyAnswers) answer(settings *spec.Snapshot) {
 	e.mu.Lock()

@@ -40,6 +40,7 @@ Exit codes: 0 explained; 2 there is no such field, or the command line is wrong.
   sed -i '1i # yaml-language-server: $schema=weirconfiguration.json' weir.yaml
 
   # For kubeconform, which looks for files of the kinds' names in lower case
+  mkdir -p schemas
   weir explain WeirConfiguration -o jsonschema > schemas/weirconfiguration.json
   weir explain KubeProxyConfiguration -o jsonschema > schemas/kubeproxyconfiguration.json
   kubeconform -schema-location default -schema-location 'schemas/{{.ResourceKind}}.json' cluster/`,
@@ -61,6 +62,8 @@ Exit codes: 0 explained; 2 there is no such field, or the command line is wrong.
 			switch {
 			case err != nil:
 				return usageError{err}
+			case output == "jsonschema" && len(f.Path) > 0:
+				return usageError{fmt.Errorf("a schema is of one kind: name %s", f.Kind.Name)}
 			case output == "jsonschema":
 				_, err = cmd.OutOrStdout().Write(f.Kind.Text)
 			case recursive:

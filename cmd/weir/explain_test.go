@@ -23,6 +23,7 @@ func TestExplain(t *testing.T) {
 		{"dns.listn", exitUsage, []string{`there is no field "dns.listn"; did you mean dns.listen?`}},
 		{"dns liveness", exitUsage, []string{"give one field, not 2"}},
 		{"-o jsonschema", exitUsage, []string{"a schema is of one kind"}},
+		{"iptables.syncPeriod -o jsonschema", exitUsage, []string{"a schema is of one kind: name KubeProxyConfiguration"}},
 		{"dns -o json", exitUsage, []string{"must be one of text, jsonschema"}},
 	} {
 		out, errors, code := weirCommand(t, append([]string{"explain"}, strings.Fields(test.args)...)...)

@@ -51,6 +51,7 @@ type inputFlags struct {
 	settleTime    time.Duration
 	stateDir      string
 	allowEmpty    bool
+	signers       string
 }
 
 func (f *inputFlags) add(cmd *cobra.Command) {
@@ -71,6 +72,7 @@ func (f *inputFlags) add(cmd *cobra.Command) {
 	fs.StringVar(&f.nodePortRange, "node-port-range", fmt.Sprintf("%d-%d", d.NodePortMin, d.NodePortMax), "range for the node ports of Services that set none")
 	fs.DurationVar(&f.settleTime, "settle-time", d.SettleTime, "how long the files must stay unchanged before a change is read")
 	fs.StringVar(&f.stateDir, "state-dir", d.StateDir, "directory for state that must survive a restart")
+	fs.StringVar(&f.signers, "allowed-signers", "", "allowed signers file of OpenSSH, outside of the repository: use only a Git work tree whose commit one of them signed (default: that of the WeirConfiguration, if any)")
 	completeFlag(cmd, "namespace", completeNamespace(&f.stateDir))
 	fs.BoolVar(&f.allowEmpty, "allow-empty", false, "accept an input without any Service as an instruction to have none")
 }
@@ -82,6 +84,9 @@ func (f *inputFlags) source(log hclog.Logger) (spec.Source, error) {
 	}
 	if err := f.checkPaths(); err != nil {
 		return nil, usageError{err}
+	}
+	if f.set.Changed("allowed-signers") && f.signers == "" {
+		return nil, usageError{errors.New("--allowed-signers is empty, as a variable that is not set; without the flag, no signature is demanded")}
 	}
 	overrides, err := f.overrides()
 	if err != nil {
@@ -129,6 +134,9 @@ func (f *inputFlags) keeping(files *filesource.Source, overrides spec.Overrides,
 	})
 }
 
+// readsStdin reports whether standard input is read.
+func (f *inputFlags) readsStdin() bool { return slices.Contains(f.files, "-") }
+
 // none reports whether no files are named but that of --config.
 func (f *inputFlags) none() bool { return len(f.files)+len(f.kustomize) == 0 }
 
@@ -144,6 +152,7 @@ func (f *inputFlags) overrides() (spec.Overrides, error) {
 		"settle-time":     func() { in.SettleTime = &metav1.Duration{Duration: f.settleTime} },
 		"state-dir":       func() { in.StateDir = f.stateDir },
 		"allow-empty":     func() { in.AllowEmpty = &f.allowEmpty },
+		"allowed-signers": func() { in.AllowedSigners = config.Path(absolute(f.signers)) },
 		"include":         func() { in.Include = f.chosen.Include },
 		"exclude":         func() { in.Exclude = f.chosen.Exclude },
 		"namespace":       func() { in.Namespace = f.chosen.Namespace },
@@ -159,6 +168,14 @@ func (f *inputFlags) overrides() (spec.Overrides, error) {
 	o, err := overridesOf(in)
 	o.ServeDNS = f.serveDNS
 	return o, err
+}
+
+// absolute returns a path that a flag gave, from the root directory on.
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil && path != "" {
+		return abs
+	}
+	return path
 }
 
 // overridesOf returns the Overrides of fields that were given as flags.
@@ -182,6 +199,8 @@ func flagOf(field string) string {
 		return "--settle-time"
 	case "stateDir":
 		return "--state-dir"
+	case "allowedSigners":
+		return "--allowed-signers"
 	case "podSources":
 		return "--pod-source"
 	case "dns.listen":

@@ -183,7 +183,7 @@ spec:
 	_, log, stop := bn.start("--log-format", "json")
 	defer stop()
 	bn.awaitServing()
-	generation := generations(b, bn.d.lab)
+	generation := generations(b, bn.d.lab.Node())
 	await := func(unchanged string, since time.Time) time.Duration {
 		for generation() == unchanged {
 			if time.Since(since) > patience {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weir/backends/doctor"
+	"weir/cmd/weir/internal/handover"
 	"weir/spec/stall"
 )
 
@@ -42,40 +43,128 @@ var errNoRuntimeDir = errors.New("there is no runtime directory")
 // The lock is a file that only root or this process's user can open. Two weirs with different runtime directories meet at the
 // file of a kernel parameter, or, if they do not see the same /proc either, at the socket. Any user may bind the name of the
 // socket, so a holder of the socket counts only if the kernel says that it is root or this process's user.
-func lockNode(log hclog.Logger) (release func(), err error) {
+func lockNode(log hclog.Logger) (*nodeLock, error) {
 	deadline := time.Now().Add(lockPatience)
-	file, err := stall.Do(context.Background(), lockPatience+stall.Limit, "taking the lock in the runtime directory", func() (io.Closer, error) {
+	l := &nodeLock{}
+	var err error
+	l.file, err = stall.Do(context.Background(), lockPatience+stall.Limit, "taking the lock in the runtime directory", func() (*os.File, error) {
 		return takeFile(deadline)
 	})
 	switch {
 	case errors.Is(err, errNoRuntimeDir):
 		log.Warn("no lock file can be made, so only the socket tells of another weir; give this one a RUNTIME_DIRECTORY that it can write to", "error", err)
-		file = io.NopCloser(nil)
 	case err != nil:
 		return nil, err
 	}
-	parameter, err := takeParameter(deadline)
-	if err != nil {
-		return nil, errors.Join(err, file.Close())
+	if l.parameter, err = takeParameter(deadline); err == nil {
+		l.socket, err = takeSocket(deadline, log)
 	}
-	socket, err := takeSocket(deadline, log)
 	if err != nil {
-		return nil, errors.Join(err, parameter.Close(), file.Close())
+		l.release()
+		return nil, err
 	}
-	return func() {
-		socket.Close()
-		parameter.Close()
-		file.Close()
-	}, nil
+	return l, nil
+}
+
+// nodeLock is the lock of lockNode. What could not be taken is nil.
+type nodeLock struct {
+	file, parameter *os.File
+	socket          *net.UnixListener
+}
+
+func (l *nodeLock) release() {
+	if l.socket != nil {
+		l.socket.Close()
+	}
+	for _, f := range []*os.File{l.parameter, l.file} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// The names of the parts of the lock for a process that replaces this one. All three stay locked as long as either process has
+// them.
+const lockFileName, lockParameterName = "lock", "lock-parameter"
+
+// keep has the lock handed over.
+func (l *nodeLock) keep(s *handover.Sockets) {
+	if l.file != nil {
+		s.Keep(lockFileName, l.file)
+	}
+	if l.parameter != nil {
+		s.Keep(lockParameterName, l.parameter)
+	}
+	if l.socket != nil {
+		s.KeepUnix(lockName, l.socket)
+	}
+}
+
+// dropLock closes the parts of a lock that were handed over by a process that has ended.
+func dropLock(s *handover.Sockets) {
+	l := nodeLock{file: s.File(lockFileName), parameter: s.File(lockParameterName)}
+	if s.Has("unix " + lockName) {
+		l.socket, _ = s.ListenUnix(lockName)
+	}
+	l.release()
+}
+
+// inheritLock returns the lock of the process that this one replaces.
+func inheritLock(s *handover.Sockets) (*nodeLock, error) {
+	l := &nodeLock{file: s.File(lockFileName), parameter: s.File(lockParameterName)}
+	for _, f := range []*os.File{l.file, l.parameter} {
+		if f == nil {
+			continue
+		}
+		if err := unix.Flock(fileDescriptor(f), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			l.release()
+			return nil, fmt.Errorf("the lock that was handed over is not held: %w", err)
+		}
+	}
+	if s.Has("unix " + lockName) {
+		var err error
+		if l.socket, err = s.ListenUnix(lockName); err != nil {
+			l.release()
+			return nil, fmt.Errorf("the socket of the lock: %w", err)
+		}
+		go answer(l.socket)
+	}
+	return l, nil
+}
+
+// claim makes this process the one that others find as the holder of the lock.
+func (l *nodeLock) claim() {
+	if l.file != nil {
+		_, _ = l.file.WriteAt(fmt.Appendf(nil, "%-20d\n", os.Getpid()), 0) // it is for messages
+	}
+	if l.socket == nil {
+		return
+	}
+	if raw, err := l.socket.SyscallConn(); err == nil {
+		// The kernel records the process that listened last.
+		_ = raw.Control(func(fd uintptr) { _ = unix.Listen(int(fd), unix.SOMAXCONN) })
+	}
+}
+
+// fileDescriptor returns the number of an open file, and leaves the file as it is.
+func fileDescriptor(f *os.File) (fd int) {
+	fd = -1
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(n uintptr) { fd = int(n) })
+	}
+	return fd
 }
 
 // takeParameter takes the lock of the kernel parameter. A process that may not open it may not write rules either.
-func takeParameter(deadline time.Time) (io.Closer, error) {
+func takeParameter(deadline time.Time) (*os.File, error) {
 	f, err := os.Open(lockParameter)
 	if err != nil {
-		return io.NopCloser(nil), nil
+		return nil, nil
 	}
-	return f, await(f, deadline, func() int { return 0 })
+	if err := await(f, deadline, func() int { return 0 }); err != nil {
+		return nil, err
+	}
+	return f, nil
 }
 
 // await takes the lock of an open file, or closes the file. The holder is asked for if the lock is not free in time.
@@ -104,7 +193,7 @@ func errLocked(pid int) error {
 
 // takeFile takes the lock of this network namespace in the runtime directory. The file stays when the lock is released:
 // one that is removed could be locked by two processes, each by another file of the same name.
-func takeFile(deadline time.Time) (io.Closer, error) {
+func takeFile(deadline time.Time) (*os.File, error) {
 	base, err := lockBase()
 	if err != nil {
 		return nil, err
@@ -260,7 +349,7 @@ func checkOwned(f *os.File, permissions os.FileMode) error {
 func ours(uid int) bool { return uid == 0 || uid == os.Geteuid() }
 
 // takeSocket binds the socket. It goes on without it if its holder cannot be a weir.
-func takeSocket(deadline time.Time, log hclog.Logger) (io.Closer, error) {
+func takeSocket(deadline time.Time, log hclog.Logger) (*net.UnixListener, error) {
 	for {
 		ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: lockName, Net: "unix"})
 		if err == nil {
@@ -280,10 +369,10 @@ func takeSocket(deadline time.Time, log hclog.Logger) (io.Closer, error) {
 			return nil, errLocked(int(holder.Pid))
 		case err != nil:
 			log.Warn("a process that cannot be identified holds the socket of the lock; going on without it", "error", err)
-			return io.NopCloser(nil), nil
+			return nil, nil
 		default:
 			log.Warn("an unprivileged process holds the socket of the lock; going on without it", "pid", holder.Pid, "uid", holder.Uid)
-			return io.NopCloser(nil), nil
+			return nil, nil
 		}
 	}
 }

@@ -70,8 +70,11 @@ func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		}
 		return exitUsage
 	}
-	if errors.Is(err, status.ErrAbsent) {
+	switch {
+	case errors.Is(err, status.ErrAbsent):
 		return exitAbsent
+	case errors.As(err, new(unableError)):
+		return exitUnable
 	}
 	return exitFailure
 }
@@ -150,7 +153,7 @@ line is wrong.`,
 	}
 	root.Flags().BoolVar(&version, "version", false, "print the version of weir")
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(newRun(), newReconcile(), newPlan(), newValidate(), newAllocate(), newStatus(), newSnapshot(), newCleanup(), newDoctor(), newDiscover(), newProbe(), newDNS(), newExplain(), newVersion(), newMan(), newWarningsHelp())
+	root.AddCommand(newRun(), newReconcile(), newPlan(), newValidate(), newAllocate(), newStatus(), newHandover(), newSnapshot(), newCleanup(), newDoctor(), newDiscover(), newProbe(), newDNS(), newExplain(), newVersion(), newMan(), newWarningsHelp())
 	return root
 }
 

@@ -18,6 +18,7 @@ const binaryEnv = "WEIR_TEST_BINARY"
 func TestMain(m *testing.M) {
 	becomeContainer()
 	becomeServer()
+	becomeSuccessor()
 	if err := raiseParallel(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

@@ -12,6 +12,7 @@ import (
 	"weir/backends/dataplane"
 	"weir/backends/doctor"
 	"weir/backends/hostnet"
+	"weir/backends/userspace"
 	"weir/reconcile"
 	"weir/spec"
 	"weir/spec/nodeconfig"
@@ -53,6 +54,9 @@ type mode struct {
 	// hairpins reports whether a pod on a bridge whose frames pass through the packet filter reaches itself through a Service only
 	// if its port has hairpin mode.
 	hairpins bool
+	// translates reports whether packets are translated from the node's own processes to endpoints, so that answers to ::1 come
+	// by any interface.
+	translates bool
 	// answers reports whether the mode can leave packets to weir itself untranslated and untracked on this node. Nil stands for
 	// a mode that cannot.
 	answers func(context.Context) bool
@@ -71,6 +75,8 @@ type mode struct {
 	metrics prometheus.Collector
 	// drain waits for the connections that the process carries.
 	drain func()
+	// listeners serve Services in this process; nil in a mode in which the kernel does.
+	listeners *userspace.Listeners
 }
 
 // redirection sends the traffic of Services to listeners on this node. It shares no kernel object with the mode's own

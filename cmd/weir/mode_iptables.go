@@ -27,12 +27,13 @@ const modeIPTables = "iptables"
 // iptablesMode returns the mode that programs chains of iptables, of the variant that the node uses.
 func iptablesMode(p *platform) mode {
 	return mode{
-		name:     modeIPTables,
-		traits:   backends.Traits{HandsOver: true, FailureMetric: "iptables"},
-		hairpins: true,
-		answers:  p.untracked,
-		section:  nodeconfig.IPTables,
-		settings: p.iptablesFamilies,
+		name:       modeIPTables,
+		traits:     backends.Traits{HandsOver: true, FailureMetric: "iptables"},
+		hairpins:   true,
+		translates: true,
+		answers:    p.untracked,
+		section:    nodeconfig.IPTables,
+		settings:   p.iptablesFamilies,
 		open: func(ctx context.Context, cfg dataplane.Config, _ any) (backends.Backend, reconcile.Flows, error) {
 			kernel, err := p.probeIPTables(ctx)
 			if err != nil {

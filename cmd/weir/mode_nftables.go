@@ -18,11 +18,12 @@ const modeNFTables = "nftables"
 // nftablesMode returns the mode that programs tables of nf_tables.
 func nftablesMode(*platform) mode {
 	return mode{
-		name:     modeNFTables,
-		traits:   backends.Traits{HandsOver: true, FailureMetric: "nftables"},
-		hairpins: true,
-		answers:  func(context.Context) bool { return true },
-		section:  nodeconfig.NFTables,
+		name:       modeNFTables,
+		traits:     backends.Traits{HandsOver: true, FailureMetric: "nftables"},
+		hairpins:   true,
+		translates: true,
+		answers:    func(context.Context) bool { return true },
+		section:    nodeconfig.NFTables,
 		settings: func(_ context.Context, snap *spec.Snapshot, cfg *dataplane.Config) (any, error) {
 			if snap.Weir.ServiceCIDRsGiven {
 				cfg.ServiceCIDRs = snap.Weir.ServiceCIDRs

@@ -48,7 +48,8 @@ func userspaceMode(p *platform) mode {
 	}
 	if p.serves {
 		u.listeners = userspace.NewListeners(userspace.Limits{})
-		m.accepted, m.metrics, m.drain = u.publish, u.listeners, u.drain
+		m.accepted, m.metrics, m.drain, m.listeners = u.publish, u.listeners, u.drain, u.listeners
+		p.publish = u.publish
 	}
 	return m
 }
@@ -174,6 +175,9 @@ func (u *userspaceOnNode) portsOf(r portRange) (*userspace.Ports, error) {
 		default:
 			u.ports[r] = userspace.NewPorts(uint16(given.Base), uint16(given.Base+given.Size-1))
 		}
+		if u.listeners != nil {
+			u.listeners.FollowInherited(u.ports[r])
+		}
 	}
 	return u.ports[r], nil
 }
@@ -217,7 +221,7 @@ func (u *userspaceOnNode) leftovers(ctx context.Context, cfg dataplane.Config, i
 func (u *userspaceOnNode) publish(ctx context.Context) {
 	u.published.Do(func() {
 		go func() {
-			if err := u.listeners.Publish(ctx); err != nil && ctx.Err() == nil {
+			if err := u.listeners.Publish(ctx, u.sockets.ListenUnix); err != nil && ctx.Err() == nil {
 				u.log.Warn("the list of listeners cannot be written; a dry run on this node will not know the state in force", "error", err)
 			}
 		}()

@@ -11,6 +11,8 @@ import (
 
 	"weir/backends"
 	"weir/backends/hostnet"
+	"weir/backends/userspace"
+	"weir/cmd/weir/internal/handover"
 )
 
 // modeTable lists the modes, in the order in which they are offered. A new mode is a line here.
@@ -32,11 +34,19 @@ type platform struct {
 	// program the kernel.
 	serves bool
 
+	// sockets are those that a successor gets; nil in a process that has none.
+	sockets *handover.Sockets
+
 	// keeper sets the kernel parameters of all modes.
 	keeper *hostnet.Keeper
 
 	modes    []mode
 	iptables iptablesPrograms
+
+	// loopbacks serve node ports at ::1 beside modes that leave the rest to the kernel, and publish tells other processes of
+	// listeners; nil in a process that only plans.
+	loopbacks *userspace.Loopbacks
+	publish   func(context.Context)
 }
 
 // newPlatform makes the modes of the table. It does not look at the node.
@@ -51,7 +61,22 @@ func newPlatform(log hclog.Logger, flags nodeFlags, serves bool) *platform {
 	if flags.mode == modeNames {
 		p.modes = append(p.modes, namesMode(p))
 	}
+	var listeners *userspace.Listeners
+	if serves {
+		listeners = p.listeners()
+	}
+	p.loopbacks = userspace.NewLoopbacks(listeners, log)
 	return p
+}
+
+// listeners returns those by which this process serves Services.
+func (p *platform) listeners() *userspace.Listeners {
+	for _, m := range p.modes {
+		if m.listeners != nil {
+			return m.listeners
+		}
+	}
+	return userspace.NewListeners(userspace.Limits{}) // none is open
 }
 
 // knownModes returns the modes without a node: only their names and traits are usable.

@@ -19,6 +19,7 @@ import (
 	"weir/backends/dataplane"
 	"weir/backends/dns"
 	"weir/backends/hostnet"
+	"weir/cmd/weir/internal/handover"
 	"weir/reconcile"
 	"weir/reconcile/tell/names"
 	"weir/reconcile/tell/status"
@@ -54,6 +55,10 @@ type nameServer struct {
 	told     bool // that it cannot
 
 	node *nodeResolver
+	// sockets are where names are answered, by servers.
+	sockets   *handover.Sockets
+	serversMu sync.Mutex
+	servers   map[*dns.Server]struct{}
 }
 
 // allowed are the addresses that may ask.
@@ -62,9 +67,9 @@ type allowed struct {
 	prefixes []netip.Prefix
 }
 
-func newNameServer(log hclog.Logger, r prometheus.Registerer) *nameServer {
+func newNameServer(log hclog.Logger, r prometheus.Registerer, sockets *handover.Sockets) *nameServer {
 	up := dns.NewUpstreams()
-	n := &nameServer{log: log.Named("dns"), up: up, metrics: &dns.Metrics{Upstreams: up}, stop: func() {}, node: newNodeResolver(log.Named("dns"))}
+	n := &nameServer{sockets: sockets, servers: map[*dns.Server]struct{}{}, log: log.Named("dns"), up: up, metrics: &dns.Metrics{Upstreams: up}, stop: func() {}, node: newNodeResolver(log.Named("dns"))}
 	n.latency = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "coredns_kubernetes_dns_programming_duration_seconds",
 		Help:    "Time from when a change of one Service was noticed in the input until its names followed.",
@@ -227,6 +232,36 @@ func (n *nameServer) end() {
 	n.stop()
 }
 
+// serving records whether a server serves.
+func (n *nameServer) serving(server *dns.Server, serves bool) {
+	n.serversMu.Lock()
+	defer n.serversMu.Unlock()
+	if serves {
+		n.servers[server] = struct{}{}
+	} else {
+		delete(n.servers, server)
+	}
+}
+
+// leavePatience is how long questions that were read may take to be answered: as long as clients wait.
+const leavePatience = 5 * time.Second
+
+// leave ends what answers, and leaves the node asking, because another process answers at the same sockets.
+func (n *nameServer) leave() {
+	ctx, cancel := context.WithTimeout(context.Background(), leavePatience)
+	defer cancel()
+	var all sync.WaitGroup
+	n.serversMu.Lock()
+	for server := range n.servers {
+		all.Go(func() { server.Leave(ctx) })
+	}
+	n.serversMu.Unlock()
+	all.Wait()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.stop()
+}
+
 // allow has the node, its pods and further ranges ask.
 func (n *nameServer) allow(t *nodeConfig, ranges []netip.Prefix) {
 	a := &allowed{addrs: t.DataPlane.NodeAddresses, prefixes: slices.Concat(ranges, t.DataPlane.LocalDetector.PodCIDRs)}
@@ -316,9 +351,9 @@ func (n *nameServer) all() map[string]dataplane.ServiceName {
 	return found
 }
 
-// start answers with the settings in force until stop is called or the process ends.
+// start answers with the settings in force until stop is called.
 func (n *nameServer) start() {
-	ctx, cancel := context.WithCancel(n.ctx)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(n.ctx))
 	var all sync.WaitGroup
 	c, zone := n.config, n.zone
 	n.shown.Store(newResolver(zone, c))
@@ -335,6 +370,9 @@ func (n *nameServer) start() {
 	if c.Search {
 		namespace = func(addr netip.Addr) (string, bool) { return n.pods.Load().of(addr, zone) }
 	}
+	for _, at := range slices.Concat(c.Listen, answered) {
+		n.sockets.ReserveBoth(at)
+	}
 	for _, at := range c.Listen {
 		all.Go(func() { n.serve(ctx, at, false, newResolver(zone, c), transfer, namespace) })
 	}
@@ -344,16 +382,23 @@ func (n *nameServer) start() {
 	n.stop = func() { cancel(); all.Wait() }
 }
 
-// serve answers at an address until ctx is done. One that cannot be listened at is tried again, because it may come later. early has it listened at before the node has the address.
+// serve answers at an address until ctx is done. One that cannot be listened at is tried again, because it may come later.
+// early has it listened at before the node has the address.
 func (n *nameServer) serve(ctx context.Context, at netip.AddrPort, early bool, resolver *dns.Resolver, transfer func(netip.Addr) (dns.WholeZone, bool), namespace func(netip.Addr) (string, bool)) {
 	if !at.Addr().IsUnspecified() {
 		resolver.Servers = []netip.Addr{at.Addr()}
 	}
 	told := ""
+	select { // until then a predecessor answers
+	case <-n.sockets.Serving():
+	case <-ctx.Done():
+	}
 	for ctx.Err() == nil {
 		n.log.Debug("answering for names", "address", at.String(), "domain", resolver.Domain)
-		server := &dns.Server{Resolver: resolver, Forwarder: n.up, Allowed: n.mayAsk, Early: early, Log: n.log, Metrics: n.metrics, Transfer: transfer, Namespace: namespace}
+		server := &dns.Server{Resolver: resolver, Forwarder: n.up, Allowed: n.mayAsk, Early: early, Log: n.log, Metrics: n.metrics, Transfer: transfer, Namespace: namespace, Open: n.sockets.ListenBoth}
+		n.serving(server, true)
 		err := server.Serve(ctx, at)
+		n.serving(server, false)
 		if err != nil && ctx.Err() == nil && err.Error() != told {
 			told = err.Error()
 			n.log.Error("names cannot be answered; trying again every second; another program may have the port: give another address (--dns-listen)", "address", at.String(), "error", err)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -33,9 +34,13 @@ const (
 type nodeResolver struct {
 	log    hclog.Logger
 	wishes chan resolverWish // holds the last one that is not taken yet
-	end    context.CancelFunc
+	end    context.CancelCauseFunc
 	ended  chan struct{}
+	last   *resolverWish // nil before the first
 }
+
+// errLeft ends run with everything left in force, because another process is in charge of it.
+var errLeft = errors.New("another process is in charge")
 
 // resolverWish is what shall be in force.
 type resolverWish struct {
@@ -58,8 +63,9 @@ func (r *nodeResolver) follow(ctx context.Context, w resolverWish) {
 	default:
 	}
 	r.wishes <- w
+	r.last = &w
 	if r.end == nil {
-		ctx, r.end = context.WithCancel(context.WithoutCancel(ctx))
+		ctx, r.end = context.WithCancelCause(context.WithoutCancel(ctx))
 		r.ended = make(chan struct{})
 		go func() {
 			defer close(r.ended)
@@ -71,8 +77,24 @@ func (r *nodeResolver) follow(ctx context.Context, w resolverWish) {
 // stop takes back what is in force, so that nothing of the node asks a weir that has ended.
 func (r *nodeResolver) stop() {
 	if r.end != nil {
-		r.end()
+		r.end(nil)
 		<-r.ended
+	}
+}
+
+// leave leaves to another process what is in force. Neither follow nor stop may be called then, but resume.
+func (r *nodeResolver) leave() {
+	if r.end != nil {
+		r.end(errLeft)
+		<-r.ended
+		r.end = nil
+	}
+}
+
+// resume goes on after leave.
+func (r *nodeResolver) resume() {
+	if r.last != nil {
+		r.follow(context.Background(), *r.last)
 	}
 }
 
@@ -97,7 +119,7 @@ func (r *nodeResolver) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			if s != nil {
+			if s != nil && context.Cause(ctx) != errLeft {
 				s.Want(nil)
 				r.ensure(context.WithoutCancel(ctx), s)
 			}

@@ -226,7 +226,7 @@ func TestNodeResolverResolved(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(resolved); err != nil {
-		t.Skip("make test unpacks it:", err)
+		netlab.Missing(t, "make test unpacks it: %v", err)
 	}
 	netlab.RequireRoot(t, "give the user of systemd-resolved its files")
 	netlab.RequireProgram(t, "dbus-daemon")
@@ -507,7 +507,7 @@ func TestNodeResolverElsewhere(t *testing.T) {
 	d := newRunDaemon(t)
 	before, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil {
-		t.Skip(err)
+		netlab.Missing(t, "%v", err)
 	}
 	d.flags = []string{"--dns", "--dns-upstream", "127.0.0.1:9"}
 	d.start()

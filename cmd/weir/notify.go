@@ -3,8 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"reflect"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,6 +37,39 @@ type notifier struct {
 	// first.
 	limit atomic.Int64
 	last  atomic.Int64 // when the last round ended, in Unix nanoseconds
+
+	mu sync.Mutex
+	// mute reports whether another process is the service manager's main process, the only one that may notify. held is the
+	// last verdict meanwhile.
+	mute bool
+	held string
+}
+
+// wait leaves it to another process to notify, until takeOver. The watchdog is for this process then.
+func (n *notifier) wait(main int) {
+	n.mute = true
+	if os.Getenv("WATCHDOG_PID") == strconv.Itoa(main) {
+		_ = os.Setenv("WATCHDOG_PID", strconv.Itoa(os.Getpid())) // a name and a number are valid
+	}
+}
+
+// takeOver notifies, because the other process has named this one as the main process.
+func (n *notifier) takeOver() {
+	n.mu.Lock()
+	n.mute = false
+	held := n.held
+	n.mu.Unlock()
+	if held != "" {
+		n.send(held)
+	}
+}
+
+// handOver names another process as the main process. It notifies from now on.
+func (n *notifier) handOver(pid int) {
+	n.send(fmt.Sprintf("MAINPID=%d", pid))
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.mute = true
 }
 
 // Configured implements reconcile.Observer. A round follows each change, and its end is the verdict.
@@ -74,6 +110,14 @@ func (n *notifier) Applied(r reconcile.Report) {
 }
 
 func (n *notifier) send(state ...string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.mute {
+		if strings.HasPrefix(state[len(state)-1], "STATUS=") {
+			n.held = strings.Join(append([]string{systemd.SdNotifyReady}, state[len(state)-1]), "\n")
+		}
+		return
+	}
 	if _, err := systemd.SdNotify(false, strings.Join(state, "\n")); err != nil {
 		n.log.Warn("cannot notify the service manager", "error", err)
 	}

@@ -17,12 +17,17 @@ import (
 type healthObserver struct {
 	reconcile.NopObserver
 	*health.Health
+	ctx     context.Context
 	fail    func(error) // ends the daemon
 	started bool
 }
 
-// Configured implements reconcile.Observer. As in kube-proxy, bindAddressHardFail counts at the start.
+// Configured implements reconcile.Observer. As in kube-proxy, bindAddressHardFail counts at the start. It does nothing if the start has
+// failed.
 func (o *healthObserver) Configured(_ *spec.Snapshot, s reconcile.Settings) {
+	if o.ctx.Err() != nil {
+		return
+	}
 	t := s.From.(*nodeConfig)
 	cfg := health.Config{
 		HealthzBindAddress:  t.Config.HealthzBindAddress,
@@ -208,4 +213,11 @@ func (o *modeObserver) Configured(_ *spec.Snapshot, s reconcile.Settings) {
 		return
 	}
 	o.modes.accept(o.ctx, s.From.(*nodeConfig))
+}
+
+// Updated implements reconcile.Observer.
+func (o *modeObserver) Updated(u spec.Update) {
+	if u.Err == nil {
+		o.modes.network.follow(u)
+	}
 }

@@ -10,6 +10,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
+	"weir/backends/dataplane"
 	"weir/reconcile"
 	"weir/spec"
 )
@@ -60,7 +63,8 @@ func TestFailedStartChangesNothing(t *testing.T) {
 	o.Configured(&spec.Snapshot{}, reconcile.Settings{})
 	d := newDaemon(log, nodeFlags{}, nil)
 	d.ctx = ended
-	d.names = newNameServer(log, d.health.Registry())
+	d.succession = newSuccession(d, nil, &inputFlags{})
+	d.names = newNameServer(log, d.health.Registry(), d.succession.sockets)
 	var order []string
 	for _, observer := range d.observers(spec.Overrides{}, make(chan struct{}, 1)) {
 		order = append(order, fmt.Sprintf("%T", observer))
@@ -78,5 +82,36 @@ func TestFailedStartChangesNothing(t *testing.T) {
 	}
 	if log.inForce != before || o.current != nil || out.Len() > 0 {
 		t.Errorf("a start that failed is followed: %s", out.String())
+	}
+}
+
+// TestClusterIPsAreGatheredForNewOnes: a change of endpoints costs no look at all Services.
+func TestClusterIPsAreGatheredForNewOnes(t *testing.T) {
+	web := &corev1.Service{Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.1", ClusterIPs: []string{"10.96.0.1"}}}
+	moved := web.DeepCopy()
+	moved.Spec.ClusterIPs[0] = "10.96.0.2"
+	name := dataplane.ServiceName{Name: "web"}
+	of := func(object *corev1.Service) *spec.Snapshot {
+		if object == nil {
+			return &spec.Snapshot{}
+		}
+		return &spec.Snapshot{Services: spec.ServicesOf(&spec.Service{Name: name, Object: object})}
+	}
+	changed := spec.Delta{Services: []dataplane.ServiceName{name}}
+	var l networkLook
+	last := of(web)
+	for i, c := range []struct {
+		snap   *spec.Snapshot
+		delta  spec.Delta
+		gather bool
+	}{
+		{last, spec.Delta{All: true}, true}, {of(web), changed, false}, {of(web), changed, false}, {of(moved), changed, true}, {of(moved), changed, false},
+		{of(nil), changed, true}, {of(nil), changed, false}, {of(web), changed, true}, {of(web), spec.Delta{Config: true}, true}, {of(web), spec.Delta{}, false},
+	} {
+		l.follow(spec.Update{Snapshot: c.snap, Delta: c.delta})
+		if (l.snap != c.snap) != c.gather {
+			t.Errorf("change %d: gathered again: %v, want %v", i, l.snap != c.snap, c.gather)
+		}
+		l.snap = c.snap
 	}
 }

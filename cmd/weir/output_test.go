@@ -24,8 +24,8 @@ import (
 func fullStatus() *status.Status {
 	connections := uint64(1234)
 	return &status.Status{
-		APIVersion: status.APIVersion, Kind: "Status", Node: "edge-7", Mode: "iptables", ModeReason: "IPVS is not available: modprobe ip_vs",
-		Revision: "git:4f2a91c", InForce: "revision git:4f2a91c", Kept: "2026-01-01T00:00:00Z", ServiceRanges: []string{"10.96.0.0/12"},
+		APIVersion: status.APIVersion, Kind: "Status", Version: "v0.4.0", Node: "edge-7", Mode: "iptables", ModeReason: "IPVS is not available: modprobe ip_vs",
+		Revision: "git:4f2a91c", Signer: "alice@example.com", InForce: "revision git:4f2a91c", Kept: "2026-01-01T00:00:00Z", ServiceRanges: []string{"10.96.0.0/12"},
 		Refused: &status.Refused{Revision: "git:77b0d2e", Since: "2026-01-02T03:04:05Z",
 			Errors: []string{"cluster/web.yaml:14: Service default/web: spec.ports[0].port: 0 is not between 1 and 65535"}},
 		Away: []status.Away{{Source: "podman at /run/podman/podman.sock", Since: "2026-01-02T03:04:05Z", Error: "pods of podman at /run/podman/podman.sock: dial unix /run/podman/podman.sock: connect: connection refused", Stands: "3 pods that it told of last stay"}},
@@ -58,7 +58,12 @@ func TestStatusFormats(t *testing.T) {
 	requireFilled(t, "Status", reflect.ValueOf(fullStatus()))
 	for _, format := range []string{"text", "json"} {
 		var out bytes.Buffer
-		if err := showStatus(t.Context(), &out, format, false, "", func(context.Context) (*status.Status, error) { return fullStatus(), nil }); err != nil {
+		ask := func(context.Context) (*status.Status, error) {
+			s := fullStatus()
+			s.AskedBy("v0.5.0")
+			return s, nil
+		}
+		if err := showStatus(t.Context(), &out, format, false, "", ask); err != nil {
 			t.Fatal(err)
 		}
 		golden(t, "status."+format, out.String())

@@ -103,9 +103,10 @@ func TestKernelParameters(t *testing.T) {
 	})
 }
 
-// TestLoopbackStaysGuarded loses the state directory between two runs, so that weir has no record of route_localnet. weir doctor
-// advises nothing while the rules of a mode guard the loopback addresses, and does so without them. nftables mode has them
-// always. A run or a cleanup that removes them warns, and a state directory that is removed while weir runs comes back, so that cleanup puts the parameter back.
+// TestLoopbackStaysGuarded loses the state directory between two runs, so that weir has no record of route_localnet. weir
+// doctor advises nothing while the rules of a mode guard the loopback addresses, and does so without them. nftables mode has
+// them always. A run or a cleanup that removes them warns, and a state directory that is removed while weir runs comes back, so
+// that cleanup puts the parameter back.
 func TestLoopbackStaysGuarded(t *testing.T) {
 	const all, outward = "127.0.0.0/8", "192.168.77.0/24"
 	for _, m := range []struct{ mode, then string }{

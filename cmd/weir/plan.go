@@ -57,8 +57,8 @@ func (f *planFlags) add(cmd *cobra.Command, when string) {
 	fs.StringArrayVar(&f.nodes, "node", nil, "with --against, a file with the Node manifests of the nodes to plan for; may be repeated (default: the Nodes among the manifests)")
 	fs.StringVar(&f.detail, "detail", detailServices, "with --dry-run: services; rules, to add every change of a kernel object and the input of the programs that make them; or kernel, for the changes alone")
 	fs.BoolVar(&f.exitCode, "exit-code", false, when+"exit with 2 if there are changes")
-	fs.BoolVar(&f.verbose, "verbose", false, when+"print each warning on a line of its own")
-	fs.StringVar(&f.failOn, "fail-on", "", when+"exit with 1 if there are any warnings of these severities or IDs, such as warning or W005,W009")
+	fs.BoolVar(&f.verbose, "verbose", false, when+"print each notice on a line of its own")
+	fs.StringVar(&f.failOn, "fail-on", "", when+"exit with 1 if there are any notices of these severities or IDs, such as warning or W005,W009")
 }
 
 func (f *planFlags) check(cmd *cobra.Command, dryRun bool) error {
@@ -114,7 +114,8 @@ func (f *planFlags) planKernel(ctx context.Context, cmd *cobra.Command, engine *
 		nameChanges, gone = changes.NamesBetween(answered, namesIn(snap))
 		found = append(found, gone...)
 	}
-	warnings := changes.Warnings(group.Nodes, [][]spec.Notice{append(refused, unsilenced(found, snap)...)}, changes.NewNotices(nil, snap, &t.Node))
+	here := unsilenced(slices.Concat(t.Notices, found), snap)
+	warnings := changes.Warnings(group.Nodes, [][]spec.Notice{append(refused, here...)}, changes.NewNotices(nil, snap, &t.Node))
 	plan := changes.New(changes.Input{Kind: "kernel"}, to, len(serviceNames(c.ServicePorts)), changes.NotProxied(snap), []changes.Group{group}, warnings)
 	plan.Names = nameChanges
 	return f.print(cmd, plan)
@@ -314,7 +315,7 @@ func (f *planFlags) base(ctx context.Context, input *inputFlags, broken *spec.Pr
 			err = recErr
 			break
 		}
-		snap, err = filesource.New(filesource.Options{Paths: []string{f.against}, Overrides: overrides, Log: hclog.NewNullLogger()}).Load(ctx)
+		snap, err = filesource.New(filesource.Options{Paths: []string{f.against}, Unsigned: true, Overrides: overrides, Log: hclog.NewNullLogger()}).Load(ctx)
 	}
 	if problems := (spec.Problems)(nil); errors.As(err, &problems) {
 		return in, nil, nil, f.ofBase(problems)
@@ -351,7 +352,7 @@ func snapshotFile(ctx context.Context, name string) (*changes.Record, error) {
 func (f *planFlags) nodesOf(ctx context.Context, flags *nodeFlags, snap *spec.Snapshot, record *changes.Record) ([]reconcile.Node, error) {
 	objects := snap.Nodes
 	if len(f.nodes) > 0 {
-		given, err := filesource.New(filesource.Options{Paths: f.nodes, Overrides: spec.Overrides{}.AllowingEmpty(), Log: hclog.NewNullLogger()}).Load(ctx)
+		given, err := filesource.New(filesource.Options{Paths: f.nodes, Unsigned: true, Overrides: spec.Overrides{}.AllowingEmpty(), Log: hclog.NewNullLogger()}).Load(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("--node: %w", err)
 		}

@@ -68,7 +68,7 @@ With --against, it compares with something else than this node's kernel: nothing
 privileges are needed. That is for CI: what will this pull request do on the nodes? If the input to compare with has
 problems, they are printed with its name, and the plan begins with what was valid in it.
 
-Warnings of one kind are told on one line with the first places; --verbose prints each. See weir help warnings.
+Notices of one kind are told on one line with the first places; --verbose prints each. See weir help warnings.
 
 Exit codes: 0 the plan was printed; 1 the input is not valid, something cannot be applied, or --fail-on found something;
 2 the command line is wrong, or --exit-code was given and there are changes (what else is wrong is then 1).`,
@@ -121,11 +121,11 @@ func (f *reconcileFlags) run(ctx context.Context, cmd *cobra.Command) error {
 		return f.plan.planInputs(ctx, cmd, &f.input, &f.api, &f.node, source)
 	}
 	if !f.dryRun {
-		release, err := lockNode(log)
+		lock, err := lockNode(log)
 		if err != nil {
 			return err
 		}
-		defer release()
+		defer lock.release()
 	}
 	snap, err := source.Load(ctx)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"weir/backends/dataplane"
 	"weir/backends/hostnet"
+	"weir/cmd/weir/internal/handover"
 	"weir/reconcile"
 	"weir/reconcile/tell/health"
 	"weir/reconcile/tell/status"
@@ -51,6 +52,7 @@ have precedence over it.
 
 SIGTERM and SIGINT end weir. The kernel keeps forwarding, unless --cleanup-on-exit is given or the mode is userspace, in
 which only a running weir serves. On SIGHUP weir reads the files again. Only one weir can run in a network namespace.
+"weir handover" replaces a running weir by the program that is installed now, without a gap in any mode.
 
 With --dns, or a section dns in the WeirConfiguration, weir answers for the names of Services at --dns-listen, over UDP and
 TCP, as the Kubernetes DNS specification says, for this node and its pods. A name leads to an address once the kernel serves
@@ -81,6 +83,7 @@ Exit codes: 0 a signal ended weir; 1 weir could not start; 2 the command line is
 }
 
 func (f *runFlags) run(cmd *cobra.Command) error {
+	predecessor, strange := handover.Inherit()
 	if err := errors.Join(f.node.check(), f.logs.check()); err != nil {
 		return err
 	}
@@ -93,10 +96,17 @@ func (f *runFlags) run(cmd *cobra.Command) error {
 	defer out.close()
 	log := f.logs.liveLogger(out)
 	out.told = log.lossLine
+	if strange != nil {
+		log.Warn("starting as if nothing were to be replaced", "error", strange)
+	}
 	f.input.reread = outliveTerminal()
 	f.input.more, f.input.serveDNS = func(in *config.WeirFields) { f.names.fields(in); f.pods.fields(in) }, f.names.given()
 	d := newDaemon(log, f.node, f.pods.exec)
-	d.names = newNameServer(log, d.health.Registry())
+	d.succession = newSuccession(d, predecessor, &f.input)
+	d.modes.sockets = d.succession.sockets
+	d.health.OpenBy(d.succession.sockets.Listen)
+	d.names = newNameServer(log, d.health.Registry(), d.succession.sockets)
+	d.socket.HandOver = d.succession.handOver
 	d.socket.Lookup = d.names.lookUp
 	d.socket.Zone = func() status.ZoneAnswer {
 		answer := status.ZoneAnswer{Names: d.names.all()}
@@ -112,6 +122,9 @@ func (f *runFlags) run(cmd *cobra.Command) error {
 		return status.QuestionAnswer{Questions: d.liveness.Questions(name), Hosts: d.liveness.Hosts()}
 	}
 	f.input.usable = func(ctx context.Context, kept *spec.Snapshot) error {
+		if predecessor != nil {
+			return errors.New("what is in force may be newer: a weir takes over only with an input that can be used")
+		}
 		probed := func(svc *spec.Service) bool { return !svc.Probes.Empty() }
 		if len(f.pods.inForce(ctx, kept.Weir)) > 0 || slices.ContainsFunc(slices.Collect(kept.Services.All()), probed) {
 			return nil // the kernel holds what the runtimes and the probes said too, so it cannot be compared
@@ -124,11 +137,10 @@ func (f *runFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	release, err := lockNode(log)
-	if err != nil {
+	if err := d.succession.begin(); err != nil {
 		return err
 	}
-	defer release()
+	defer d.succession.end()
 	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	overrides, err := f.input.overrides()
@@ -154,7 +166,8 @@ type daemon struct {
 	node   *nodeObserver
 	names  *nameServer
 	// liveness is the layer that probes.
-	liveness *liveness.Layer
+	liveness   *liveness.Layer
+	succession *succession
 
 	ctx  context.Context
 	fail context.CancelCauseFunc
@@ -163,7 +176,7 @@ type daemon struct {
 func newDaemon(log *liveLogger, flags nodeFlags, exec func(pod dataplane.ServiceName) liveness.Exec) *daemon {
 	b := thisBuild()
 	m := newModeManager(log, flags, true)
-	board := status.NewBoard()
+	board := status.NewBoard(b.Version)
 	d := &daemon{
 		board:  board,
 		socket: status.NewServer(board),
@@ -196,13 +209,17 @@ func (d *daemon) run(ctx context.Context, source spec.Source, overrides spec.Ove
 	observers := d.observers(overrides, nodeChanges)
 	defer d.health.Close()
 	defer d.status.close()
-	d.early.start()
+	if d.succession.predecessor == nil {
+		d.early.start()
+	} else {
+		d.early.never()
+	}
 	defer d.early.stop()
 
 	updates := spec.NewOutbox()
 	loop := reconcile.NewLoop(reconcile.LoopOptions{
 		Engine: d.engine, Updates: updates, NodeChanges: nodeChanges, Log: d.log.Named("loop"),
-		Configure: d.configure, Observers: observers,
+		Configure: d.configure, Observers: observers, Interludes: d.succession.interludes,
 	})
 	var wg sync.WaitGroup
 	wg.Go(func() { d.must(source.Watch(d.ctx, updates.Put)) })
@@ -213,6 +230,11 @@ func (d *daemon) run(ctx context.Context, source spec.Source, overrides spec.Ove
 	wg.Go(func() { d.notify.watchdog(d.ctx) })
 	wg.Go(func() { d.notify.extend(d.ctx) })
 	d.must(loop.Run(d.ctx))
+	if d.succession.successor != nil {
+		d.makeWay(&wg)
+		d.succession.linger(ctx)
+		return nil
+	}
 	d.notify.stopping()
 	wg.Go(func() { d.names.end() })
 	d.leave(&wg)
@@ -228,6 +250,14 @@ func (d *daemon) run(ctx context.Context, source spec.Source, overrides spec.Ove
 	}
 	d.log.Info("stopped; the kernel keeps forwarding")
 	return nil
+}
+
+// makeWay ends everything but the open connections, and takes nothing back, because another process is in charge.
+func (d *daemon) makeWay(wg *sync.WaitGroup) {
+	wg.Go(func() { d.names.leave() })
+	wg.Go(d.health.Leave)
+	wg.Go(d.status.close)
+	d.leave(wg)
 }
 
 // endPatience is how long the end waits for everything that reads. Nothing can end a read from a hung mount.
@@ -292,9 +322,10 @@ func (d *daemon) observers(overrides spec.Overrides, nodeChanges chan<- struct{}
 	d.board.Probed(d.liveness.State)
 	d.names.ctx = d.ctx
 	return []reconcile.Observer{
+		d.succession,
 		d.early,
 		earlier,
-		&healthObserver{Health: d.health, fail: d.fail}, // first, because it may end the start before anything is changed
+		&healthObserver{ctx: d.ctx, Health: d.health, fail: d.fail}, // first, because it may end the start before anything is changed
 		&modeObserver{ctx: d.ctx, modes: d.modes},
 		d.node,
 		told,
@@ -304,6 +335,7 @@ func (d *daemon) observers(overrides spec.Overrides, nodeChanges chan<- struct{}
 		d.record,
 		&sweeper{ctx: d.ctx, log: d.log, modes: d.modes},
 		newMemory(),
+		successionEnd{s: d.succession},
 	}
 }
 

@@ -231,7 +231,7 @@ func TestReconcileOnce(t *testing.T) {
 	binary := os.Getenv(binaryEnv)
 	parameters := 0
 	for _, c := range p.Changes {
-		if strings.HasPrefix(c.ID, "sysctl ") {
+		if strings.HasPrefix(c.ID, "sysctl ") || strings.HasPrefix(c.ID, "local routes ") {
 			parameters++
 		}
 	}

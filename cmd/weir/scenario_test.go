@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"weir/backends/netlab"
+	"weir/reconcile/tell/status"
 	"weir/spec/seed"
 )
 
@@ -127,7 +128,7 @@ func runScenario(t *testing.T, s scenario, m mode) {
 			st.rows = takingTurns(st.rows)
 		}
 		if st.probes != nil {
-			d.awaitProbes(st.probes.Status)
+			probed.await(st.probes.Status)
 		}
 		d.awaitSync()
 		made()
@@ -198,11 +199,12 @@ func (p probedPorts) answer(hosts []string) {
 	}
 }
 
-// awaitProbes waits until weir status says this of the probes of Services in the namespace default.
-func (d *daemon) awaitProbes(want map[string]string) {
-	d.t.Helper()
-	d.await("the verdicts", func() error {
-		out, err := d.weir("status")
+// await waits until weir status says this of the probes of Services in the namespace default, and calls no endpoint healthy that does
+// not answer: those that terminate are not counted.
+func (p probedPorts) await(want map[string]string) {
+	p.d.t.Helper()
+	p.d.await("the verdicts", func() error {
+		out, err := p.d.weir("status")
 		if err != nil {
 			return err
 		}
@@ -217,8 +219,41 @@ func (d *daemon) awaitProbes(want map[string]string) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			return fmt.Errorf("verdicts (-want +got):\n%s", diff)
 		}
+		for name := range want {
+			if err := p.late(name); err != nil {
+				return err
+			}
+		}
 		return nil
 	})
+}
+
+// late returns an error if an endpoint of a Service does not answer and counts as healthy.
+func (p probedPorts) late(service string) error {
+	out, err := p.d.weir("status", "-o", "json", service)
+	if err != nil {
+		return err
+	}
+	var s status.Status
+	if err := json.Unmarshal([]byte(out), &s); err != nil {
+		return err
+	}
+	answering := map[netip.Addr]bool{}
+	for host := range p.open {
+		answering[p.d.lab.Host(host).IPv4] = true
+	}
+	for _, of := range s.Services {
+		for _, e := range of.Probes.Endpoints {
+			at, err := netip.ParseAddrPort(e.Address)
+			if err != nil {
+				return err
+			}
+			if e.State == "healthy" && !answering[at.Addr()] {
+				return fmt.Errorf("%s of %s counts as healthy", e.Address, service)
+			}
+		}
+	}
+	return nil
 }
 
 // giveAddresses gives the node the addresses of Services that are asked for.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"weir/backends/dataplane"
 	"weir/reconcile"
 	"weir/reconcile/tell/changes"
 	"weir/reconcile/tell/status"
@@ -33,8 +34,8 @@ func warnUnrecorded(log hclog.Logger, err error) {
 	log.Warn("the record of the applied state cannot be written; plans will name removed Services by their addresses", "error", err)
 }
 
-// recorder is an Observer that writes the record after each full sync, not after each change. Writing costs time for
-// every Service, and the record only supplies what the kernel does not hold: names and probes.
+// recorder is an Observer that brings the record up to date after each full sync, not after each change, because the record only
+// supplies what the kernel does not hold: names and probes.
 type recorder struct {
 	reconcile.NopObserver
 	ctx      context.Context
@@ -43,6 +44,8 @@ type recorder struct {
 	file     recordFile
 	stateDir string
 	stale    bool // the record is older than what was applied
+	// changed are the ServicePorts that differ from those in the record, nil for one that is gone.
+	changed map[dataplane.ServicePortName]*dataplane.ServicePort
 }
 
 // Configured implements reconcile.Observer.
@@ -53,8 +56,17 @@ func (o *recorder) Configured(snap *spec.Snapshot, _ reconcile.Settings) {
 // Applied implements reconcile.Observer.
 func (o *recorder) Applied(r reconcile.Report) {
 	o.stale = o.stale || len(r.Changed)+len(r.Gone) > 0 || o.file.failed.Load()
-	if o.stale && r.Full && r.Err == nil {
-		o.stale = !o.file.save(o.ctx, o.log, o.stateDir, o.board.Record)
+	if o.changed == nil {
+		o.changed = map[dataplane.ServicePortName]*dataplane.ServicePort{}
+	}
+	for _, p := range r.Changed {
+		o.changed[p.Key] = p
+	}
+	for _, key := range r.Gone {
+		o.changed[key] = nil
+	}
+	if o.stale && r.Full && r.Err == nil && o.file.save(o.ctx, o.log, o.stateDir, o.board, o.changed) {
+		o.stale, o.changed = false, nil
 	}
 }
 
@@ -64,6 +76,7 @@ const laterLimit = time.Minute
 // recordFile writes records, one at a time. save waits for the first one only, so that no change waits for a later one.
 type recordFile struct {
 	saved   bool
+	record  status.RecordFile // of the writer
 	busy    atomic.Bool
 	failed  atomic.Bool // the last write failed
 	told    string      // the last logged reason, of the writer
@@ -80,20 +93,24 @@ func (f *recordFile) wait() {
 	})
 }
 
-// save reports whether it writes the record that take returns. It does not while another one is being written.
-func (f *recordFile) save(ctx context.Context, log hclog.Logger, stateDir string, take func() *changes.Record) bool {
-	if !f.saved {
-		f.saved = true
-		f.tell(log, saveRecord(ctx, &f.gate, stall.Limit, stateDir, take))
-		return true
-	}
+// save reports whether it brings the record up to date with a Board. It does not while another one is being written.
+func (f *recordFile) save(ctx context.Context, log hclog.Logger, stateDir string, board *status.Board, changed map[dataplane.ServicePortName]*dataplane.ServicePort) bool {
 	if !f.busy.CompareAndSwap(false, true) {
 		return false
 	}
-	f.writing.Go(func() {
+	if f.failed.Load() {
+		changed = nil
+	}
+	write := func(ctx context.Context, limit time.Duration) {
 		defer f.busy.Store(false)
-		f.tell(log, saveRecord(context.WithoutCancel(ctx), &f.gate, laterLimit, stateDir, take))
-	})
+		f.tell(log, f.gate.Do(ctx, limit, "writing to "+stateDir, func() error { return f.record.Update(stateDir, board, changed) }))
+	}
+	if !f.saved {
+		f.saved = true
+		write(ctx, stall.Limit)
+		return true
+	}
+	f.writing.Go(func() { write(context.WithoutCancel(ctx), laterLimit) })
 	return true
 }
 

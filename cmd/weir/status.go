@@ -60,6 +60,9 @@ wrong; 3 no weir is running.`,
 			defer stop()
 			return showStatus(ctx, cmd.OutOrStdout(), output.format, watch, name, func(ctx context.Context) (*status.Status, error) {
 				s, err := status.Get(ctx, stateDir, name, traffic)
+				if err == nil {
+					s.AskedBy(thisBuild().Version)
+				}
 				if err == nil && verbose {
 					s.ListNotices()
 				}

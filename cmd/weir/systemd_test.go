@@ -297,7 +297,7 @@ func TestSystemdRenderHelm(t *testing.T) {
 }
 
 // TestSystemdConfinement runs weir with what the unit leaves it: its capabilities, a file system that is read-only but for
-// the unit's paths, and no way to more. It programs the kernel, and answers for names.
+// the unit's paths, and no way to more. It programs the kernel, answers for names, and hands over.
 func TestSystemdConfinement(t *testing.T) {
 	t.Parallel()
 	unit := unitSettings(t, "weir.service")
@@ -345,6 +345,9 @@ func TestSystemdConfinement(t *testing.T) {
 			t.Errorf("the unit leaves too little: %s", line)
 		}
 	}
+	d.handOver() // as ExecReload does
+	d.awaitName("web.default.svc.cluster.local.", "10.96.0.10")
+	d.awaitAnswer("pod1")
 	d.terminate()
 }
 

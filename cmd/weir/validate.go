@@ -185,6 +185,9 @@ func summary(snap *spec.Snapshot) string {
 		configuration = "configuration " + at
 	}
 	parts := []string{strings.Join(objects, ", "), configuration, "mode " + mode}
+	if by := snap.Revision.Signer; by != "" {
+		parts = append(parts, "signed by "+spec.Clean(by))
+	}
 	if skipped := skippedText(snap); skipped != "" {
 		parts = append(parts, "skipped: "+skipped)
 	}

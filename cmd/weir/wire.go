@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
@@ -47,6 +48,31 @@ type networkLook struct {
 	// clusterIPs are those of snap.
 	clusterIPs nodeconfig.ClusterIPs
 	snap       *spec.Snapshot
+	// latest is the last Snapshot in use.
+	latest *spec.Snapshot
+}
+
+// follow takes an accepted Update. The ClusterIPs are not gathered again for a change of endpoints.
+func (l *networkLook) follow(u spec.Update) {
+	before := l.latest
+	l.latest = u.Snapshot
+	if before == nil || l.snap != before || u.Delta.All || u.Delta.Config {
+		return
+	}
+	for _, name := range u.Delta.Services {
+		if !sameAddresses(before.Services.Get(name), u.Snapshot.Services.Get(name)) {
+			return
+		}
+	}
+	l.snap = u.Snapshot
+}
+
+// sameAddresses reports whether two states of a Service, nil for none, certainly have the same ClusterIPs.
+func sameAddresses(a, b *spec.Service) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Object == b.Object && a.Answered == b.Answered && slices.Equal(a.Allocated, b.Allocated)
 }
 
 // nodeRanges are the ranges of the pods of a node.
@@ -105,6 +131,9 @@ func (m *modeManager) resolve(ctx context.Context, snap *spec.Snapshot) (*nodeCo
 	section := chosen.section(c)
 	if n.DataPlane, err = nodeconfig.DataPath(c, section, node); err != nil {
 		return nil, err
+	}
+	if chosen.translates {
+		n.Notices = append(n.Notices, nodeconfig.ProxiedLoopback(&n.DataPlane, snap.ConfigOrigin)...)
 	}
 	if n.open, err = m.openMode(ctx, chosen, snap, &n.DataPlane); err != nil {
 		return nil, err

@@ -309,7 +309,8 @@ func (l *loop) complete() bool {
 
 func (l *loop) waitsForPodCIDR() bool { return l.WaitForPodCIDR && !l.first && !l.index.podCIDRs() }
 
-// fault returns why the API is not being watched. It returns nil if it is, or if nothing is known yet.
+// fault returns why the API is not being watched: first what it refuses, which does not pass by itself. It returns nil if it is being
+// watched, or if nothing is known yet.
 func (l *loop) fault() error {
 	if l.refused != nil {
 		return l.refused
@@ -317,14 +318,15 @@ func (l *loop) fault() error {
 	if l.empty != nil {
 		return errEmpty
 	}
+	var silent error
 	for r, w := range l.watches {
 		switch {
 		case w.err == nil:
 		case apierrors.IsUnauthorized(w.err) || apierrors.IsForbidden(w.err):
 			return fmt.Errorf("the Kubernetes API refuses %s: %w", resource(r), w.err)
-		default:
-			return fmt.Errorf("the Kubernetes API does not answer for %s: %w", resource(r), w.err)
+		case silent == nil:
+			silent = fmt.Errorf("the Kubernetes API does not answer for %s: %w", resource(r), w.err)
 		}
 	}
-	return nil
+	return silent
 }

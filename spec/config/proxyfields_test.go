@@ -38,6 +38,8 @@ var proxyFields = map[string]about{
 	"iptables": {says: "iptables has the settings of iptables mode. userspace mode uses them too, and ipvs mode uses all of them but its periods."},
 	"iptables.minSyncPeriod": {says: "minSyncPeriod is the least time between two rounds in which rules are changed (e.g. '5s', '1m', '2h22m'). It is not greater than syncPeriod. 0 stands for " +
 		"the default."},
+	"iptables.localhostNodePorts": {says: "localhostNodePorts, if false, keeps node ports from the loopback addresses, 127.0.0.0/8 and ::1, in iptables and userspace mode. nftables mode serves " +
+		"them there only if nodePortAddresses names any, and ipvs mode never."},
 	"nftables":               {says: "nftables has the settings of nftables mode. They are checked only in this mode."},
 	"nftables.masqueradeBit": {says: "masqueradeBit is the bit of the packet mark that marks packets to be masqueraded, from 0 to 31."},
 	"nftables.minSyncPeriod": {says: "minSyncPeriod is the least time between two rounds in which rules are changed (e.g. '5s', '1m', '2h22m'). It is not greater than syncPeriod. 0 stands for " +
@@ -59,6 +61,6 @@ var proxyFields = map[string]about{
 	"detectLocal.interfaceNamePrefix": {"interfaceNamePrefix is how the names of the interfaces begin that the traffic of this node's pods comes from, if detectLocalMode is InterfaceNamePrefix.", "veth"},
 	"clusterCIDR":                     {"clusterCIDR is the range of the pods of the cluster, or a pair of an IPv4 and an IPv6 range with a comma between them. Its traffic is not masqueraded if detectLocalMode is ClusterCIDR. Default: none, so that no traffic is masqueraded because it comes from elsewhere.", "10.244.0.0/16,fd00:10:244::/56"},
 	"nodePortAddresses": {"nodePortAddresses are the addresses of the node that serve node ports: CIDRs, or the words primary (the node's primary addresses), localhost (127.0.0.0/8 and ::1) and all. " +
-		"Loopback addresses serve them only over IPv4 in iptables mode, and only where they are named in nftables mode. Default: all in iptables, ipvs and userspace mode, primary in nftables mode.", []any{"primary", "192.0.2.0/24"}},
+		"Loopback addresses serve them in iptables and userspace mode unless localhostNodePorts is false, in nftables mode only if nodePortAddresses names any, and in ipvs mode never. Default: all in iptables, ipvs and userspace mode, primary in nftables mode.", []any{"primary", "192.0.2.0/24"}},
 	"portRange": {"portRange is the range of ports at which weir itself listens in userspace mode. Other modes do not use it. Default: a range without node ports and the ports of clients.", "20000-21000"},
 }

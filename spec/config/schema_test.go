@@ -140,6 +140,8 @@ func (g *generator) of(t reflect.Type, path string) *schema.Schema {
 	switch t {
 	case reflect.TypeFor[metav1.Duration]():
 		return &schema.Schema{Type: []string{"string"}, Pattern: schema.Duration}
+	case reflect.TypeFor[Path]():
+		return &schema.Schema{Type: []string{"string"}, Pattern: "^/"}
 	case reflect.TypeFor[logsapi.TimeOrMetaDuration]():
 		return &schema.Schema{Type: []string{"string", "integer"}, Pattern: schema.Duration}
 	case reflect.TypeFor[resource.QuantityValue]():

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -44,6 +46,12 @@ type WeirFields struct {
 	// all addresses but the node's own, loopback, link-local, multicast and reserved ones, and those of service CIDRs that
 	// are set. Example: [192.0.2.0/24, "2001:db8::/64"].
 	ExternalAddresses []string `json:"externalAddresses"`
+	// AllowedSigners is the absolute path of an allowed signers file of OpenSSH. If it is set, the input must come from a Git
+	// work tree, its commit must be signed with an SSH key of that file, and the files must be those of the commit; else the
+	// input is refused, and what is in force stays. Both that file and the one with this document must lie outside of the
+	// repository, so that nobody who can change the repository can remove the check. Default: no signature is needed.
+	// Example: /etc/weir/allowed_signers.
+	AllowedSigners Path `json:"allowedSigners"`
 	// Silence lists the IDs of warnings that are accepted for all of the input, whole or up to the first hyphen. "weir help
 	// warnings" lists them all. Default: none. Example: [W009, W013-not-rendered].
 	Silence []string `json:"silence"`
@@ -96,6 +104,23 @@ func DecodeWeir(doc Doc) (spec.WeirConfiguration, []spec.Problem) {
 	return o.Apply(c), r.sorted()
 }
 
+// Path is an absolute path. Unlike in other fields, nothing is no value: a template whose variable is not set must not end a
+// demand unseen.
+type Path string
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (p *Path) UnmarshalJSON(data []byte) error {
+	var text *string
+	if err := json.Unmarshal(data, &text); err != nil {
+		return err
+	}
+	if text == nil || !filepath.IsAbs(*text) {
+		return errors.New("not an absolute path")
+	}
+	*p = Path(*text)
+	return nil
+}
+
 // Overrides returns the fields as Overrides. It reports invalid ones, in which case the result is not usable.
 func (in *WeirFields) Overrides(report func(field, format string, args ...any)) spec.Overrides {
 	o := spec.Overrides{StateDir: in.StateDir, AllowEmpty: in.AllowEmpty}
@@ -125,6 +150,7 @@ func (in *WeirFields) Overrides(report func(field, format string, args ...any)) 
 	if in.StateDir != "" && !filepath.IsAbs(in.StateDir) {
 		report("stateDir", "%q is not an absolute path", in.StateDir)
 	}
+	o.AllowedSigners = string(in.AllowedSigners)
 	if in.ExternalAddresses != nil {
 		o.ExternalAddresses = []netip.Prefix{}
 	}

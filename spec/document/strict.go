@@ -182,6 +182,8 @@ func unmarshalerName(t reflect.Type) string {
 		return `a time such as "2006-01-02T15:04:05Z"`
 	case "Duration", "TimeOrMetaDuration":
 		return `a duration such as "30s"`
+	case "Path":
+		return `an absolute path such as "/etc/weir/file"`
 	case "Quantity", "QuantityValue":
 		return `a quantity such as "500m"`
 	}

@@ -138,8 +138,9 @@ func named(pod *corev1.Pod, t *held) int {
 	return 0
 }
 
-// Completed returns the pod with what its template says and its runtime does not: named ports, the host name, that there
-// is a readiness probe, and that the health check of the runtime is a liveness probe, so that the pod is ready while it runs. It returns the pod itself without a template.
+// Completed returns the pod with what its template says and its runtime does not: named ports, the host name, that there is a
+// readiness probe, and that the health check of the runtime is a liveness probe, so that the pod is ready while it runs. It
+// returns the pod itself without a template.
 func Completed(pod *corev1.Pod, t *spec.Template) *corev1.Pod {
 	if t == nil {
 		return pod

@@ -14,6 +14,12 @@ import (
 	"weir/spec/manifest"
 )
 
+// weir is the WeirConfiguration of a file. The line is that of its allowedSigners.
+type weir struct {
+	spec.WeirConfiguration
+	line int
+}
+
 // choose sets what is used of the files.
 func (t *tree) choose(c spec.Choice) {
 	t.choice = c
@@ -180,7 +186,7 @@ func (t *tree) before(a, b string) bool {
 
 // links counts the symlinks on the way to a node from its root.
 func (t *tree) links(n *node) int {
-	links := n.place.links
+	links := len(n.place.links)
 	if root := t.nodes[t.roots[n.root].name]; root != nil && root.kind == isDir && !below(n.place.real, root.place.real) {
 		links++
 	}
@@ -202,8 +208,8 @@ func (t *tree) use(name string, n *node, data []byte) {
 		}
 	}
 	if bytes.Contains(data, []byte(config.WeirKind)) {
-		if c, ok := manifest.ChoiceOf(name, data); ok {
-			t.weirs[name] = c
+		if w, line, ok := manifest.WeirOf(name, data); ok {
+			t.weirs[name] = weir{w, line}
 		}
 	}
 	c := content{data: data, sum: n.sum}
@@ -217,8 +223,8 @@ func (t *tree) use(name string, n *node, data []byte) {
 
 // chosen returns the Choice that the files and the flags make together.
 func (t *tree) chosen() spec.Choice {
-	w := spec.WeirConfiguration{Choice: firstWeir(t.currentWeirs(t.hung()), t.configName())}
-	return t.opts.Overrides.Apply(w).Choice
+	_, w := firstWeir(t.currentWeirs(t.hung()), t.configName())
+	return t.opts.Overrides.Apply(spec.WeirConfiguration{Choice: w.Choice}).Choice
 }
 
 // forget has everything read again, for an updater that knows nothing.

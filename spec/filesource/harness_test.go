@@ -37,6 +37,8 @@ func newRecorder() *recorder {
 
 func (r *recorder) Holds(string) bool { return true }
 
+func (r *recorder) Expect(string) {}
+
 func (r *recorder) Update(_ context.Context, rev spec.Revision, files []manifest.File) (*spec.Snapshot, spec.Delta, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

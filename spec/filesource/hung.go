@@ -96,28 +96,43 @@ func (h hung) within(root int) bool {
 	return false
 }
 
-// keepWeirs records the Choices of the files that are accepted. Those of files that hang stay.
+// keepWeirs records the WeirConfigurations of the files that are accepted. Those of files that hang stay.
 func (t *tree) keepWeirs(h hung) { t.goodWeirs = t.currentWeirs(h) }
 
-// currentWeirs returns the Choices that the files make. A file that hangs makes that of its last good content.
-func (t *tree) currentWeirs(h hung) map[string]spec.Choice {
+// currentWeirs returns the WeirConfigurations of the files. A file that hangs has that of its last good content.
+func (t *tree) currentWeirs(h hung) map[string]weir {
 	weirs := maps.Clone(t.weirs)
-	for name, c := range t.goodWeirs {
+	for name, w := range t.goodWeirs {
 		if h.covers(name) {
-			weirs[name] = c
+			weirs[name] = w
 		}
 	}
 	return weirs
 }
 
-// firstWeir returns the Choice of the file whose WeirConfiguration is in force.
-func firstWeir(weirs map[string]spec.Choice, config string) (c spec.Choice) {
+// firstWeir returns the WeirConfiguration that is in force, and the name of its file. If there are several, which is refused,
+// and one demands signatures, none chooses files: it could leave out the one that demands.
+func firstWeir(weirs map[string]weir, config string) (name string, w weir) {
 	names := slices.Collect(maps.Keys(weirs))
 	if config != "" {
 		names = slices.DeleteFunc(names, func(name string) bool { return name != config })
 	}
 	if len(names) == 0 {
-		return c
+		return "", w
 	}
-	return weirs[slices.MinFunc(names, cmp.Compare)]
+	slices.SortFunc(names, func(a, b string) int {
+		first, second := weirs[a].AllowedSigners != "", weirs[b].AllowedSigners != ""
+		if first != second && first {
+			return -1
+		}
+		if first != second {
+			return 1
+		}
+		return cmp.Compare(a, b)
+	})
+	name, w = names[0], weirs[names[0]]
+	if len(names) > 1 && w.AllowedSigners != "" {
+		w.Choice = spec.Choice{}
+	}
+	return name, w
 }

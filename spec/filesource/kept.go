@@ -29,12 +29,13 @@ func (s *session) passByKept(ctx context.Context, h hung, rev spec.Revision, fau
 		return nil, false, nil
 	}
 	files := s.tree.changes(h)
-	fresh, _, err := s.newSet(s.objects).Update(ctx, rev, files)
+	first, both := s.newSet(s.objects), s.newSet(s.objects)
+	both.Expect("") // the caller has looked
+	fresh, _, err := first.Update(ctx, rev, files)
 	if err != nil || !sameConfig(fresh, s.kept) {
 		return nil, false, ctx.Err()
 	}
 	standIns := missing(fresh, s.kept, h)
-	both := s.newSet(s.objects)
 	snap, delta, err := both.Update(ctx, rev, slices.Concat(files, standIns))
 	if err != nil || !stays(snap, s.kept, h) {
 		return nil, false, ctx.Err()

@@ -37,7 +37,7 @@ func (t *tree) look(ctx context.Context, name string) (again bool) {
 		t.put(name, &node{kind: isIgnored, root: t.rootFor(name), place: p})
 	case name == t.lockName() && (errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)):
 		t.put(name, &node{kind: isIgnored, root: t.rootFor(name), place: p}) // weir allocate writes it one day
-	case p.links > 0 && (errors.Is(err, errDangling) || errors.Is(err, syscall.ELOOP)) && t.skippable(name):
+	case len(p.links) > 0 && (errors.Is(err, errDangling) || errors.Is(err, syscall.ELOOP)) && t.skippable(name):
 		t.skip(name, p, spec.SkippedSymlink, err)
 	case isRoot && t.isBadGlob(name) && errors.Is(err, os.ErrNotExist):
 		t.fault(name, p, errNoGlob)
@@ -58,7 +58,7 @@ func (t *tree) look(ctx context.Context, name string) (again bool) {
 	case p.hint.isDir():
 		t.lookDir(ctx, name, p)
 	case !isRoot && !isManifest(name):
-		if p.links > 0 {
+		if len(p.links) > 0 {
 			t.put(name, &node{kind: isIgnored, root: t.rootFor(name), place: p})
 		} else {
 			t.put(name, nil)
@@ -93,7 +93,7 @@ func (t *tree) isChartTemplates(name string) bool {
 // leaves reports whether a symlink leads out of everything that the user named. Its target was not named by the user,
 // and may hold what the author of the link must not see: for example, the text of a parse error goes to logs.
 func (t *tree) leaves(p place) bool {
-	if p.links == 0 || t.opts.AllowOutsideLinks {
+	if len(p.links) == 0 || t.opts.AllowOutsideLinks {
 		return false
 	}
 	return !slices.ContainsFunc(t.roots, func(r root) bool {
@@ -180,7 +180,7 @@ func (t *tree) lookFile(name string, p place) (again bool) {
 	return false
 }
 
-// readSettled reads a file that nobody writes at the moment. If not ok, again reports whether a later look may find it so;
+// readSettled reads a file that no process writes at the moment. If not ok, again reports whether a later look may find it so;
 // otherwise the fault is recorded.
 func (t *tree) readSettled(name string, p place) (data []byte, again, ok bool) {
 	data, err := t.read(p, t.opts.MaxFileSize)

@@ -33,6 +33,9 @@ type Options struct {
 	// default, because the author of the tree could make weir read any file of the node.
 	AllowOutsideLinks bool
 
+	// Unsigned reads the input whether its commit is signed or not, since it is only compared with.
+	Unsigned bool
+
 	// StrictTree refuses the input for every document and symlink that cannot be read, even for those that are of no kind
 	// that weir reads.
 	StrictTree bool

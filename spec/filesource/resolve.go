@@ -47,10 +47,12 @@ type place struct {
 	// seen holds the absolute paths of the symlinks on the way, of the end, and of what is missing. A change to any of
 	// them may change the target.
 	seen []string
-	// links counts the symlinks; text is the content of the first one, and seen[0] is its path.
-	links int
-	text  string
+	// links are the symlinks, in the order in which they were followed.
+	links []link
 }
+
+// link is a symlink on the way to a place.
+type link struct{ path, text string }
 
 // errDangling means that the target of a symlink does not exist.
 var errDangling = errors.New("symlink to nothing")
@@ -84,7 +86,7 @@ func (c *calls) resolve(base, name string, all bool) (place, error) {
 		}
 		h := hintOf(fi)
 		if fi.Mode()&os.ModeSymlink == 0 {
-			if all || (len(todo) == 0 && p.links > 0) {
+			if all || (len(todo) == 0 && len(p.links) > 0) {
 				p.seen = append(p.seen, next)
 			}
 			cur, at, p.hint = next, next, h
@@ -95,10 +97,7 @@ func (c *calls) resolve(base, name string, all bool) (place, error) {
 		if err != nil {
 			return p, err
 		}
-		if p.links++; p.links == 1 {
-			p.text = text
-		}
-		if p.links > maxLinks {
+		if p.links = append(p.links, link{next, text}); len(p.links) > maxLinks {
 			return p, syscall.ELOOP
 		}
 		if filepath.IsAbs(text) {

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"weir/spec"
+	"weir/spec/choice"
 	"weir/spec/gitrev"
 )
 
@@ -28,25 +29,47 @@ type revisions struct {
 	commit *gitrev.Tree
 	id     string
 	failed string // why the commit cannot be compared
+	// headErr is why the commit is not known, if id is "".
+	headErr error
 	// differs holds the paths, relative to the work tree, that differ from the commit.
 	differs map[string]bool
 	// paths maps each name to the paths that it depends on, including symlinks; readers counts the names of a path.
 	paths   map[string][]string
 	readers map[string]int
+	// strays maps names to the real paths outside of the work tree that they were read from.
+	strays map[string]string
+
+	// homes are the work trees of all inputs, lost is one that is gone, if any, and apart are the inputs that do not name the
+	// revision.
+	homes []home
+	lost  string
+	apart map[string]bool
+	// also are more directories to watch.
+	also []string
+}
+
+// home is the work tree of an input, or nil.
+type home struct {
+	input string
+	repo  *gitrev.Repo
 }
 
 // locate finds the work tree of the roots, and detects a change to another one.
 func (r *revisions) locate() {
 	var repo *gitrev.Repo
 	var scope []string
-	for _, root := range r.tree.inputs() {
+	var homes []home
+	mixed := false
+	r.lost = ""
+	for _, root := range r.inputs() {
 		if root == stdinName {
-			repo, scope = nil, nil
-			break
+			mixed, homes = true, append(homes, home{root, nil})
+			continue
 		}
 		p, err := r.tree.findInput(root)
 		if err != nil {
 			// The root is gone, so nothing is read from it, whatever its commit was.
+			r.lost = root
 			return
 		}
 		dir := p.real
@@ -54,14 +77,18 @@ func (r *revisions) locate() {
 			dir = filepath.Dir(dir)
 		}
 		found, _ := during(r.tree.oversight, dir, manySteps, func() *gitrev.Repo { return gitrev.Find(dir) }) // nil if it hangs
+		homes = append(homes, home{root, found})
 		if found == nil || repo != nil && *found != *repo {
-			repo, scope = nil, nil
-			break
+			mixed = true
+			continue
 		}
 		repo = found
 		if r.tree.rootOf(root) >= 0 {
 			scope = append(scope, relative(repo.WorkTree, p.real))
 		}
+	}
+	if r.homes = homes; mixed {
+		repo, scope = nil, nil
 	}
 	if repo != nil && r.repo != nil && *repo == *r.repo && slices.Equal(scope, r.scope) {
 		return
@@ -69,12 +96,13 @@ func (r *revisions) locate() {
 	r.repo, r.scope, r.commit, r.id = repo, scope, nil, ""
 }
 
-// inputs returns the names whose work tree gives the revision its name: of the roots, without --lock, and without --config beside others, and
-// of the kustomizations.
-func (t *tree) inputs() []string {
+// inputs returns the names whose work tree gives the revision its name: of the roots, without --lock, without --config beside others
+// and without those that are apart, and of the kustomizations.
+func (r *revisions) inputs() []string {
+	t := r.tree
 	var all []string
 	for _, root := range t.roots {
-		if root.name == t.lockName() {
+		if root.name == t.lockName() || r.apart[root.name] {
 			continue
 		}
 		if root.name != t.configName() || len(t.opts.Paths)+len(t.builts) == 0 {
@@ -127,7 +155,7 @@ func (r *revisions) now() spec.Revision {
 	r.watch(dirs)
 	if err != nil {
 		r.tree.opts.Log.Debug("no Git commit", "directory", r.repo.WorkTree, "reason", err)
-		r.id = ""
+		r.id, r.headErr = "", err
 		return r.contentHash()
 	}
 	if id != r.id {
@@ -157,6 +185,7 @@ func (r *revisions) contentHash() spec.Revision {
 
 // watch watches the directories that determine the commit.
 func (r *revisions) watch(dirs []string) {
+	dirs = slices.Concat(dirs, r.also)
 	old := r.dirs
 	r.dirs = dirs
 	for _, d := range dirs {
@@ -175,7 +204,7 @@ func (r *revisions) moved(path string) bool {
 // load compares everything with a commit.
 func (r *revisions) load(id string) {
 	r.id, r.failed = id, ""
-	r.differs, r.paths, r.readers = map[string]bool{}, map[string][]string{}, map[string]int{}
+	r.differs, r.paths, r.readers, r.strays = map[string]bool{}, map[string][]string{}, map[string]int{}, map[string]string{}
 	var commit *gitrev.Tree
 	err, hangs := during(r.tree.oversight, r.repo.WorkTree, manySteps, func() (err error) {
 		commit, err = r.repo.Tree(id, r.commit)
@@ -205,10 +234,15 @@ func (r *revisions) load(id string) {
 // addMissing records the files of the commit below a path that nothing was read from.
 func (r *revisions) addMissing(commit *gitrev.Tree, path string) error {
 	return commit.Walk(path, hidden, func(path string, e gitrev.Entry) {
-		if !e.Link && isManifest(path) && r.readers[path] == 0 && !chartTemplate(commit, path) && !r.tree.leftOut(filepath.Join(r.repo.WorkTree, path)) {
+		if r.reads(path, e) && r.readers[path] == 0 && !chartTemplate(commit, path) && !r.tree.leftOut(filepath.Join(r.repo.WorkTree, path)) {
 			r.differs[path] = true
 		}
 	})
+}
+
+// reads reports whether a file or symlink of a commit would be looked at if it were there.
+func (r *revisions) reads(path string, e gitrev.Entry) bool {
+	return e.Link || isManifest(path) || filepath.Base(path) == choice.IgnoreFile
 }
 
 // chartTemplate reports whether a path in a commit is below the templates of a Helm chart.
@@ -235,41 +269,59 @@ func (r *revisions) compare(name string) {
 	for _, path := range r.paths[name] {
 		if r.readers[path]--; r.readers[path] == 0 {
 			delete(r.readers, path)
-			r.note(path, gitrev.ID{}, false)
+			r.note(path, gitrev.Entry{}, false)
 		}
 	}
 	delete(r.paths, name)
+	delete(r.strays, name)
 	if b := r.tree.builts[name]; b != nil {
+		seen := map[link]bool{}
 		for path, d := range b.deps {
 			if d.isFile {
-				r.read(name, path, d.blob)
+				r.read(name, path, gitrev.Entry{ID: d.blob})
 			}
+			r.follow(name, d.place.links, seen)
 		}
 		return
 	}
 	n := r.tree.nodes[name]
-	if n == nil || n.kind != isFile && n.kind != isRules {
+	if n == nil {
 		return
 	}
-	r.read(name, n.place.real, n.blob)
-	if n.place.links > 0 && r.tree.rootOf(name) < 0 {
-		r.read(name, n.place.seen[0], gitrev.BlobID([]byte(n.place.text)))
+	if n.kind == isFile || n.kind == isRules {
+		r.read(name, n.place.real, gitrev.Entry{ID: n.blob})
+	}
+	r.follow(name, n.place.links, nil)
+}
+
+// follow records that name depends on symlinks, but for those in seen. Those outside of the work tree belong to the user
+// who gave the path.
+func (r *revisions) follow(name string, links []link, seen map[link]bool) {
+	for _, l := range links {
+		if seen[l] || !below(l.path, r.repo.WorkTree) {
+			continue
+		}
+		if seen != nil {
+			seen[l] = true
+		}
+		r.read(name, l.path, gitrev.Entry{ID: gitrev.BlobID([]byte(l.text)), Link: true})
 	}
 }
 
-// read records that name depends on the file at a real path, whose blob ID is id.
-func (r *revisions) read(name, real string, id gitrev.ID) {
+// read records that name depends on the file or symlink at a path without symlinks above it.
+func (r *revisions) read(name, real string, e gitrev.Entry) {
 	if !below(real, r.repo.WorkTree) {
+		r.strays[name] = real
 		return
 	}
 	path := relative(r.repo.WorkTree, real)
 	r.paths[name] = append(r.paths[name], path)
 	r.readers[path]++
-	r.note(path, id, true)
+	r.note(path, e, true)
 }
 
-// note compares one path with the commit. The path holds the blob id or is absent.
-func (r *revisions) note(path string, id gitrev.ID, present bool) {
+// note compares one path with the commit. What is there now is there, or it is absent.
+func (r *revisions) note(path string, there gitrev.Entry, present bool) {
 	if r.commit == nil {
 		return
 	}
@@ -283,7 +335,7 @@ func (r *revisions) note(path string, id gitrev.ID, present bool) {
 		r.fail(err)
 		return
 	}
-	if ok == present && (!ok || e.ID == id) {
+	if ok == present && (!ok || e == there) {
 		delete(r.differs, path)
 	} else {
 		r.differs[path] = true

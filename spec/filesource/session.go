@@ -17,14 +17,17 @@ type updater interface {
 	Update(ctx context.Context, rev spec.Revision, files []manifest.File) (*spec.Snapshot, spec.Delta, error)
 	// Holds reports whether a file declares anything.
 	Holds(path string) bool
+	// Expect says which demand of signatures is known, before an Update.
+	Expect(allowedSigners string)
 }
 
 // session turns the findings of the tree into Updates. The last accepted state stands until a whole pass has no fault
 // and the updater accepts it. Refused content stays pending in the tree and is retried with the next change. What hangs is
 // passed by: its last accepted state stands, while that of everything else changes.
 type session struct {
-	tree *tree
-	revs *revisions
+	tree   *tree
+	revs   *revisions
+	signed *signatures
 	// newSet returns an updater for a choice of objects, which is objects for set.
 	newSet  func(spec.ObjectChoice) updater
 	set     updater
@@ -33,7 +36,7 @@ type session struct {
 	accepted updater
 	// good is the last accepted Snapshot, or nil before the first.
 	good *spec.Snapshot
-	// kept is what an earlier process kept, if that is in force, and standIns are the names of what of it stands in for files
+	// kept is what an earlier process kept, if that is in force, and standIns are the names of its parts that stand in for files
 	// that hang.
 	kept     *spec.Snapshot
 	standIns []string
@@ -46,6 +49,7 @@ type session struct {
 
 func newSession(t *tree, newSet func(spec.ObjectChoice) updater) *session {
 	s := &session{tree: t, revs: &revisions{tree: t}, newSet: newSet, objects: t.choice.Objects()}
+	s.signed = &signatures{tree: t, revs: s.revs}
 	s.set = newSet(s.objects)
 	t.holds = func(name string) bool { return s.accepted != nil && s.accepted.Holds(name) }
 	return s
@@ -120,12 +124,21 @@ func (s *session) pass(ctx context.Context) ([]spec.Update, error) {
 	}
 	s.tree.compareInherited()
 	changed := len(s.tree.touched) > 0
+	s.signed.follow()
 	rev := s.revs.now()
 	faults, hangs := s.tree.problems(s.allowEmpty())
-	if len(faults) == 0 && !changed && !s.faulty && rev == s.rev && (s.good != nil || s.refusal != "") {
+	var unsigned spec.Problems
+	if s.signed.want.file != "" {
+		rev.Signer, unsigned = s.signed.check()
+		hangs = false // what stands in for it is of another commit
+	}
+	if len(faults)+len(unsigned) == 0 && !changed && !s.faulty && rev == s.rev && (s.good != nil || s.refusal != "") {
 		return nil, nil
 	}
-	s.faulty = len(faults) > 0
+	s.faulty = len(faults)+len(unsigned) > 0
+	if !s.tree.opts.Unsigned {
+		s.set.Expect(s.signed.want.file)
+	}
 	h := s.tree.hung()
 	s.dropStandIns(h)
 	if hangs {
@@ -133,9 +146,12 @@ func (s *session) pass(ctx context.Context) ([]spec.Update, error) {
 			return updates, err
 		}
 	}
-	snap, delta, err := s.set.Update(ctx, rev, withFaults(s.tree.changes(h), faults))
+	snap, delta, err := s.set.Update(ctx, rev, withFaults(s.tree.changes(h), faults, unsigned))
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
+	}
+	if err != nil && len(unsigned) > 0 {
+		snap = s.signed.settings(snap)
 	}
 	if err != nil {
 		return s.refuse(err, rev, snap), nil
@@ -227,13 +243,17 @@ func (t *tree) changes(h hung) []manifest.File {
 	return files
 }
 
-// withFaults adds the names that cannot be read. So an Update tells all that is wrong.
-func withFaults(files []manifest.File, faults spec.Problems) []manifest.File {
+// withFaults adds the names that cannot be read, and what else is wrong, for which there is no name. So an Update tells all of
+// it.
+func withFaults(files []manifest.File, faults, others spec.Problems) []manifest.File {
 	files = slices.DeleteFunc(files, func(f manifest.File) bool {
 		return slices.ContainsFunc(faults, func(p spec.Problem) bool { return p.Origin.File == f.Path })
 	})
 	for i := range faults {
 		files = append(files, manifest.File{Path: faults[i].Origin.File, Fault: &faults[i]})
+	}
+	for i := range others {
+		files = append(files, manifest.File{Path: manifest.RenderedPath("", fmt.Sprint(i)), Fault: &others[i]})
 	}
 	return files
 }

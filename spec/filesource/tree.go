@@ -49,6 +49,14 @@ type node struct {
 
 func (n *node) isFile() bool { return n != nil && n.kind == isFile }
 
+// links returns the symlinks on the way to a node.
+func (n *node) links() []link {
+	if n == nil {
+		return nil
+	}
+	return n.place.links
+}
+
 // root is one of the paths that the user gave.
 type root struct {
 	name  string
@@ -89,10 +97,10 @@ type tree struct {
 
 	// choice selects the files that are used: by flags, and by the WeirConfiguration in weirs.
 	choice spec.Choice
-	// weirs are the Choices that files make, by name.
-	weirs map[string]spec.Choice
+	// weirs are what the WeirConfigurations of files say, by name.
+	weirs map[string]weir
 	// goodWeirs are those of the files that were accepted last. It is replaced, never changed.
-	goodWeirs map[string]spec.Choice
+	goodWeirs map[string]weir
 	// holds reports whether a file declared anything that was accepted.
 	holds func(name string) bool
 	// skim returns what a file holds if it is surely nothing to use; nil is never called.
@@ -125,7 +133,7 @@ type tree struct {
 func newTree(o Options, w *watchSet) *tree {
 	t := &tree{
 		opts: o, watch: w, nodes: map[string]*node{}, builts: newBuilts(o), faults: map[string]fault{},
-		weirs: map[string]spec.Choice{}, holds: func(string) bool { return false }, realsAt: index{},
+		weirs: map[string]weir{}, holds: func(string) bool { return false }, realsAt: index{},
 		dirsAt: index{}, depsAt: index{},
 		marked: map[string]hint{}, unstable: map[string]int{}, touched: map[string]bool{},
 		pending: map[string]content{}, accepted: map[string]digest{},
@@ -335,6 +343,9 @@ func (t *tree) put(name string, n *node) {
 		delete(t.unstable, name)
 	} else {
 		t.nodes[name] = n
+	}
+	if !slices.Equal(old.links(), n.links()) {
+		t.touched[name] = true // the commit has symlinks too
 	}
 	if n == nil || n.kind != isFault {
 		delete(t.faults, name)

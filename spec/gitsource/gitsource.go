@@ -374,8 +374,8 @@ func (l *loader) choiceOf(files []manifest.File) (c spec.Choice) {
 		if l.opts.Config != "" && f.Path != filepath.Clean(l.opts.Config) {
 			continue
 		}
-		if c, ok := manifest.ChoiceOf(f.Path, f.Data); ok {
-			return c
+		if w, _, ok := manifest.WeirOf(f.Path, f.Data); ok {
+			return w.Choice
 		}
 	}
 	return c

@@ -1,7 +1,8 @@
-// Package join has a spec.Source that joins any number of others in layers: a base, which also has the configuration,
-// and Layers above it. If several declare a Service, the highest layer wins, and the Service gets a notice.
-// EndpointSlices of a layer that does not declare their Service join those of the layer that does. A Service from files that
-// has none gets those of the pods that it selects, in any layer, completed by the templates of pods in any layer. Nodes are merged by name. A Filter then receives each Service with all of its slices, and may replace them.
+// Package join has a spec.Source that joins any number of others in layers: a base, which also has the configuration, and
+// Layers above it. If several declare a Service, the highest layer wins, and the Service gets a notice. EndpointSlices of a
+// layer that does not declare their Service join those of the layer that does. A Service from files that has none gets those of
+// the pods that it selects, in any layer, completed by the templates of pods in any layer. Nodes are merged by name. A Filter
+// then receives each Service with all of its slices, and may replace them.
 //
 // One change of a layer costs O(log N), regardless of the size of the others. Apart from errors, nothing is sent before
 // every layer has sent a Snapshot. The last Snapshot of a layer that cannot read its input stands, and the Revision is
@@ -27,9 +28,10 @@ type Layer struct {
 	Name string
 	// GivesPods reports whether the layer's Snapshots have the pods that run.
 	GivesPods bool
-	// Source returns the Source of the layer for a Snapshot of the base. If it returns the same Source as before,
-	// nothing changes. A different Source replaces it; the last Snapshot of the former stands until the new one sends
-	// its first, but that of a layer that gives pods only if the new one is its Successor. Without a Source, the layer has nothing. A Source that is Named gives its name to the layer.
+	// Source returns the Source of the layer for a Snapshot of the base. If it returns the same Source as before, nothing
+	// changes. A different Source replaces it; the last Snapshot of the former stands until the new one sends its first, but
+	// that of a layer that gives pods only if the new one is its Successor. Without a Source, the layer has nothing. A Source
+	// that is Named gives its name to the layer.
 	Source func(base *spec.Snapshot) (spec.Source, error)
 	// Watch, if set, calls changed whenever Source may return another one for the same Snapshot, until ctx is done.
 	Watch func(ctx context.Context, changed func())

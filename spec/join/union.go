@@ -1,6 +1,7 @@
 package join
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"reflect"
@@ -333,6 +334,7 @@ func (u *union) revision() (r spec.Revision) {
 			ids = append(ids, id)
 		}
 		r.Dirty = r.Dirty || snap.Revision.Dirty
+		r.Signer = cmp.Or(r.Signer, snap.Revision.Signer)
 		r.Stale = r.Stale || snap.Revision.Stale
 		r.Outdated = r.Outdated || snap.Revision.Outdated
 		r.ProxyOnly = r.ProxyOnly || snap.Revision.ProxyOnly

@@ -40,12 +40,13 @@ const (
 	recordService
 	recordSlice // belongs to the preceding Service
 	recordNode
-	recordEnd // holds the SHA-256 of everything before it
+	recordEnd // holds the SHA-256 of everything before it, up to the one before, of which it has the checksum alone
 	recordSettings
 	recordPlace // of the following Service
 	recordLoose // the following slices belong to a Service that is not declared
 	recordPod
 	recordTemplate
+	recordGone // of what was kept before
 )
 
 // header names the cluster and node that a file belongs to.
@@ -54,6 +55,7 @@ type header struct {
 	Node     string `json:"node"`
 	Revision string `json:"revision"`
 	Dirty    bool   `json:"dirty,omitempty"`
+	Signer   string `json:"signer,omitempty"`
 	// ProxyOnly is that of the Revision.
 	ProxyOnly bool      `json:"proxyOnly,omitempty"`
 	Saved     time.Time `json:"saved"`
@@ -67,6 +69,7 @@ type settings struct {
 	// MinSyncPeriodGiven is that of the Snapshot.
 	MinSyncPeriodGiven bool `json:",omitempty"`
 	Weir               spec.WeirConfiguration
+	WeirOrigin         spec.Origin `json:",omitzero"`
 }
 
 // place is what a Snapshot knows of an object besides the object.
@@ -82,10 +85,44 @@ type place struct {
 // errForeign means that a file belongs to another node or cluster.
 var errForeign = errors.New("was kept for another cluster or node")
 
+// gone names what a change took from what was kept before. Nodes are those before the change, all of them.
+type gone struct {
+	Services []dataplane.ServiceName `json:",omitempty"`
+	Slices   []dataplane.ServiceName `json:",omitempty"`
+	Nodes    bool                    `json:",omitempty"`
+}
+
+// change says what differs between two Snapshots. What else may differ is written with everything.
+type change struct {
+	all, nodes bool
+	services   map[dataplane.ServiceName]struct{}
+}
+
+// add adds the Delta of a later Snapshot.
+func (c *change) add(d spec.Delta) {
+	c.all = c.all || d.All || d.Config || len(d.Pods)+len(d.Templates) > 0
+	c.nodes = c.nodes || d.Nodes
+	if c.services == nil {
+		c.services = make(map[dataplane.ServiceName]struct{}, len(d.Services))
+	}
+	for _, name := range d.Services {
+		c.services[name] = struct{}{}
+	}
+}
+
+// kept is a file as it was written last. After a change that is small beside all, only the change is written.
+type kept struct {
+	log   statefile.Log
+	owner header
+	size  int64
+	// sum is what the last record holds.
+	sum []byte
+}
+
 // save writes the Snapshot atomically, with a mode that only its owner can read.
-func save(file string, h header, snap *spec.Snapshot) error {
-	return statefile.Write(file, func(out io.Writer) error {
-		w := &writer{sum: sha256.New()}
+func (k *kept) save(file string, h header, snap *spec.Snapshot) error {
+	w := &writer{sum: sha256.New()}
+	err := k.log.Write(file, func(out io.Writer) error {
 		w.out = bufio.NewWriterSize(io.MultiWriter(out, w.sum), 64<<10)
 		w.all(h, snap)
 		if w.err == nil && w.size > maxSize {
@@ -93,40 +130,78 @@ func save(file string, h header, snap *spec.Snapshot) error {
 		}
 		return w.err
 	})
+	k.owner, k.size, k.sum = h, w.size, w.last
+	return err
+}
+
+// update writes what has changed since the last save or update.
+func (k *kept) update(file string, h header, snap *spec.Snapshot, c change) error {
+	if c.all || k.sum == nil || h.Cluster != k.owner.Cluster || h.Node != k.owner.Node {
+		return k.save(file, h, snap)
+	}
+	var buffer bytes.Buffer
+	w := &writer{sum: sha256.New()}
+	w.sum.Write(k.sum) // so that a change is good only where it was written
+	w.out = bufio.NewWriter(io.MultiWriter(&buffer, w.sum))
+	w.change(h, snap, c)
+	if w.err == nil {
+		w.err = k.log.Append(file, buffer.Bytes())
+	}
+	if w.err != nil || k.size+w.size > maxSize { // such as for a file that another process has replaced
+		return k.save(file, h, snap)
+	}
+	k.size, k.sum = k.size+w.size, w.last
+	return nil
 }
 
 // writer writes records. It keeps its first error and writes nothing after it.
 type writer struct {
 	out  *bufio.Writer
 	sum  hash.Hash
+	last []byte // the checksum of all
 	size int64
 	err  error
+}
+
+// change writes what differs.
+func (w *writer) change(h header, snap *spec.Snapshot, c change) {
+	w.json(recordHeader, h)
+	g := gone{Nodes: c.nodes}
+	for name := range c.services {
+		if snap.Services.Get(name) == nil {
+			g.Services = append(g.Services, name)
+		}
+		if len(snap.Slices.Get(name).List) == 0 {
+			g.Slices = append(g.Slices, name)
+		}
+	}
+	w.json(recordGone, g)
+	if c.nodes {
+		w.nodes(snap)
+	}
+	for name := range c.services {
+		if svc := snap.Services.Get(name); svc != nil {
+			w.service(svc)
+		}
+		if s := snap.Slices.Get(name); len(s.List) > 0 {
+			w.loose(name, s)
+		}
+	}
+	w.end()
 }
 
 func (w *writer) all(h header, snap *spec.Snapshot) {
 	w.write([]byte(magic))
 	w.json(recordHeader, h)
 	if snap.Config != nil {
-		w.json(recordSettings, settings{snap.Config, snap.ConfigOrigin, snap.UDPIdleTimeout, snap.MinSyncPeriodGiven, snap.Weir})
+		w.json(recordSettings, settings{snap.Config, snap.ConfigOrigin, snap.UDPIdleTimeout, snap.MinSyncPeriodGiven, snap.Weir, snap.WeirOrigin})
 	}
-	for _, n := range snap.Nodes {
-		data, err := n.Marshal()
-		w.record(recordNode, data, err)
-	}
+	w.nodes(snap)
 	for svc := range snap.Services.All() {
-		if svc.Origin.File != "" {
-			w.json(recordPlace, place{Origin: svc.Origin, Allocated: svc.Allocated, Files: svc.SliceFiles, Probes: svc.Probes})
-		}
-		object := *svc.Object
-		object.ResourceVersion = svc.Origin.ResourceVersion
-		data, err := object.Marshal()
-		w.record(recordService, data, err)
-		w.slices(svc.Slices)
+		w.service(svc)
 	}
 	for name := range snap.Slices.Names() {
-		s := snap.Slices.Get(name)
-		w.json(recordLoose, place{Origin: s.Origin, Service: name, Object: s.Object, Files: s.Files})
-		w.slices(s.List)
+		w.loose(name, snap.Slices.Get(name))
 	}
 	for pod := range snap.Pods.All() {
 		data, err := pod.Marshal()
@@ -135,9 +210,40 @@ func (w *writer) all(h header, snap *spec.Snapshot) {
 	for t := range snap.Templates.All() {
 		w.json(recordTemplate, t)
 	}
+	w.end()
+}
+
+func (w *writer) nodes(snap *spec.Snapshot) {
+	for _, n := range snap.Nodes {
+		data, err := n.Marshal()
+		w.record(recordNode, data, err)
+	}
+}
+
+func (w *writer) service(svc *spec.Service) {
+	if svc.Origin.File != "" {
+		w.json(recordPlace, place{Origin: svc.Origin, Allocated: svc.Allocated, Files: svc.SliceFiles, Probes: svc.Probes})
+	}
+	object := *svc.Object
+	object.ResourceVersion = svc.Origin.ResourceVersion
+	data, err := object.Marshal()
+	w.record(recordService, data, err)
+	w.slices(svc.Slices)
+}
+
+func (w *writer) loose(name dataplane.ServiceName, s spec.Slices) {
+	w.json(recordLoose, place{Origin: s.Origin, Service: name, Object: s.Object, Files: s.Files})
+	w.slices(s.List)
+}
+
+func (w *writer) end() {
 	w.flush()
-	w.record(recordEnd, w.sum.Sum(nil), nil)
+	sum := w.sum.Sum(nil)
+	w.record(recordEnd, sum, nil)
 	w.flush()
+	if w.err == nil {
+		w.last = sum
+	}
 }
 
 func (w *writer) slices(list []*discoveryv1.EndpointSlice) {
@@ -215,30 +321,45 @@ func (r *reader) next() (kind byte, data []byte, err error) {
 	return kind, data, nil
 }
 
-// checked reports whether the checksum at the end is right. load checks it first, so that damaged data is never
-// decoded.
-func (r *reader) checked() bool {
-	const tail = 2 + sha256.Size
-	if len(r.whole) < len(magic)+tail || !bytes.HasPrefix(r.whole, []byte(magic)) {
-		return false
+// intact returns how much of the data is right: the first checksum, and those of changes after it, up to one that was not
+// written to its end. load asks it first, so that damaged data is never decoded.
+func (r *reader) intact() (size int) {
+	if !bytes.HasPrefix(r.whole, []byte(magic)) {
+		return 0
 	}
-	end := len(r.whole) - tail
-	sum := sha256.Sum256(r.whole[:end])
-	return r.whole[end] == recordEnd && r.whole[end+1] == sha256.Size && bytes.Equal(sum[:], r.whole[end+2:])
+	begin := len(magic) // of a record
+	sum := sha256.New()
+	sum.Write(r.whole[:begin])
+	for rest := (&reader{rest: r.whole[begin:]}); ; {
+		kind, data, err := rest.next()
+		if err != nil {
+			return size
+		}
+		end := len(r.whole) - len(rest.rest)
+		if kind != recordEnd {
+			sum.Write(r.whole[begin:end])
+			begin = end
+			continue
+		}
+		if !bytes.Equal(sum.Sum(nil), data) {
+			return size
+		}
+		size, begin = end, end
+		sum = sha256.New()
+		sum.Write(data)
+	}
 }
 
 func (r *reader) all() (*spec.Snapshot, header, error) {
-	if !r.checked() {
+	size := r.intact()
+	if size == 0 {
 		return nil, header{}, errDamaged
 	}
-	r.rest = r.whole[len(magic):]
+	r.rest = r.whole[len(magic):size]
 	c := collector{services: spec.Services{}.Edit(), loose: spec.ByName[spec.Slices]{}.Edit(), pods: spec.Pods{}.Edit(), templates: spec.Templates{}.Edit()}
 	c.snap = spec.Snapshot{Config: config.Default().KubeProxyConfiguration, Weir: spec.DefaultWeirConfiguration(), Nodes: map[string]*corev1.Node{}}
-	for {
+	for len(r.rest) > 0 {
 		kind, data, err := r.next()
-		if err == nil && kind == recordEnd {
-			return c.finish(), c.header, nil
-		}
 		if err == nil {
 			err = c.add(kind, data)
 		}
@@ -246,6 +367,7 @@ func (r *reader) all() (*spec.Snapshot, header, error) {
 			return nil, c.header, err
 		}
 	}
+	return c.finish(), c.header, nil
 }
 
 // collector puts records together.
@@ -265,11 +387,17 @@ type collector struct {
 func (c *collector) add(kind byte, data []byte) error {
 	switch kind {
 	case recordHeader:
+		c.header = header{}
 		return json.Unmarshal(data, &c.header)
+	case recordEnd:
+		c.slice = nil
+		return nil
+	case recordGone:
+		return c.remove(data)
 	case recordSettings:
 		var s settings
 		err := json.Unmarshal(data, &s)
-		c.snap.Config, c.snap.ConfigOrigin, c.snap.UDPIdleTimeout, c.snap.Weir = s.Config, s.Origin, s.UDPIdleTimeout, s.Weir
+		c.snap.Config, c.snap.ConfigOrigin, c.snap.UDPIdleTimeout, c.snap.Weir, c.snap.WeirOrigin = s.Config, s.Origin, s.UDPIdleTimeout, s.Weir, s.WeirOrigin
 		c.snap.MinSyncPeriodGiven = s.MinSyncPeriodGiven
 		return err
 	case recordNode:
@@ -319,8 +447,24 @@ func (c *collector) add(kind byte, data []byte) error {
 	return errDamaged
 }
 
+// remove takes away what a change took from what was kept before.
+func (c *collector) remove(data []byte) error {
+	var g gone
+	err := json.Unmarshal(data, &g)
+	for _, name := range g.Services {
+		c.services.Delete(name)
+	}
+	for _, name := range g.Slices {
+		c.loose.Delete(name)
+	}
+	if g.Nodes {
+		clear(c.snap.Nodes)
+	}
+	return err
+}
+
 func (c *collector) finish() *spec.Snapshot {
-	c.snap.Revision = spec.Revision{ID: c.header.Revision, Dirty: c.header.Dirty, ProxyOnly: c.header.ProxyOnly, Stale: true}
+	c.snap.Revision = spec.Revision{ID: c.header.Revision, Dirty: c.header.Dirty, Signer: c.header.Signer, ProxyOnly: c.header.ProxyOnly, Stale: true}
 	c.snap.Kept = c.header.Saved
 	c.snap.Services, c.snap.Slices = c.services.Commit(), c.loose.Commit()
 	c.snap.Pods, c.snap.Templates = c.pods.Commit(), c.templates.Commit()

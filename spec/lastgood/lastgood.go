@@ -46,6 +46,9 @@ type Options struct {
 	Grace time.Duration
 	// Interval is the least time between two writes. Default: 10 s.
 	Interval time.Duration
+	// Appends has only what changed written to the file, where that is little. The Deltas of the Source must name all that the
+	// file has: those of files do not tell that an object has moved.
+	Appends bool
 	// Share limits the time spent on writing to one part in Share. Default: 50.
 	Share int
 	// Log may be nil.
@@ -92,7 +95,7 @@ func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
 	w := &watch{Source: s, ctx: ctx, sink: sink}
 	if s.o.Former != nil {
 		w.locked(func() {
-			w.served, w.unsaved = true, s.o.Former
+			w.served, w.unsaved, w.changed.all = true, s.o.Former, true
 			w.save()
 		})
 	}
@@ -124,8 +127,11 @@ type watch struct {
 	held    *spec.Update
 	working sync.WaitGroup
 
-	// unsaved is the next Snapshot to write, or nil.
+	// unsaved is the next Snapshot to write, or nil, and changed is what differs in it from what was written last. kept belongs to
+	// the write that is going on.
 	unsaved *spec.Snapshot
+	changed change
+	kept    kept
 	// pause ends the rest after a write. It is nil before the first write. paced reports whether a write or its rest is
 	// going on.
 	pause *time.Timer
@@ -163,6 +169,7 @@ func (w *watch) take(u spec.Update) {
 		}
 	} else {
 		w.answered, w.held, w.unsaved, w.earlier = true, nil, u.Snapshot, nil
+		w.changed.add(u.Delta)
 		if !w.paced { // the first write does not wait, because a node may lose its power in its first seconds
 			w.save()
 		}
@@ -211,16 +218,18 @@ func (w *watch) found(snap *spec.Snapshot) {
 
 // save starts to write the unsaved Snapshot, if there is one.
 func (w *watch) save() {
-	snap := w.unsaved
+	snap, changed := w.unsaved, w.changed
 	w.unsaved, w.paced = nil, snap != nil
 	if snap == nil {
 		return
 	}
+	w.changed = change{}
 	w.working.Go(func() {
 		started := time.Now()
-		err := w.keep(context.WithoutCancel(w.ctx), snap)
+		err := w.keep(context.WithoutCancel(w.ctx), snap, changed)
 		w.mu.Lock()
 		defer w.mu.Unlock()
+		w.changed.all = w.changed.all || err != nil
 		if err != nil && w.unsaved == nil {
 			w.unsaved = snap
 		}
@@ -272,7 +281,7 @@ func (w *watch) finish() {
 		if w.unsaved == nil {
 			return struct{}{}, nil
 		}
-		return struct{}{}, w.keep(context.Background(), w.unsaved)
+		return struct{}{}, w.keep(context.Background(), w.unsaved, w.changed)
 	})
 	if err != nil && !errors.Is(err, errUnknownOwner) {
 		w.o.Log.Warn("the last good state of "+w.o.Input+" is not kept for the next start", "error", err)
@@ -313,13 +322,16 @@ func (s *Source) restore(ctx context.Context, file, cluster string) *spec.Snapsh
 // errUnknownOwner means that the cluster is not known, so that the file could not be matched later.
 var errUnknownOwner = errors.New("it is not known yet which cluster this is")
 
-// keep writes a Snapshot.
-func (w *watch) keep(ctx context.Context, snap *spec.Snapshot) error {
+// keep writes a Snapshot, or what has changed in it.
+func (w *watch) keep(ctx context.Context, snap *spec.Snapshot, changed change) error {
 	cluster := w.o.Cluster()
 	if cluster == "" {
 		return errUnknownOwner
 	}
-	h := header{Cluster: cluster, Node: w.o.Node, Revision: snap.Revision.ID, Dirty: snap.Revision.Dirty, ProxyOnly: snap.Revision.ProxyOnly, Saved: time.Now().UTC()}
+	h := header{Cluster: cluster, Node: w.o.Node, Revision: snap.Revision.ID, Dirty: snap.Revision.Dirty, Signer: snap.Revision.Signer, ProxyOnly: snap.Revision.ProxyOnly, Saved: time.Now().UTC()}
 	file := w.o.File(snap)
-	return w.gate.Do(ctx, writeLimit, "writing "+file, func() error { return save(file, h, snap) })
+	return w.gate.Do(ctx, writeLimit, "writing "+file, func() error {
+		changed.all = changed.all || !w.o.Appends
+		return w.kept.update(file, h, snap, changed)
+	})
 }

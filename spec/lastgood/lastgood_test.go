@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,6 +25,7 @@ import (
 	"weir/backends/dataplane"
 	"weir/spec"
 	"weir/spec/probe"
+	"weir/spec/seed"
 )
 
 var name = dataplane.ServiceName{Namespace: "default", Name: "web"}
@@ -165,7 +168,7 @@ func TestNoPlaceToKeep(t *testing.T) {
 func TestDamagedFilesAreIgnored(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "api")
 	want := header{Cluster: "c", Node: "n"}
-	if err := save(file, want, snapshot("7")); err != nil {
+	if err := new(kept).save(file, want, snapshot("7")); err != nil {
 		t.Fatal(err)
 	}
 	whole, err := os.ReadFile(file)
@@ -181,6 +184,116 @@ func TestDamagedFilesAreIgnored(t *testing.T) {
 				t.Fatalf("accepted with byte %d damaged or missing", i)
 			}
 		}
+	}
+}
+
+// TestChangesAreAppended keeps random changes of a thousand Services. What is loaded is what was kept last, and a change costs the
+// disk as much as it is large. A file that was cut off is an earlier state, and so is one of which a change is damaged.
+func TestChangesAreAppended(t *testing.T) {
+	rnd := seed.Rand(t)
+	file := filepath.Join(t.TempDir(), "api")
+	named := func(i int) dataplane.ServiceName {
+		return dataplane.ServiceName{Namespace: "default", Name: fmt.Sprint("s", i)}
+	}
+	snap := spec.Snapshot{Nodes: map[string]*corev1.Node{}}
+	version := 0
+	edit := func(names ...dataplane.ServiceName) {
+		services, loose := snap.Services.Edit(), snap.Slices.Edit()
+		for _, name := range names {
+			version++
+			slice := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: name.Namespace, Name: fmt.Sprint(name.Name, "-", version)}}
+			services.Delete(name)
+			loose.Delete(name)
+			switch rnd.IntN(6) {
+			case 0:
+			case 1:
+				loose.Put(name, spec.Slices{List: []*discoveryv1.EndpointSlice{slice}})
+			default:
+				services.Put(name, &spec.Service{Name: name, Origin: spec.Origin{ResourceVersion: fmt.Sprint(version)}, Slices: []*discoveryv1.EndpointSlice{slice},
+					Object: &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name}}})
+			}
+		}
+		snap.Services, snap.Slices = services.Commit(), loose.Commit()
+		snap.Revision.ID = fmt.Sprint(version)
+	}
+	for i := range 1000 {
+		edit(named(i))
+	}
+	owner := header{Cluster: "c", Node: "n"}
+	h := func() header { return header{Cluster: "c", Node: "n", Revision: snap.Revision.ID} }
+	text := func(s *spec.Snapshot) string {
+		var b strings.Builder
+		for svc := range s.Services.All() {
+			fmt.Fprintln(&b, svc.Name, svc.Origin.ResourceVersion, svc.Slices[0].Name, len(svc.Slices))
+		}
+		for name := range s.Slices.Names() {
+			fmt.Fprintln(&b, name, s.Slices.Get(name).List[0].Name)
+		}
+		return fmt.Sprintln(b.String(), s.Revision.ID, slices.Sorted(maps.Keys(s.Nodes)))
+	}
+	var k kept
+	states := map[string]bool{}
+	if err := k.update(file, h(), &snap, change{all: true}); err != nil {
+		t.Fatal(err)
+	}
+	states[text(&snap)] = true
+	base, rewritten, size := k.size, 0, k.size
+	for round := range 300 {
+		var c change
+		for range 1 + rnd.IntN(8) {
+			name := named(rnd.IntN(1100))
+			edit(name)
+			c.add(spec.Delta{Services: []dataplane.ServiceName{name}})
+		}
+		if rnd.IntN(10) == 0 {
+			node := fmt.Sprint("n", round)
+			snap.Nodes = map[string]*corev1.Node{node: {ObjectMeta: metav1.ObjectMeta{Name: node}}}
+			c.add(spec.Delta{Nodes: true})
+		}
+		if err := k.update(file, h(), &snap, c); err != nil {
+			t.Fatal(err)
+		}
+		states[text(&snap)] = true
+		if k.size < size {
+			rewritten++
+		} else if k.size-size > 4096 {
+			t.Errorf("a change of %d Services took %d bytes", len(c.services), k.size-size)
+		}
+		size = k.size
+		if round%10 > 0 {
+			continue
+		}
+		if got, _, err := load(t.Context(), file, owner); err != nil || text(got) != text(&snap) {
+			t.Fatalf("round %d: %v, or not what was kept", round, err)
+		}
+	}
+	if rewritten == 0 || rewritten > 20 || k.size > 2*base+128<<10 {
+		t.Errorf("written anew %d times; now %d bytes, at first %d", rewritten, k.size, base)
+	}
+	whole, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		at := rnd.IntN(len(whole))
+		for _, bad := range [][]byte{whole[:at], append(append(slices.Clone(whole[:at]), whole[at]^0x40), whole[at+1:]...)} {
+			if err := os.WriteFile(file, bad, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got, _, err := load(t.Context(), file, owner); err == nil && !states[text(got)] {
+				t.Fatalf("with byte %d of %d damaged or missing, it loads what there never was", at, len(whole))
+			}
+		}
+	}
+	// What another process has changed is not appended to.
+	edit(named(1))
+	c := change{}
+	c.add(spec.Delta{Services: []dataplane.ServiceName{named(1)}})
+	if err := k.update(file, h(), &snap, c); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, err := load(t.Context(), file, owner); err != nil || text(got) != text(&snap) {
+		t.Errorf("after the file was damaged: %v, or not what was kept", err)
 	}
 }
 

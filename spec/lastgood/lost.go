@@ -65,6 +65,9 @@ func (w *watch) lost(snap *spec.Snapshot) spec.Problems {
 	if kept.ConfigOrigin.File != "" && snap.ConfigOrigin.File == "" {
 		report(kept.ConfigOrigin, "KubeProxyConfiguration", "was")
 	}
+	if kept.Weir.AllowedSigners != "" && snap.Weir.AllowedSigners == "" {
+		report(kept.WeirOrigin, "WeirConfiguration", "was")
+	}
 	if more := len(out) - maxLost; more > 0 {
 		out = append(slices.Clip(out[:maxLost]), spec.Problem{Detail: fmt.Sprintf("and %d more like these", more)})
 	}

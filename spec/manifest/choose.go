@@ -15,8 +15,8 @@ import (
 	"weir/spec/document"
 )
 
-// ChoiceOf returns what the WeirConfiguration in a file says about the choice of files.
-func ChoiceOf(name string, data []byte) (c spec.Choice, ok bool) {
+// WeirOf returns the WeirConfiguration in a file, and the line of its allowedSigners, before the file is used.
+func WeirOf(name string, data []byte) (w spec.WeirConfiguration, line int, ok bool) {
 	texts, _ := document.Split(name, data)
 	for _, text := range texts {
 		if !bytes.Contains(text.Data, []byte(config.WeirKind)) {
@@ -27,10 +27,10 @@ func ChoiceOf(name string, data []byte) (c spec.Choice, ok bool) {
 			continue
 		}
 		if w, problems := config.DecodeWeir(config.Doc{File: name, Document: doc}); len(problems) == 0 {
-			return w.Choice, true
+			return w, doc.Line("allowedSigners"), true
 		}
 	}
-	return c, false
+	return w, 0, false
 }
 
 // leaveOut skips an object that is not chosen, and reports whether it did.

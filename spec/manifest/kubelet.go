@@ -67,7 +67,7 @@ func (d *decoding) kubelet(at *document.Document) {
 	}
 }
 
-// metadata are where clouds tell machines who they are.
+// metadata are the addresses at which clouds describe their machines.
 var metadata = []netip.Prefix{netip.MustParsePrefix("169.254.169.0/24"), netip.MustParsePrefix("169.254.170.0/24"), netip.MustParsePrefix("fd00:ec2::/32")}
 
 // notOfNames returns what an address is at which weir cannot answer pods, or "". A link-local address is usual: that of a NodeLocal

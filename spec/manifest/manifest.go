@@ -57,6 +57,7 @@ type Options struct {
 type Set struct {
 	opts    Options
 	decoder decoder
+	signers *string // see Expect
 
 	files map[string]*file
 	// refused holds the files of the last Update if that was refused, so that its valid documents are not decoded
@@ -199,6 +200,10 @@ func (s *Set) known(path string) []doc {
 	}
 	return nil
 }
+
+// Expect says by which allowed signers file the caller has the input of the next Updates checked. A configuration that demands
+// another is refused. Without a call, what the configuration demands is the caller's matter.
+func (s *Set) Expect(allowedSigners string) { s.signers = &allowedSigners }
 
 // Holds reports whether the file of that path declares anything.
 func (s *Set) Holds(path string) bool {

@@ -522,8 +522,8 @@ func addAnnotated(to *spec.Probes, p *probe.Probe, svc *corev1.Service) {
 	}
 }
 
-// ProbesOf returns what the annotations of a Service of an API server say about probes, or nil. There is nobody here to refuse
-// what is wrong, so that it is ignored with a notice.
+// ProbesOf returns what the annotations of a Service of an API server say about probes, or nil. The API server has accepted
+// them, so what is wrong is ignored with a notice.
 func ProbesOf(svc *corev1.Service, origin spec.Origin) (*spec.Probes, []spec.Notice) {
 	v := &validator{}
 	a := v.annotatedProbes(svc, nil)
@@ -560,7 +560,7 @@ func asks(p *probe.Probe, port *corev1.ServicePort) bool {
 	return port.Protocol == tcp || port.Protocol == "" || !p.Port.IsZero()
 }
 
-// policyNotices tells what of a policy is not used. counts has the policies before it that count.
+// policyNotices returns notices of the parts of a policy that are not used. counts has the policies before it that count.
 func (u *update) policyNotices(svc *spec.Service, p *placed, counts map[string]*placed) {
 	notice := func(field, format string, args ...any) {
 		svc.Notices = append(svc.Notices, spec.ProbeNotUsed.Notice(p.origin(), p.id.String(), field, fmt.Sprintf(format, args...)))

@@ -316,7 +316,7 @@ func (u *update) settings() (snap spec.Snapshot) {
 		*first = d
 		switch {
 		case d.config.weir != nil:
-			snap.Weir = *d.config.weir
+			snap.Weir, snap.WeirOrigin = *d.config.weir, d.origin()
 		case d.config.proxy != nil:
 			snap.Config, snap.ConfigOrigin = d.config.proxy.KubeProxyConfiguration, d.origin()
 			snap.UDPIdleTimeout, snap.MinSyncPeriodGiven = d.config.proxy.UDPIdleTimeout, d.config.proxy.MinSyncPeriodGiven
@@ -336,6 +336,10 @@ func (u *update) settings() (snap spec.Snapshot) {
 		}
 	}
 	snap.Weir = u.opts.Overrides.Apply(snap.Weir)
+	if u.signers != nil && *u.signers != snap.Weir.AllowedSigners {
+		u.problems = append(u.problems, spec.Problem{Origin: snap.WeirOrigin, Object: "WeirConfiguration", Field: "allowedSigners",
+			Detail: "cannot be followed from here, such as from a kustomization or standard input; have the WeirConfiguration in a file of its own outside of what it is to check, and give that with -f or --config"})
+	}
 	if snap.Weir.ServiceCIDRsGiven {
 		u.subnetNotices = slices.DeleteFunc(u.subnetNotices, func(spec.Notice) bool { return true }) // it does not matter
 	}
@@ -369,7 +373,7 @@ func (u *update) finish(rev spec.Revision) *spec.Snapshot {
 	before := len(u.problems)
 	snap := u.settings()
 	if len(u.problems) == before && u.configured() {
-		u.valid = &spec.Snapshot{Config: snap.Config, ConfigOrigin: snap.ConfigOrigin, Weir: snap.Weir}
+		u.valid = &spec.Snapshot{Config: snap.Config, ConfigOrigin: snap.ConfigOrigin, Weir: snap.Weir, WeirOrigin: snap.WeirOrigin}
 	}
 	snap.Revision = rev
 	if u.last == nil || !slices.Equal(u.last.Weir.ServiceCIDRs, snap.Weir.ServiceCIDRs) || u.last.Weir.ServiceCIDRsGiven != snap.Weir.ServiceCIDRsGiven || u.pools.min != snap.Weir.NodePortMin || u.pools.max != snap.Weir.NodePortMax {

@@ -56,16 +56,17 @@ func DataPath(c *kubeproxyconfig.KubeProxyConfiguration, s Section, n Node) (dat
 		return dataplane.Config{}, err
 	}
 	return dataplane.Config{
-		Families:           n.Families,
-		MasqueradeAll:      s.MasqueradeAll,
-		MasqueradeMark:     s.MasqueradeMark,
-		LocalDetector:      detector,
-		LocalhostNodePorts: s.LocalhostNodePorts && ports.localhost,
-		NodePortAddresses:  ports.addrs,
-		NodeAddresses:      outward(n.Addresses),
-		Bridged:            n.Bridged,
-		BridgedThrough:     n.BridgedThrough,
-		TCPBeLiberal:       c.Conntrack.TCPBeLiberal,
+		Families:               n.Families,
+		MasqueradeAll:          s.MasqueradeAll,
+		MasqueradeMark:         s.MasqueradeMark,
+		LocalDetector:          detector,
+		LocalhostNodePorts:     s.LocalhostNodePorts && ports.localhost[dataplane.IPv4],
+		LocalhostNodePortsIPv6: s.LocalhostNodePorts && ports.localhost[dataplane.IPv6],
+		NodePortAddresses:      ports.addrs,
+		NodeAddresses:          outward(n.Addresses),
+		Bridged:                n.Bridged,
+		BridgedThrough:         n.BridgedThrough,
+		TCPBeLiberal:           c.Conntrack.TCPBeLiberal,
 	}, nil
 }
 

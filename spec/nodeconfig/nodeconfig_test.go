@@ -52,9 +52,9 @@ func TestDataPath(t *testing.T) {
 	c.IPTables.MasqueradeBit, c.NFTables.MasqueradeAll = &bit, true
 	c.Conntrack.TCPBeLiberal = true
 	want := dataplane.Config{
-		Families: node.Families, MasqueradeMark: 1 << 5, LocalhostNodePorts: true, TCPBeLiberal: true,
+		Families: node.Families, MasqueradeMark: 1 << 5, LocalhostNodePorts: true, LocalhostNodePortsIPv6: true, TCPBeLiberal: true,
 		LocalDetector:     dataplane.LocalDetector{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}},
-		NodePortAddresses: addrs("127.0.0.1"), NodeAddresses: addrs("192.0.2.7"),
+		NodePortAddresses: addrs("127.0.0.1", "::1"), NodeAddresses: addrs("192.0.2.7"),
 	}
 	check := func(what string, s Section) {
 		t.Helper()
@@ -69,7 +69,7 @@ func TestDataPath(t *testing.T) {
 
 	never := false
 	c.IPTables.LocalhostNodePorts = &never
-	want.MasqueradeMark, want.MasqueradeAll, want.LocalhostNodePorts = 1<<5, false, false
+	want.MasqueradeMark, want.MasqueradeAll, want.LocalhostNodePorts, want.LocalhostNodePortsIPv6 = 1<<5, false, false, false
 	check("iptables without localhostNodePorts", IPTables(c))
 
 	for _, mistake := range []func(c *kubeproxyconfig.KubeProxyConfiguration){
@@ -211,22 +211,23 @@ func TestResolveNodePorts(t *testing.T) {
 		want      []string
 		primary   []netip.Addr
 		addrs     []netip.Addr
-		localhost bool
+		localhost string
 	}{
-		{"unset", nil, nil, nil, true},
-		{"all", []string{"all"}, nil, nil, true},
-		{"all by number", []string{"0.0.0.0/0", "::/0"}, nil, nil, true},
-		{"all of one family", []string{"0.0.0.0/0"}, nil, nil, true},
-		{"one network, the other family is free", []string{"192.0.2.0/24"}, nil, addrs("192.0.2.7", "2001:db8:1::7"), false},
-		{"both families", []string{"192.0.2.0/24", "2001:db8:1::/64"}, nil, addrs("192.0.2.7", "2001:db8:1::7"), false},
-		{"a network that the node is not in", []string{"203.0.113.0/24", "fd00::/8"}, nil, addrs(), false},
-		{"IPv6 only limited", []string{"fd00::/8"}, nil, addrs("127.0.0.1", "192.0.2.7", "198.51.100.7"), true},
-		{"localhost", []string{"localhost"}, nil, addrs("127.0.0.1"), true},
-		{"primary", []string{"primary"}, addrs("198.51.100.7", "2001:db8:1::7"), addrs("198.51.100.7", "2001:db8:1::7"), false},
-		{"primary of one family", []string{"primary"}, addrs("198.51.100.7"), addrs("198.51.100.7", "2001:db8:1::7"), false},
-		{"primary and localhost", []string{"primary", "localhost"}, addrs("192.0.2.7", "2001:db8:1::7"), addrs("127.0.0.1", "192.0.2.7", "2001:db8:1::7"), true},
-		{"primary that the node does not have", []string{"primary", "::/128"}, addrs("203.0.113.1"), addrs(), false},
-		{"everything wins", []string{"192.0.2.0/24", "0.0.0.0/0"}, nil, nil, true},
+		{"unset", nil, nil, nil, "4 6"},
+		{"all", []string{"all"}, nil, nil, "4 6"},
+		{"all by number", []string{"0.0.0.0/0", "::/0"}, nil, nil, "4 6"},
+		{"all of one family", []string{"0.0.0.0/0"}, nil, nil, "4 6"},
+		{"one network, the other family is free", []string{"192.0.2.0/24"}, nil, addrs("192.0.2.7", "::1", "2001:db8:1::7"), "6"},
+		{"both families", []string{"192.0.2.0/24", "2001:db8:1::/64"}, nil, addrs("192.0.2.7", "2001:db8:1::7"), ""},
+		{"a network that the node is not in", []string{"203.0.113.0/24", "fd00::/8"}, nil, addrs(), ""},
+		{"IPv6 only limited", []string{"fd00::/8"}, nil, addrs("127.0.0.1", "192.0.2.7", "198.51.100.7"), "4"},
+		{"localhost", []string{"localhost"}, nil, addrs("127.0.0.1", "::1"), "4 6"},
+		{"only ::1", []string{"::1/128", "192.0.2.0/24"}, nil, addrs("192.0.2.7", "::1"), "6"},
+		{"primary", []string{"primary"}, addrs("198.51.100.7", "2001:db8:1::7"), addrs("198.51.100.7", "2001:db8:1::7"), ""},
+		{"primary of one family", []string{"primary"}, addrs("198.51.100.7"), addrs("198.51.100.7", "::1", "2001:db8:1::7"), "6"},
+		{"primary and localhost", []string{"primary", "localhost"}, addrs("192.0.2.7", "2001:db8:1::7"), addrs("127.0.0.1", "192.0.2.7", "::1", "2001:db8:1::7"), "4 6"},
+		{"primary that the node does not have", []string{"primary", "::/128"}, addrs("203.0.113.1"), addrs(), ""},
+		{"everything wins", []string{"192.0.2.0/24", "0.0.0.0/0"}, nil, nil, "4 6"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -234,7 +235,7 @@ func TestResolveNodePorts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(nodePorts{tt.addrs, tt.localhost}, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.AllowUnexported(nodePorts{})); diff != "" {
+			if diff := cmp.Diff(nodePorts{tt.addrs, map[dataplane.Family]bool{dataplane.IPv4: strings.Contains(tt.localhost, "4"), dataplane.IPv6: strings.Contains(tt.localhost, "6")}}, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.AllowUnexported(nodePorts{})); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
@@ -273,6 +274,30 @@ func TestNodeCIDRWithoutARange(t *testing.T) {
 		got := fmt.Sprint(DetectionNotices(c, spec.Origin{File: "c.yaml", Line: 1}, "n", tt.object, tt.last))
 		if tt.notice == "" && got != "[]" || !strings.Contains(got, tt.notice) {
 			t.Errorf("%s: %s", tt.name, got)
+		}
+	}
+}
+
+// TestProxiedLoopback has weir serve ::1 where a bridge with IPv6 passes its frames through the packet filter, and nowhere else.
+func TestProxiedLoopback(t *testing.T) {
+	four, six := netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:244:1::/64")
+	both := []dataplane.Family{dataplane.IPv4, dataplane.IPv6}
+	for _, tc := range []struct {
+		name   string
+		config dataplane.Config
+		told   bool
+	}{
+		{"no bridge", dataplane.Config{Families: both, LocalhostNodePortsIPv6: true}, false},
+		{"a bridge with IPv4", dataplane.Config{Families: both, LocalhostNodePortsIPv6: true, BridgedThrough: []netip.Prefix{four}}, false},
+		{"a bridge past the filter", dataplane.Config{Families: both, LocalhostNodePortsIPv6: true, Bridged: []netip.Prefix{six}}, false},
+		{"a bridge", dataplane.Config{Families: both, LocalhostNodePortsIPv6: true, BridgedThrough: []netip.Prefix{four, six}}, true},
+		{"not asked for", dataplane.Config{Families: both, LocalhostNodePorts: true, BridgedThrough: []netip.Prefix{six}}, false},
+		{"no IPv6", dataplane.Config{Families: both[:1], LocalhostNodePortsIPv6: true, BridgedThrough: []netip.Prefix{six}}, false},
+	} {
+		c := tc.config
+		found := ProxiedLoopback(&c, spec.Origin{})
+		if told := len(found) == 1 && found[0].ID() == spec.LoopbackProxied; told != tc.told || c.LocalhostNodePortsIPv6 != (tc.config.LocalhostNodePortsIPv6 && !tc.told) || c.ProxiesLoopbackIPv6 != tc.told {
+			t.Errorf("%s: %v, served %v", tc.name, found, c.LocalhostNodePortsIPv6)
 		}
 	}
 }

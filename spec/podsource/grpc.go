@@ -17,7 +17,7 @@ import (
 const (
 	// maxAnswer bounds an answer of a gRPC service in bytes, as the kubelet does; maxHeader bounds what comes beside it.
 	maxAnswer, maxHeader = 16 << 20, 64 << 10
-	// maxText bounds what of an error's text is told.
+	// maxText bounds the part of an error's text that is told.
 	maxText = 300
 )
 

@@ -62,7 +62,7 @@ type Source struct{ o Options }
 var _ spec.Source = (*Source)(nil)
 
 // maxRetry is the longest wait before the Reader is started again. After a boot, pods come with other addresses than the last
-// known ones, and nobody is served until the runtime answers.
+// known ones, and no endpoint is served until the runtime answers.
 const maxRetry = time.Second
 
 // New returns a Source.
@@ -138,8 +138,8 @@ func (s *Source) Watch(ctx context.Context, sink func(spec.Update)) error {
 	}
 }
 
-// gather runs a Reader, whose changes pass the damper. Changes that come while sink is busy are one for it, because each costs as much as a Service has pods:
-// when 1,000 start at once, a few are served at once and the rest together.
+// gather runs a Reader, whose changes pass the damper. Changes that come while sink is busy are one for it, because each costs
+// as much as a Service has pods: when 1,000 start at once, a few are served at once and the rest together.
 func gather(ctx context.Context, r Reader, d *damper, sink func(Change)) error {
 	var (
 		mu      sync.Mutex

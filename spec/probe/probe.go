@@ -224,7 +224,7 @@ type Verdict uint8
 
 // The verdicts.
 const (
-	// Unknown says nothing about the endpoint, as when an answer is cut in the middle or nobody can run a command: neither
+	// Unknown says nothing about the endpoint, as when an answer is cut in the middle or no runtime can run a command: neither
 	// threshold is nearer.
 	Unknown Verdict = iota
 	Success

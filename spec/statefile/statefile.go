@@ -13,6 +13,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 )
 
@@ -21,11 +23,13 @@ var ErrUntrusted = errors.New("is not used")
 
 // Open opens a regular file in a state directory for reading. It follows no symlink at the end of the path, and opens
 // neither FIFOs nor devices.
-func Open(path string) (*os.File, error) {
+func Open(path string) (*os.File, error) { return open(path, os.O_RDONLY) }
+
+func open(path string, flags int) (*os.File, error) {
 	if err := CheckDir(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW|syscall.O_NOCTTY, 0)
+	f, err := os.OpenFile(path, flags|syscall.O_NONBLOCK|syscall.O_NOFOLLOW|syscall.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -35,7 +39,9 @@ func Open(path string) (*os.File, error) {
 	case !fi.Mode().IsRegular():
 		err = fmt.Errorf("%s is not a regular file, so it %w; remove it", path, ErrUntrusted)
 	default:
-		err = Check(path, fi, 0o022)
+		if err = Check(path, fi, 0o022); err != nil {
+			err = fmt.Errorf("%w, or remove it", err)
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -45,30 +51,103 @@ func Open(path string) (*os.File, error) {
 
 // Check returns an error unless the file is root's or this process's user's, and gives others none of the permissions.
 func Check(path string, fi fs.FileInfo, permissions fs.FileMode) error {
-	uid := int(fi.Sys().(*syscall.Stat_t).Uid)
-	switch {
-	case !Ours(uid):
-		return fmt.Errorf("%s belongs to user %d, so it %w; remove it, or chown it to the user that weir runs as", path, uid, ErrUntrusted)
-	case fi.Mode().Perm()&permissions != 0:
-		return fmt.Errorf("%s has mode %04o, so that others could have changed it, and it %w; remove it, or chmod go-w it", path, fi.Mode().Perm(), ErrUntrusted)
+	if uid := int(fi.Sys().(*syscall.Stat_t).Uid); !Ours(uid) {
+		return fmt.Errorf("%s belongs to user %d, so it %w; chown it to the user that weir runs as", path, uid, ErrUntrusted)
 	}
-	return nil
+	return checkMode(path, fi, permissions)
+}
+
+func checkMode(path string, fi fs.FileInfo, permissions fs.FileMode) error {
+	if fi.Mode().Perm()&permissions == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s has mode %04o, so that others could have changed it, and it %w; chmod go-w it", path, fi.Mode().Perm(), ErrUntrusted)
 }
 
 // Ours reports whether a user could do everything that this process does.
 func Ours(uid int) bool { return uid == 0 || uid == os.Geteuid() }
 
-// CheckDir checks a state directory. Others may write to it only if its sticky bit keeps them from replacing files.
+// CheckDir checks a directory. Others may write to it only if its sticky bit keeps them from replacing files.
 func CheckDir(dir string) error {
 	fi, err := os.Stat(dir)
 	if err != nil {
 		return err
 	}
-	permissions := fs.FileMode(0o022)
-	if fi.Mode()&fs.ModeSticky != 0 {
-		permissions = 0
+	return Check(dir, fi, replacing(fi))
+}
+
+// CheckWay checks each directory in which a path is looked up, through its symlinks, and those symlinks: the owner of one, and
+// others that may write to it, can have the path lead to another file. The file itself is not checked. links are where the symlinks
+// are, without other symlinks.
+func CheckWay(path string) (links []string, err error) {
+	if path, err = filepath.Abs(path); err != nil {
+		return nil, err
 	}
-	return Check(dir, fi, permissions)
+	const most = 40 // as in the kernel
+	dir, todo := "/", strings.Split(path, "/")
+	for len(todo) > 0 {
+		part := todo[0]
+		todo = todo[1:]
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			dir = filepath.Dir(dir)
+			continue
+		}
+		fi, err := os.Stat(dir)
+		if err == nil {
+			err = checkOnWay(dir, fi, replacing(fi))
+		}
+		if err != nil {
+			return links, err
+		}
+		dir = filepath.Join(dir, part)
+		if fi, err = os.Lstat(dir); err != nil {
+			return links, err
+		}
+		if fi.Mode()&fs.ModeSymlink == 0 {
+			continue
+		}
+		if links = append(links, dir); len(links) > most {
+			return links, &fs.PathError{Op: "open", Path: path, Err: syscall.ELOOP}
+		}
+		if err = checkOnWay(dir, fi, 0); err != nil {
+			return links, err
+		}
+		text, err := os.Readlink(dir)
+		if err != nil {
+			return links, err
+		}
+		if dir = filepath.Dir(dir); filepath.IsAbs(text) {
+			dir = "/"
+		}
+		todo = append(strings.Split(text, "/"), todo...)
+	}
+	return links, nil
+}
+
+// checkOnWay is Check for what leads to a file.
+func checkOnWay(path string, fi fs.FileInfo, permissions fs.FileMode) error {
+	if uid := int(fi.Sys().(*syscall.Stat_t).Uid); !Ours(uid) && !unmapped(uid) {
+		return fmt.Errorf("%s belongs to user %d, so that what it leads to %w; have that elsewhere, such as in /etc/weir", path, uid, ErrUntrusted)
+	}
+	return checkMode(path, fi, permissions)
+}
+
+// unmapped reports whether a user has no number in this user namespace, as root has none in one of an ordinary user.
+func unmapped(uid int) bool {
+	const overflow = 65534
+	users, err := os.ReadFile("/proc/self/uid_map")
+	return uid == overflow && err == nil && !slices.Equal(strings.Fields(string(users)), []string{"0", "0", "4294967295"})
+}
+
+// replacing returns the permissions with which others can replace what a directory holds.
+func replacing(dir fs.FileInfo) fs.FileMode {
+	if dir.Mode()&fs.ModeSticky != 0 {
+		return 0
+	}
+	return 0o022
 }
 
 // MakeDir creates a state directory if it does not exist, and checks it.

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -126,4 +128,119 @@ func TestOpenRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLog appends to a file, as far as it is what was left, and small beside what is appended.
+func TestLog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	base := func(l *Log) {
+		t.Helper()
+		if err := l.Write(path, func(w io.Writer) error { _, err := io.WriteString(w, "base;"); return err }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var l Log
+	if err := l.Append(path, []byte("x")); !errors.Is(err, ErrRewrite) {
+		t.Errorf("before there is a file: %v", err)
+	}
+	base(&l)
+	for _, change := range []string{"one;", "two;"} {
+		if err := l.Append(path, []byte(change)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "base;one;two;" {
+		t.Errorf("%q, %v", text, err)
+	}
+	if err := l.Append(path, make([]byte, minAppended)); !errors.Is(err, ErrRewrite) {
+		t.Errorf("more than may be appended: %v", err)
+	}
+	for what, harm := range map[string]func() error{
+		"written to":  func() error { return os.WriteFile(path, []byte("base;and more"), 0o600) },
+		"cut off":     func() error { return os.Truncate(path, 3) },
+		"gone":        func() error { return os.Remove(path) },
+		"open to all": func() error { return os.Chmod(path, 0o666) },
+		"a symlink":   func() error { return errors.Join(os.Rename(path, path+"2"), os.Symlink(path+"2", path)) },
+		"a FIFO":      func() error { return errors.Join(os.Remove(path), syscall.Mkfifo(path, 0o600)) },
+	} {
+		base(&l)
+		if err := harm(); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Append(path, []byte("x")); err == nil {
+			t.Errorf("%s: appended", what)
+		}
+		if err := l.Append(path, []byte("x")); !errors.Is(err, ErrRewrite) {
+			t.Errorf("%s: after an error: %v", what, err)
+		}
+	}
+	base(&l)
+	if err := l.Append(path+"2", []byte("x")); !errors.Is(err, ErrRewrite) {
+		t.Errorf("another path: %v", err)
+	}
+}
+
+// TestCheckWay leads a path through symlinks, over other directories, to a file, and then has another user own, or be able to
+// write to, one of the directories or symlinks on the way.
+func TestCheckWay(t *testing.T) {
+	const other = 4242
+	base := t.TempDir()
+	in := func(name string) string { return filepath.Join(base, name) }
+	var dirs []string
+	for _, d := range []string{"start", "start/deep", "hop", "hop/over", "end", "end/here"} {
+		dirs = append(dirs, in(d))
+		if err := os.Mkdir(in(d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	links := map[string]string{in("start/deep/file"): "../../hop/over/link", in("hop/over/link"): in("end/to/file"), in("end/to"): "./here"}
+	for from, to := range links {
+		if err := os.Symlink(to, from); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := put(in("end/here/file"), "text"); err != nil {
+		t.Fatal(err)
+	}
+	check := func(what string, trusted bool) {
+		t.Helper()
+		if _, err := CheckWay(in("start/deep/file")); (err == nil) != trusted || !trusted && !errors.Is(err, ErrUntrusted) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	check("as made", true)
+	for _, d := range dirs {
+		for mode, trusted := range map[fs.FileMode]bool{0o775: false, 0o757: false, 0o777 | fs.ModeSticky: true, 0o700: true} {
+			if err := os.Chmod(d, mode); err != nil {
+				t.Fatal(err)
+			}
+			check(fmt.Sprintf("%s has mode %v", d, mode), trusted)
+		}
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := CheckWay(in("start/deep/file")); err != nil || !slices.Equal(got, []string{in("start/deep/file"), in("hop/over/link"), in("end/to")}) {
+		t.Errorf("the symlinks are %v, %v", got, err)
+	}
+	if _, err := CheckWay(in("start/nothing/file")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a path to nothing: %v", err)
+	}
+	if err := errors.Join(os.Symlink("round", in("hop/about")), os.Symlink("about", in("hop/round"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := CheckWay(in("hop/round")); !errors.Is(err, syscall.ELOOP) {
+		t.Errorf("a path that goes round: %v", err)
+	}
+	netlab.RequireRoot(t, "give directories away")
+	for _, what := range append(dirs, slices.Collect(maps.Keys(links))...) {
+		if err := os.Lchown(what, other, other); err != nil {
+			t.Fatal(err)
+		}
+		check(what+" is another's", false)
+		if err := os.Lchown(what, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check("as at first", true)
 }

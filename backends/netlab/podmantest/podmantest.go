@@ -51,7 +51,7 @@ func New(t testing.TB, start func(*exec.Cmd) error) *Podman {
 	}
 	p.env = append(os.Environ(), "CONTAINERS_CONF="+conf)
 	t.Cleanup(func() { p.remove(t); _ = os.RemoveAll(dir) })
-	p.load(t)
+	p.Import(t, Image, 8080)
 	if out, err := p.output(t.Context(), nil, "run", "--rm", "--network", "host", Image, "/bin/busybox", "true"); err != nil {
 		t.Fatalf("podman cannot run a container here: %v\n%s", err, out)
 	}
@@ -70,10 +70,11 @@ func (p *Podman) output(ctx context.Context, stdin io.Reader, args ...string) (s
 	return strings.TrimSpace(out.String()), err
 }
 
-func (p *Podman) load(t testing.TB) {
+// Import makes an image whose command serves the name of its host over HTTP at a port.
+func (p *Podman) Import(t testing.TB, image string, port int) {
 	t.Helper()
-	out, err := p.output(t.Context(), bytes.NewReader(netlab.RootFS(t)), "import", "--change", `CMD ["/bin/sh","-c","/bin/busybox hostname > /www/index.html; exec /bin/busybox httpd -f -p 8080 -h /www"]`, "-", Image)
-	if err != nil {
+	serve := fmt.Sprintf(`CMD ["/bin/sh","-c","/bin/busybox hostname > /www/index.html; exec /bin/busybox httpd -f -p %d -h /www"]`, port)
+	if out, err := p.output(t.Context(), bytes.NewReader(netlab.RootFS(t)), "import", "--change", serve, "-", image); err != nil {
 		t.Fatalf("podman import: %v\n%s", err, out)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -81,7 +83,61 @@ func (r *Record) Write(w io.Writer) error {
 	return err
 }
 
-// ReadRecord reads what Write wrote. It returns an error for anything else.
+// RecordChange is what a Record gains and loses later.
+type RecordChange struct {
+	Revision     string
+	ServicePorts []*dataplane.ServicePort
+	Gone         []dataplane.ServicePortName
+}
+
+// changeDoc is its JSON form. What is gone is there by its printed name.
+type changeDoc struct {
+	Kind         string                   `json:"kind"`
+	Revision     string                   `json:"revision,omitempty"`
+	ServicePorts []*dataplane.ServicePort `json:"entries,omitempty"`
+	Gone         []string                 `json:"gone,omitempty"`
+}
+
+const changeKind = "NodeSnapshotChange"
+
+// Write writes the change as a line of JSON, to be appended to the Record.
+func (c *RecordChange) Write(w io.Writer) error {
+	doc := changeDoc{Kind: changeKind, Revision: c.Revision, ServicePorts: c.ServicePorts}
+	for _, key := range c.Gone {
+		doc.Gone = append(doc.Gone, key.String())
+	}
+	return json.NewEncoder(w).Encode(doc)
+}
+
+// readChanges applies the changes that follow a Record, up to one that was not written to its end.
+func (r *Record) readChanges(dec *json.Decoder) {
+	var now map[string]*dataplane.ServicePort // of all, once there is a change
+	for {
+		var doc changeDoc
+		if err := dec.Decode(&doc); err != nil || doc.Kind != changeKind || slices.Contains(doc.ServicePorts, nil) {
+			break
+		}
+		if now == nil {
+			now = make(map[string]*dataplane.ServicePort, len(r.ServicePorts))
+			for _, p := range r.ServicePorts {
+				now[p.Key.String()] = p
+			}
+		}
+		r.Revision = doc.Revision
+		for _, name := range doc.Gone {
+			delete(now, name)
+		}
+		for _, p := range doc.ServicePorts {
+			now[p.Key.String()] = p
+		}
+	}
+	if now != nil {
+		r.ServicePorts = slices.SortedFunc(maps.Values(now), func(a, b *dataplane.ServicePort) int { return a.Key.Compare(b.Key) })
+	}
+}
+
+// ReadRecord reads what Write wrote, with the changes that were appended. It returns an error for anything else, but ends at a
+// change that was not written to its end.
 func ReadRecord(r io.Reader) (*Record, error) {
 	in := &io.LimitedReader{R: r, N: maxRecord}
 	dec := json.NewDecoder(in)
@@ -117,5 +173,6 @@ func ReadRecord(r io.Reader) (*Record, error) {
 		seen[e.Key] = true
 		rec.ServicePorts = append(rec.ServicePorts, e)
 	}
+	rec.readChanges(dec)
 	return rec, nil
 }

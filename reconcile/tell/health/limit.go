@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,6 +63,22 @@ func (l *connLimit) closeOldest() {
 	l.mu.Unlock()
 	if e != nil {
 		e.Value.(net.Conn).Close() // which removes it
+	}
+}
+
+// leavePatience is how long awaitNone waits for clients.
+const leavePatience = 2 * time.Second
+
+// awaitNone waits until no connection is open, but not for ever. One that was accepted just before may not be known yet, so it
+// waits a little in any case. http.Server.Shutdown would not answer a question that it reads later.
+func (l *connLimit) awaitNone() {
+	const step = 50 * time.Millisecond
+	for began, none := time.Now(), 0; none < 2 && time.Since(began) < leavePatience; time.Sleep(step) {
+		l.mu.Lock()
+		if l.order.Len() == 0 {
+			none++
+		}
+		l.mu.Unlock()
 	}
 }
 

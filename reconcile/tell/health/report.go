@@ -1,6 +1,7 @@
 package health
 
 import (
+	"net"
 	"net/netip"
 	"time"
 
@@ -108,6 +109,18 @@ func (h *Health) OnReport(r reconcile.Report) {
 		h.services.Sync(h.snap, h.delta)
 		h.delta = spec.Delta{}
 	}
+}
+
+// OpenBy has sockets opened by a function in place of net.Listen. It is called before anything is served.
+func (h *Health) OpenBy(listen func(network, address string) (net.Listener, error)) {
+	h.server.healthz.listen, h.server.metrics.listen, h.services.listen = listen, listen, listen
+}
+
+// Leave is Close, but for the clients that have connected: they get their answers. Others find the process that has the same
+// sockets.
+func (h *Health) Leave() {
+	h.services.Leave()
+	h.server.Leave()
 }
 
 // Close stops serving.

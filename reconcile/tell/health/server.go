@@ -51,7 +51,7 @@ func NewServer(p *Proxy, m *Metrics, log hclog.Logger) *Server {
 	mux := http.NewServeMux()
 	mux.Handle("/healthz", healthz)
 	mux.Handle("/livez", livez)
-	s.healthz = binding{name: "healthz", handler: mux, total: total, log: log}
+	s.healthz = binding{name: "healthz", handler: mux, total: total, log: log, listen: net.Listen}
 
 	mux = http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, "ok") })
@@ -63,7 +63,7 @@ func NewServer(p *Proxy, m *Metrics, log hclog.Logger) *Server {
 	mux.Handle("/debug/pprof/profile", s.profiling(pprof.Profile))
 	mux.Handle("/debug/pprof/symbol", s.profiling(pprof.Symbol))
 	mux.Handle("/debug/pprof/trace", s.profiling(pprof.Trace))
-	s.metrics = binding{name: "metrics", handler: mux, total: total, log: log}
+	s.metrics = binding{name: "metrics", handler: mux, total: total, log: log, listen: net.Listen}
 	return s
 }
 
@@ -82,6 +82,20 @@ func (s *Server) Configure(cfg Config) error {
 func (s *Server) Close() {
 	// An empty address binds nothing, so there is no error.
 	_ = s.Configure(Config{Mode: s.cfg.Load().Mode})
+}
+
+// Leave is Close, but for the clients that have connected: they get their answers. Others find the process that has the same
+// sockets.
+func (s *Server) Leave() {
+	for _, b := range []*binding{&s.healthz, &s.metrics} {
+		b.mu.Lock()
+		if b.ln != nil {
+			b.ln.Close()
+		}
+		b.mu.Unlock()
+	}
+	s.healthz.total.awaitNone()
+	s.Close()
 }
 
 // HealthzAddr and MetricsAddr return where the servers listen; nil if they do not.
@@ -120,6 +134,7 @@ type binding struct {
 	handler http.Handler
 	total   *connLimit
 	log     hclog.Logger
+	listen  func(network, address string) (net.Listener, error)
 
 	mu     sync.Mutex
 	addr   string // the requested address
@@ -186,7 +201,7 @@ func (b *binding) retry(ctx context.Context) {
 
 // rebind opens b.addr and then closes the former listener. b.mu is held.
 func (b *binding) rebind() error {
-	ln, err := net.Listen("tcp", b.addr)
+	ln, err := b.listen("tcp", b.addr)
 	if errors.Is(err, syscall.EADDRINUSE) && b.ln != nil && samePort(b.bound, b.addr) {
 		// It is our own listener that is in the way: 0.0.0.0:10256 and 127.0.0.1:10256 cannot both be open.
 		ln, err = b.swap()
@@ -206,11 +221,11 @@ func (b *binding) rebind() error {
 func (b *binding) swap() (net.Listener, error) {
 	old := b.bound
 	b.close()
-	ln, err := net.Listen("tcp", b.addr)
+	ln, err := b.listen("tcp", b.addr)
 	if err == nil {
 		return ln, nil
 	}
-	if again, e := net.Listen("tcp", old); e == nil {
+	if again, e := b.listen("tcp", old); e == nil {
 		b.serve(again, old)
 	}
 	return nil, err
@@ -238,7 +253,7 @@ func newHTTPServer(h http.Handler, log hclog.Logger) *http.Server {
 }
 
 func serve(srv *http.Server, ln net.Listener, total *connLimit, log hclog.Logger) {
-	if err := srv.Serve(limit(ln, total)); err != nil && !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(limit(ln, total)); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		log.Error("a server stopped", "address", ln.Addr().String(), "error", err)
 	}
 }

@@ -22,9 +22,10 @@ import (
 // ServiceServers answers on the healthCheckNodePort of each Service that has one, so that a load balancer can find the
 // nodes with endpoints. Its methods are called from one goroutine at a time.
 type ServiceServers struct {
-	proxy *Proxy
-	total *connLimit
-	log   hclog.Logger
+	proxy  *Proxy
+	total  *connLimit
+	log    hclog.Logger
+	listen func(network, address string) (net.Listener, error)
 
 	node    string
 	addrs   []netip.Addr // nil for all
@@ -50,7 +51,7 @@ func (n localEndpoints) of(a netip.Addr) int64 {
 
 // NewServiceServers returns ServiceServers that listen on nothing yet.
 func NewServiceServers(p *Proxy, log hclog.Logger) *ServiceServers {
-	return &ServiceServers{proxy: p, total: newTotalLimit(), log: log, servers: map[dataplane.ServiceName]*serviceServer{}, wanted: map[dataplane.ServiceName]serviceHealth{}}
+	return &ServiceServers{proxy: p, total: newTotalLimit(), log: log, listen: net.Listen, servers: map[dataplane.ServiceName]*serviceServer{}, wanted: map[dataplane.ServiceName]serviceHealth{}}
 }
 
 // SetNode sets the node's name, and the addresses to listen on: the nodePortAddresses, nil for all. It takes effect
@@ -84,6 +85,21 @@ func (s *ServiceServers) Sync(snap *spec.Snapshot, d spec.Delta) {
 func (s *ServiceServers) Close() {
 	clear(s.wanted)
 	s.reconcile()
+}
+
+// Leave is Close, but for the clients that have connected, as in Server.
+func (s *ServiceServers) Leave() {
+	for _, srv := range s.servers {
+		srv.mu.Lock()
+		for _, ln := range srv.listeners {
+			ln.Close()
+		}
+		srv.mu.Unlock()
+	}
+	if len(s.servers) > 0 {
+		s.total.awaitNone()
+	}
+	s.Close()
 }
 
 func (s *ServiceServers) want(name dataplane.ServiceName, svc *spec.Service) {
@@ -159,7 +175,7 @@ func (s *ServiceServers) open(name dataplane.ServiceName, port uint16) (*service
 		}
 	}
 	for _, host := range hosts {
-		ln, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
+		ln, err := s.listen("tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
 		if err != nil {
 			srv.close()
 			return nil, fmt.Errorf("listen: %w", err)

@@ -14,7 +14,7 @@ import (
 	"weir/spec"
 )
 
-// Book holds the notices that hold now and that nobody silenced. It is safe for concurrent use.
+// Book holds the notices that hold now and are not silenced. It is safe for concurrent use.
 type Book struct {
 	mu     sync.Mutex
 	snap   *spec.Snapshot

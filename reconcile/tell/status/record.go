@@ -2,13 +2,18 @@ package status
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"syscall"
 
+	"weir/backends/dataplane"
 	"weir/reconcile/tell/changes"
 	"weir/spec/stall"
 	"weir/spec/statefile"
@@ -21,6 +26,39 @@ const recordName = "applied.json"
 // SaveRecord replaces the record in the state directory, which is created if it does not exist.
 func SaveRecord(stateDir string, r *changes.Record) error {
 	return statefile.Write(filepath.Join(stateDir, recordName), func(w io.Writer) error { return r.Write(w) })
+}
+
+// RecordFile keeps the record in a state directory up to date with a Board. What has changed is appended to it, as long as that
+// is little.
+type RecordFile struct {
+	log statefile.Log
+	// head is what the record has besides ServicePorts and its revision.
+	head changes.Record
+}
+
+// Update brings the record up to date. changed has the ServicePorts that differ from when it was written last, nil for those that
+// are gone; it is nil if that is not known.
+func (f *RecordFile) Update(stateDir string, b *Board, changed map[dataplane.ServicePortName]*dataplane.ServicePort) error {
+	path := filepath.Join(stateDir, recordName)
+	head := b.head()
+	revision := head.Revision
+	head.Revision = ""
+	if changed != nil && len(head.Pods) == 0 && reflect.DeepEqual(head, f.head) {
+		c := changes.RecordChange{Revision: revision}
+		for _, key := range slices.SortedFunc(maps.Keys(changed), dataplane.ServicePortName.Compare) {
+			if p := changed[key]; p != nil {
+				c.ServicePorts = append(c.ServicePorts, p)
+			} else {
+				c.Gone = append(c.Gone, key)
+			}
+		}
+		var line bytes.Buffer
+		if err := c.Write(&line); err == nil && f.log.Append(path, line.Bytes()) == nil {
+			return nil
+		}
+	}
+	f.head = head
+	return f.log.Write(path, b.Record().Write)
 }
 
 // LoadRecord returns the record in the state directory. It reads only a file that no other user may have written.

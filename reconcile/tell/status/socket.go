@@ -1,6 +1,7 @@
 package status
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,6 +45,30 @@ type Server struct {
 	Zone func() ZoneAnswer
 	// Questions, if set, returns what is asked of the Services that match a name. It is set before Listen.
 	Questions func(name string) QuestionAnswer
+	// HandOver, if set, has the process replaced. It is set before Listen.
+	HandOver func(HandoverRequest) HandoverAnswer
+}
+
+// HandoverRequest asks a weir to be replaced by the program that is installed now.
+type HandoverRequest struct {
+	// Drain is how long the replaced process may keep its connections.
+	Drain time.Duration `json:"drain"`
+	// Timeout is how long the new process may take to read its input.
+	Timeout time.Duration `json:"timeout"`
+	// OnlyIfNeeded has a weir refuse that carries no connections and answers for no names, because a restart interrupts neither.
+	OnlyIfNeeded bool `json:"onlyIfNeeded,omitempty"`
+}
+
+// HandoverAnswer says what became of a handover.
+type HandoverAnswer struct {
+	// PID is the process that is in charge now.
+	PID int `json:"pid,omitempty"`
+	// Left is the process that was replaced, with its open connections.
+	Left        int `json:"left,omitempty"`
+	Connections int `json:"connections,omitempty"`
+	// Unable is why this weir cannot be replaced, and Error why it was not. It goes on then.
+	Unable string `json:"unable,omitempty"`
+	Error  string `json:"error,omitempty"`
 }
 
 // QuestionAnswer is what is asked of Services, and which hosts besides endpoints may be connected to for that.
@@ -176,6 +201,18 @@ func (s *Server) handler() http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(a)
 	})
+	mux.HandleFunc("POST /v1/handover", func(w http.ResponseWriter, r *http.Request) {
+		var request HandoverRequest
+		a := HandoverAnswer{Unable: "this weir cannot be replaced while it runs"}
+		if err := json.NewDecoder(io.LimitReader(r.Body, 1<<10)).Decode(&request); err != nil {
+			a = HandoverAnswer{Error: "the question cannot be read: " + err.Error()}
+		} else if s.HandOver != nil {
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // it has deadlines of its own
+			a = s.HandOver(request)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(a)
+	})
 	mux.HandleFunc("GET /v1/snapshot", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = s.board.Record().Write(w)
@@ -183,11 +220,17 @@ func (s *Server) handler() http.Handler {
 	return mux
 }
 
+// closePatience is how long Close waits for answers that are on their way.
+const closePatience = time.Second
+
 // Close stops serving and removes the socket, if it is still the one that was made.
 func (s *Server) Close() {
 	if s.srv == nil {
 		return
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), closePatience)
+	defer cancel()
+	_ = s.srv.Shutdown(ctx) // the error is that a client took longer
 	_ = s.srv.Close()
 	if conn, err := net.Dial("unix", filepath.Join(s.dir, socketName)); err == nil {
 		conn.Close() // another process replaced it
@@ -250,12 +293,41 @@ func Snapshot(ctx context.Context, stateDir string) (r *changes.Record, err erro
 	return r, err
 }
 
+// HandOver asks the weir run with this state directory to be replaced. One of an earlier version cannot.
+func HandOver(ctx context.Context, stateDir string, request HandoverRequest) (a HandoverAnswer, err error) {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return a, err
+	}
+	err = send(ctx, stateDir, http.MethodPost, "/v1/handover", bytes.NewReader(body), func(body io.Reader) error { return json.NewDecoder(body).Decode(&a) })
+	switch {
+	case errors.Is(err, errNotFound):
+		a, err = HandoverAnswer{Unable: "it is of a version that cannot be replaced while it runs"}, nil
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
+		err = ErrEnded
+	}
+	return a, err
+}
+
+// ErrEnded is returned if the weir that was to be replaced ends meanwhile. Another one may be in charge.
+var ErrEnded = errors.New("the running weir ended before it said what came of it; weir status tells what runs now")
+
+// ErrForbidden is returned to another user.
+var ErrForbidden = errors.New("may be read by the user that weir runs as only")
+
+// errNotFound is returned if a weir does not know what it is asked.
+var errNotFound = errors.New("the running weir does not know the question")
+
 func ask(ctx context.Context, stateDir, path string, read func(io.Reader) error) error {
+	return send(ctx, stateDir, http.MethodGet, path, nil, read)
+}
+
+func send(ctx context.Context, stateDir, method, path string, content io.Reader, read func(io.Reader) error) error {
 	socket := filepath.Join(stateDir, socketName)
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	}}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://weir"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://weir"+path, content)
 	if err != nil {
 		return err
 	}
@@ -266,12 +338,16 @@ func ask(ctx context.Context, stateDir, path string, read func(io.Reader) error)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("%w at %s any more, since the one that made it has ended: start it, or name its --state-dir", ErrAbsent, socket)
 	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%s may be read by the user that weir runs as only: run this as that user, or as root", socket)
+		return fmt.Errorf("%s %w: run this as that user, or as root", socket, ErrForbidden)
 	case err != nil:
 		return fmt.Errorf("%s cannot be reached: %w", socket, err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
+	switch resp.StatusCode {
+	case http.StatusOK:
+	case http.StatusNotFound:
+		return fmt.Errorf("%s: %w", socket, errNotFound)
+	default:
 		return fmt.Errorf("%s: %s", socket, resp.Status)
 	}
 	return read(io.LimitReader(resp.Body, maxAnswer))

@@ -61,7 +61,7 @@ type sourcesWorld struct {
 
 func newSourcesWorld(t *testing.T) *sourcesWorld {
 	w := &sourcesWorld{T: t, r: seed.Rand(t), dir: t.TempDir(), api: apitest.NewMemory(t), pods: jointest.NewSource(), filter: jointest.NewFilter(),
-		out: spec.NewOutbox(), kernel: fake.NewKernel(), board: NewBoard(), inFiles: declared{}, inAPI: declared{}}
+		out: spec.NewOutbox(), kernel: fake.NewKernel(), board: NewBoard("v1"), inFiles: declared{}, inAPI: declared{}}
 	w.engine = engineOver(w.kernel)
 	// Each layer always declares one Service, since a layer without any may be a mistake.
 	w.write("y", declare("y", 0, 9, 1))
@@ -265,7 +265,7 @@ func (w *sourcesWorld) mismatch() string {
 	kernel := fake.NewKernel()
 	fresh := engineOver(kernel)
 	fresh.SetSnapshot(model, spec.Delta{All: true})
-	want := NewBoard()
+	want := NewBoard("v1")
 	want.Report(fresh.Round(w.Context(), reconcile.Request{Full: true}))
 	if d := cmp.Diff(kernel.Objects(), w.kernel.Objects()); d != "" {
 		return "the kernel (-want +got):\n" + d

@@ -27,12 +27,16 @@ const APIVersion = "weir/v1alpha1"
 type Status struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"` // "Status"
-	Node       string `json:"node"`
+	// Version is that of the weir that runs, which may not be the installed one.
+	Version string `json:"version,omitempty"`
+	Node    string `json:"node"`
 	// Mode is the proxy mode in force, ModeReason why it is this one.
 	Mode       string `json:"mode"`
 	ModeReason string `json:"modeReason,omitempty"`
 	// Revision is what is in force; "" if this process has put nothing in force.
 	Revision string `json:"revision"`
+	// Signer is the principal that signed the commit in force, if the configuration demands that.
+	Signer string `json:"signer,omitempty"`
 	// InForce says what is in force.
 	InForce string `json:"inForce"`
 	// Kept is when an earlier run kept the state in force, if it is that; RFC 3339.
@@ -53,8 +57,12 @@ type Status struct {
 	Notices  []changes.Warning `json:"notices,omitempty"`
 	Services []Service         `json:"services"`
 
-	each bool // print each notice on a line of its own
+	each  bool   // print each notice on a line of its own
+	asker string // the version of the program that asks
 }
+
+// AskedBy makes WriteText tell if the weir that runs has another version than the program that asks.
+func (s *Status) AskedBy(version string) { s.asker = version }
 
 // ListNotices makes WriteText print each notice on a line of its own.
 func (s *Status) ListNotices() { s.each = true }
@@ -133,15 +141,16 @@ type Board struct {
 	counter      backends.ConnectionCounter
 	found        []spec.Pods
 	services     spec.Services        // of the input that was last accepted
+	signer       string               // of the Snapshot in use
 	kept         string               // when the Snapshot in use was kept by an earlier run
 	notices      func() []spec.Notice // returns those that hold; may be nil
 	probed       func(dataplane.ServiceName) (liveness.State, bool)
 }
 
-// NewBoard returns a Board that has been told nothing.
-func NewBoard() *Board {
+// NewBoard returns a Board of a weir of this version that has been told nothing.
+func NewBoard(version string) *Board {
 	return &Board{servicePorts: map[dataplane.ServicePortName]*dataplane.ServicePort{}, heldBack: map[dataplane.ServiceName]string{},
-		status: Status{APIVersion: APIVersion, Kind: "Status", InForce: "nothing yet"}}
+		status: Status{APIVersion: APIVersion, Kind: "Status", Version: version, InForce: "nothing yet"}}
 }
 
 // Earlier tells, when an input was refused before this process has put anything in force, what an earlier one left in
@@ -167,6 +176,7 @@ func (b *Board) Update(u spec.Update, now time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if u.Err == nil {
+		b.signer = u.Snapshot.Revision.Signer
 		b.kept, b.status.ServiceRanges, b.found, b.services = "", nil, u.Snapshot.Found, u.Snapshot.Services
 		for _, r := range u.Snapshot.Weir.ServiceCIDRs {
 			b.status.ServiceRanges = append(b.status.ServiceRanges, r.String())
@@ -216,7 +226,7 @@ func (b *Board) Report(r reconcile.Report) {
 	if r.Err != nil {
 		s.Error = r.Err.Error()
 	} else {
-		b.status.Mode, b.status.Revision, b.status.Kept = r.Mode, r.Revision, b.kept
+		b.status.Mode, b.status.Revision, b.status.Signer, b.status.Kept = r.Mode, r.Revision, b.signer, b.kept
 		b.status.InForce = "revision " + r.Revision
 	}
 	b.status.LastSync = s
@@ -251,10 +261,19 @@ func (b *Board) Record() *changes.Record {
 }
 
 func (b *Board) record() *changes.Record {
+	r := b.head()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return &changes.Record{Node: b.node.Name, Zone: b.node.Zone, Families: slices.Clone(b.node.Families), Revision: b.status.Revision, Pods: changes.PodsOf(b.found),
-		State: changes.State{Mode: b.status.Mode, ServicePorts: slices.Collect(maps.Values(b.servicePorts))}}
+	r.ServicePorts = slices.Collect(maps.Values(b.servicePorts))
+	return &r
+}
+
+// head returns the record without what grows with the number of Services.
+func (b *Board) head() changes.Record {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return changes.Record{Node: b.node.Name, Zone: b.node.Zone, Families: slices.Clone(b.node.Families), Revision: b.status.Revision, Pods: changes.PodsOf(b.found),
+		State: changes.State{Mode: b.status.Mode}}
 }
 
 // Status returns all there is to tell, of the Services that match name only: "" for all, "web" in any namespace, or

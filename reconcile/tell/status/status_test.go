@@ -1,11 +1,14 @@
 package status
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +16,7 @@ import (
 	"weir/backends/dataplane"
 	"weir/reconcile"
 	"weir/spec"
+	"weir/spec/seed"
 )
 
 func entry(name string) *dataplane.ServicePort {
@@ -29,7 +33,7 @@ func TestSocket(t *testing.T) {
 	if _, err := Get(t.Context(), dir, "", false); !errors.Is(err, ErrAbsent) {
 		t.Errorf("without a daemon: %v", err)
 	}
-	b := NewBoard()
+	b := NewBoard("v1")
 	b.Configured(reconcile.Node{Name: "edge-1", Zone: "a", Families: []dataplane.Family{dataplane.IPv4}}, "--proxy-mode")
 	b.Report(reconcile.Report{Mode: "iptables", Revision: "r1", Reason: "start", Repaired: 2, Changed: []*dataplane.ServicePort{entry("web"), entry("api")}})
 	b.Update(spec.Update{Err: spec.Problems{{Detail: "broken\x1b[31m"}}, Revision: spec.Revision{ID: "r2"}}, time.Unix(1, 0))
@@ -68,10 +72,22 @@ func TestSocket(t *testing.T) {
 	}
 }
 
+// TestNothingInForce holds that no mode is named before one is in force, although the configuration has one.
+func TestNothingInForce(t *testing.T) {
+	b := NewBoard("v1")
+	b.Earlier("nothing yet")
+	b.Configured(reconcile.Node{Name: "edge-1"}, "config.yaml:1")
+	s, text := b.Status(""), strings.Builder{}
+	const want = "node      edge-1\nin force  nothing yet\ndrift     0 repaired\n"
+	if err := s.WriteText(&text); err != nil || text.String() != want {
+		t.Errorf("%v: %q, want %q", err, text.String(), want)
+	}
+}
+
 // TestSocketComesBack: a socket is made again if it, or its directory, was removed, and one of another weir is left alone.
 func TestSocketComesBack(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	s := NewServer(NewBoard())
+	s := NewServer(NewBoard("v1"))
 	defer s.Close()
 	listen := func(s *Server) {
 		t.Helper()
@@ -112,7 +128,7 @@ func TestSocketComesBack(t *testing.T) {
 	}
 	listen(s)
 
-	other := NewServer(NewBoard())
+	other := NewServer(NewBoard("v1"))
 	defer other.Close()
 	listen(other)
 	theirs, err := os.Lstat(filepath.Join(dir, socketName))
@@ -127,7 +143,7 @@ func TestSocketComesBack(t *testing.T) {
 
 func TestRecord(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
-	b := NewBoard()
+	b := NewBoard("v1")
 	b.Configured(reconcile.Node{Name: "n", Families: []dataplane.Family{dataplane.IPv4}}, "")
 	b.Report(reconcile.Report{Mode: "nftables", Revision: "r", Changed: []*dataplane.ServicePort{entry("web")}})
 	if err := SaveRecord(dir, b.Record()); err != nil {
@@ -149,3 +165,86 @@ func TestRecord(t *testing.T) {
 		t.Error("a symlink is followed")
 	}
 }
+
+// TestRecordFile brings a record up to date again and again, as random changes are reported. What is read is what the Board has,
+// and a change costs the disk as much as it is large; a record that was cut off anywhere is an earlier one.
+func TestRecordFile(t *testing.T) {
+	rnd := seed.Rand(t)
+	dir := t.TempDir()
+	path := filepath.Join(dir, recordName)
+	b, f := NewBoard("v1"), &RecordFile{}
+	b.Configured(reconcile.Node{Name: "n", Families: []dataplane.Family{dataplane.IPv4}}, "")
+	all := reconcile.Report{Mode: "nftables", Revision: "r"}
+	for i := range 1000 {
+		all.Changed = append(all.Changed, entry(fmt.Sprint("s", i)))
+	}
+	b.Report(all)
+	size := func() int64 {
+		fi, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fi.Size()
+	}
+	check := func() {
+		t.Helper()
+		if got, err := LoadRecord(t.Context(), dir); err != nil || !reflect.DeepEqual(got, b.Record()) {
+			t.Fatalf("%v: %+v", err, got)
+		}
+	}
+	if err := f.Update(dir, b, nil); err != nil {
+		t.Fatal(err)
+	}
+	check()
+	base, rewritten := size(), 0
+	for round := range 300 {
+		changed := map[dataplane.ServicePortName]*dataplane.ServicePort{}
+		rep := reconcile.Report{Mode: "nftables", Revision: fmt.Sprint("r", round)}
+		for range 1 + rnd.IntN(20) {
+			e := entry(fmt.Sprint("s", rnd.IntN(1100)))
+			if e.NodePort = uint16(rnd.IntN(1000)); e.NodePort < 200 {
+				rep.Changed = slices.DeleteFunc(rep.Changed, func(c *dataplane.ServicePort) bool { return c.Key == e.Key })
+				rep.Gone, changed[e.Key] = append(rep.Gone, e.Key), nil
+			} else if _, gone := changed[e.Key]; !gone {
+				rep.Changed, changed[e.Key] = append(rep.Changed, e), e
+			}
+		}
+		b.Report(rep)
+		before := size()
+		if err := f.Update(dir, b, changed); err != nil {
+			t.Fatal(err)
+		}
+		if size() < before {
+			rewritten++
+		}
+		if round%20 == 0 {
+			check()
+		}
+	}
+	check()
+	if rewritten == 0 || rewritten > 10 || size() > 2*base+minSize {
+		t.Errorf("written anew %d times; now %d bytes, at first %d", rewritten, size(), base)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := bytes.Index(whole, []byte("]}\n")) + 3
+	for range 100 {
+		cut := end + rnd.IntN(len(whole)-end)
+		if err := os.WriteFile(path, whole[:cut], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := LoadRecord(t.Context(), dir); err != nil || len(got.ServicePorts) < 500 {
+			t.Fatalf("cut off at byte %d of %d: %v: %+v", cut, len(whole), err, got)
+		}
+	}
+	b.Configured(reconcile.Node{Name: "other", Families: []dataplane.Family{dataplane.IPv4}}, "")
+	if err := f.Update(dir, b, map[dataplane.ServicePortName]*dataplane.ServicePort{}); err != nil {
+		t.Fatal(err)
+	}
+	check()
+}
+
+// minSize is what a small record may grow by.
+const minSize = 64 << 10

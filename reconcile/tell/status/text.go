@@ -13,15 +13,25 @@ import (
 // WriteText prints the Status as text.
 func (s *Status) WriteText(w io.Writer) error {
 	var b strings.Builder
+	if s.Version != "" && s.asker != "" && s.Version != s.asker {
+		fmt.Fprintf(&b, "version   %s runs, and this program is %s: weir handover, or a restart\n", strings.Map(printable, s.Version), s.asker)
+	}
 	if s.Node != "" {
-		fmt.Fprintf(&b, "node      %s\nmode      %s", s.Node, s.Mode)
+		fmt.Fprintf(&b, "node      %s\n", s.Node)
+	}
+	if s.Mode != "" {
+		fmt.Fprintf(&b, "mode      %s", s.Mode)
 		if s.ModeReason != "" {
 			fmt.Fprintf(&b, " (%s)", s.ModeReason)
 		}
 		b.WriteString("\n")
 	}
 	if s.Revision != "" {
-		fmt.Fprintf(&b, "revision  %s\n", s.Revision)
+		fmt.Fprintf(&b, "revision  %s", s.Revision)
+		if s.Signer != "" {
+			fmt.Fprintf(&b, ", signed by %s", strings.Map(printable, s.Signer))
+		}
+		b.WriteString("\n")
 	} else {
 		fmt.Fprintf(&b, "in force  %s\n", strings.Map(printable, s.InForce))
 	}

@@ -17,7 +17,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -29,6 +28,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
+	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -73,6 +74,7 @@ type Server struct {
 	etcdURL   string
 	etcdPeer  string
 	etcd, api *process
+	toEtcd    *http.Client
 	ca        *authority // signs client certificates
 }
 
@@ -89,6 +91,8 @@ func Start(t testing.TB, o Options) *Server {
 	}
 	s := &Server{t: t, o: o, dir: t.TempDir(), Address: fmt.Sprintf("127.0.0.1:%d", ports[0]),
 		etcdURL: fmt.Sprintf("http://127.0.0.1:%d", ports[1]), etcdPeer: fmt.Sprintf("http://127.0.0.1:%d", ports[2])}
+	s.toEtcd = &http.Client{Timeout: patience, Transport: &http.Transport{DialContext: o.Dial, MaxIdleConnsPerHost: 16}}
+	t.Cleanup(s.toEtcd.CloseIdleConnections)
 	s.files()
 	s.etcd = &process{s: s, path: etcd, args: []string{"--data-dir", filepath.Join(s.dir, "etcd"), "--name", "t", "--unsafe-no-fsync",
 		"--listen-client-urls", s.etcdURL, "--advertise-client-urls", s.etcdURL, "--listen-peer-urls", s.etcdPeer,
@@ -264,7 +268,7 @@ func Binary(t testing.TB, name string) string {
 			return path
 		}
 	}
-	const remedy = "there is no %s in KUBEBUILDER_ASSETS, PATH or .cache/testbin; make testserver builds it"
+	const remedy = "there is no %s in KUBEBUILDER_ASSETS, PATH or .cache/testbin; make testserver builds it, and make bench kube-proxy"
 	if os.Getenv("WEIR_TEST_REQUIRE") != "" {
 		t.Fatalf(remedy, name)
 	}
@@ -369,26 +373,55 @@ func (s *Server) CA() string { return filepath.Join(s.dir, "certs", "apiserver.c
 // Compact makes etcd discard its history, so that watches that lag behind are answered with 410 Gone.
 func (s *Server) Compact() {
 	s.t.Helper()
-	client := &http.Client{Timeout: patience, Transport: &http.Transport{DialContext: s.o.Dial, DisableKeepAlives: true}}
-	post := func(path, body string) []byte {
-		res, err := client.Post(s.etcdURL+path, "application/json", strings.NewReader(body))
-		if err != nil {
-			s.t.Fatalf("compact: %v", err)
-		}
-		defer res.Body.Close()
-		out, err := io.ReadAll(res.Body)
-		if err != nil || res.StatusCode != http.StatusOK {
-			s.t.Fatalf("compact: %s: %s: %v", res.Status, out, err)
-		}
-		return out
-	}
+	answer, err := s.askEtcd("/v3/maintenance/status", struct{}{})
 	var status struct {
 		Header struct {
 			Revision string `json:"revision"`
 		} `json:"header"`
 	}
-	if err := json.Unmarshal(post("/v3/maintenance/status", "{}"), &status); err != nil {
-		s.t.Fatal(err)
+	if err == nil {
+		err = json.Unmarshal(answer, &status)
 	}
-	post("/v3/kv/compaction", fmt.Sprintf(`{"revision":%q,"physical":true}`, status.Header.Revision))
+	if err == nil {
+		_, err = s.askEtcd("/v3/kv/compaction", map[string]any{"revision": status.Header.Revision, "physical": true})
+	}
+	if err != nil {
+		s.t.Fatalf("compact: %v", err)
+	}
+}
+
+// Store writes an object into etcd as the server would, under a key below /registry. The server neither checks it nor sets
+// defaults: for each Service that it accepts, it goes through the addresses of all.
+func (s *Server) Store(key string, o Object) error {
+	kinds, _, err := scheme.Scheme.ObjectKinds(o)
+	if err != nil {
+		return err
+	}
+	o.GetObjectKind().SetGroupVersionKind(kinds[0])
+	o.SetUID(uuid.NewUUID())
+	o.SetCreationTimestamp(metav1.Now())
+	var value bytes.Buffer
+	if err := protobuf.NewSerializer(scheme.Scheme, scheme.Scheme).Encode(o, &value); err != nil {
+		return err
+	}
+	_, err = s.askEtcd("/v3/kv/put", map[string][]byte{"key": []byte("/registry/" + key), "value": value.Bytes()})
+	return err
+}
+
+// askEtcd returns the answer of etcd's gateway to a request in JSON.
+func (s *Server) askEtcd(path string, request any) ([]byte, error) {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return nil, err
+	}
+	res, err := s.toEtcd.Post(s.etcdURL+path, "application/json", bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", res.Status, answer)
+	}
+	return answer, err
 }
