@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
+	"weir/cmd/weir/internal/garbage"
 	"weir/reconcile/tell/changes"
 	"weir/reconcile/tell/findings"
 	"weir/spec"
@@ -49,7 +50,7 @@ line is wrong.`,
 			if err := checkFailOn(failOn); err != nil {
 				return err
 			}
-			setGCPercent(gcPercentValidate)
+			garbage.Pace(gcPercentValidate)
 			source, err := input.source(hclog.NewNullLogger())
 			if err != nil {
 				return err

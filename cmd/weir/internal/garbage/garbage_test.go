@@ -1,4 +1,4 @@
-package main
+package garbage
 
 import (
 	"runtime"
@@ -6,11 +6,10 @@ import (
 	"testing"
 )
 
-// TestCollectorBound holds some memory and makes much more garbage. What the process has of the system stays below the percentage,
+// TestBound holds some memory and makes much more garbage. What the process has of the system stays below the percentage,
 // without more collections than that takes. The bound follows a heap that grows or shrinks.
-func TestCollectorBound(t *testing.T) {
-	t.Cleanup(func() { newCollector().pace(100) })
-	c := newCollector()
+func TestBound(t *testing.T) {
+	t.Cleanup(func() { Pace(100) })
 	const mega, percent = 1 << 20, 10
 	hold := func(megabytes int) [][]byte {
 		held := make([][]byte, megabytes)
@@ -28,7 +27,7 @@ func TestCollectorBound(t *testing.T) {
 	for _, megabytes := range []int{100, 300, 10} {
 		held := hold(megabytes)
 		runtime.GC()
-		c.bound(percent)
+		Bound(percent)
 		first, most := used(), uint64(0)
 		live, before := stats.HeapAlloc, stats.NumGC
 		const due, piece = 50, 16 << 10
@@ -53,7 +52,7 @@ func TestCollectorBound(t *testing.T) {
 	if limit := debug.SetMemoryLimit(-1); limit > int64(used()+stats.HeapAlloc*2*percent/100+4*mega) {
 		t.Errorf("the limit does not come down again: %d MB, of which %d MB are used", limit/mega, used()/mega)
 	}
-	c.pace(100)
+	Pace(100)
 	if limit := debug.SetMemoryLimit(-1); limit < 1<<60 {
 		t.Errorf("a limit stays: %d MB", limit/mega)
 	}
