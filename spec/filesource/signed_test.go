@@ -563,7 +563,9 @@ func TestSignedWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.write(r.weir, "apiVersion: weir/v1alpha1\nkind: WeirConfiguration\n")
-	until("the demand is taken back where others can write", "is demanded no more, and "+filepath.Dir(r.weir)+" has mode 0777")
+	if u := until("the demand is taken back where others can write", "is demanded no more, and "+filepath.Dir(r.weir)+" has mode 0777"); strings.Contains(u.Err.Error(), "followed") {
+		t.Errorf("it tells what is not the matter: %v", u.Err)
+	}
 	if err := os.Remove(r.weir); err != nil {
 		t.Fatal(err)
 	}

@@ -336,7 +336,7 @@ func (u *update) settings() (snap spec.Snapshot) {
 		}
 	}
 	snap.Weir = u.opts.Overrides.Apply(snap.Weir)
-	if u.signers != nil && *u.signers != snap.Weir.AllowedSigners {
+	if demanded := snap.Weir.AllowedSigners; u.signers != nil && demanded != "" && demanded != *u.signers {
 		u.problems = append(u.problems, spec.Problem{Origin: snap.WeirOrigin, Object: "WeirConfiguration", Field: "allowedSigners",
 			Detail: "cannot be followed from here, such as from a kustomization or standard input; have the WeirConfiguration in a file of its own outside of what it is to check, and give that with -f or --config"})
 	}
