@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -133,6 +134,53 @@ func TestNamedAsWritten(t *testing.T) {
 	}
 	if line := d.Line("other.false"); line != 7 {
 		t.Errorf("a merged field is on line %d", line)
+	}
+}
+
+// TestMisplaced has fields that belong elsewhere in a document. A name that many objects have is no help, and gets no hint.
+func TestMisplaced(t *testing.T) {
+	type timing struct {
+		SyncPeriod string `json:"syncPeriod"`
+		Common     string `json:"common"`
+	}
+	type port struct {
+		TargetPort string `json:"targetPort"`
+		Next       *port  `json:"next"`
+		Common     string `json:"common"`
+	}
+	var out struct {
+		IPTables timing            `json:"iptables"`
+		IPVS     *timing           `json:"ipvs"`
+		Labels   map[string]string `json:"labels"`
+		Spec     struct {
+			Ports  []port `json:"ports"`
+			Deeper struct {
+				SyncPeriod string `json:"syncPeriod"`
+				Common     string `json:"common"`
+			} `json:"deeper"`
+		} `json:"spec"`
+		Third struct {
+			Common string `json:"common"`
+		} `json:"third"`
+		Fourth struct {
+			Common string `json:"common"`
+		} `json:"fourth"`
+	}
+	d := parse("syncPeriod: 1s\nspec: {targetPort: x, iptables: {}, syncPeriods: 1, deeper: {syncPeriods: x, labels: {}, targetPort: 1}, ports: [{iptables: 1}]}\ncommon: x\nipvs: {nonesuch: 1}")
+	var got []string
+	for _, p := range d.Decode(&out) {
+		got = append(got, p.Field+": "+p.Detail)
+	}
+	want := []string{
+		"common: unknown field", "ipvs.nonesuch: unknown field",
+		"spec.deeper.labels: unknown field; did you mean labels?",
+		"spec.deeper.syncPeriods: unknown field; did you mean syncPeriod?", "spec.deeper.targetPort: unknown field",
+		"spec.iptables: unknown field; did you mean iptables?", "spec.ports[0].iptables: unknown field; did you mean iptables?",
+		"spec.syncPeriods: unknown field", "spec.targetPort: unknown field; did you mean spec.ports[].targetPort?",
+		"syncPeriod: unknown field; did you mean iptables.syncPeriod, or ipvs.syncPeriod?",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
 	}
 }
 

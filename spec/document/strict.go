@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,13 +30,13 @@ func decodeStrict(data []byte, out any) []Problem {
 	if err != nil {
 		return []Problem{{Detail: "not JSON: " + WithoutScalars(err.Error())}}
 	}
-	var c checker
+	v := reflect.ValueOf(out).Elem()
+	c := checker{root: v.Type()}
 	for _, err := range twice {
 		if fe, ok := err.(kjson.FieldError); ok {
 			c.add(fe.FieldPath(), "is given twice")
 		}
 	}
-	v := reflect.ValueOf(out).Elem()
 	v.SetZero()
 	if !c.check(tree, v.Type(), "") {
 		return c.problems
@@ -52,7 +53,10 @@ func decodeStrict(data []byte, out any) []Problem {
 
 // checker compares decoded JSON with a Go type. A decoder stops at the first value of a wrong type and does not name
 // the list item; the checker finds all of them.
-type checker struct{ problems []Problem }
+type checker struct {
+	root     reflect.Type // of the document
+	problems []Problem
+}
 
 func (c *checker) add(field, detail string) {
 	if len(c.problems) < maxProblems {
@@ -147,7 +151,7 @@ func (c *checker) checkStruct(object map[string]any, t reflect.Type, path string
 		if !ok && len(c.problems) >= maxProblems {
 			delete(object, key)
 		} else if !ok {
-			c.add(child, "unknown field"+suggestion(key, fields))
+			c.add(child, "unknown field"+c.suggestion(key, path, fields))
 			delete(object, key)
 		} else if !c.check(object[key], ft, child) {
 			delete(object, key)
@@ -229,15 +233,72 @@ func Printable(s string) string {
 	return s
 }
 
-// suggestion returns a hint at the field that was probably meant.
-func suggestion(key string, fields map[string]reflect.Type) string {
+// suggestion returns a hint at the field of an object at path that was probably meant: a misspelt one, or one that belongs to
+// another object.
+func (c *checker) suggestion(key, path string, fields map[string]reflect.Type) string {
 	if key == "true" || key == "false" { // a key such as on, which YAML takes for a boolean
 		return ""
 	}
 	if near := Nearest(key, slices.Sorted(maps.Keys(fields))); near != "" {
 		return fmt.Sprintf("; did you mean %s?", near)
 	}
+	// Looking through all types takes time, which a hostile document shall not have without end. Of a name that is used
+	// everywhere, such a hint is no help.
+	const mostProblems, most = 10, 3
+	if len(c.problems) >= mostProblems {
+		return ""
+	}
+	if paths := elsewhere(key, path, c.root); len(paths) > 0 && len(paths) <= most {
+		return fmt.Sprintf("; did you mean %s?", strings.Join(paths, ", or "))
+	}
 	return ""
+}
+
+// elsewhere returns the paths of the fields of that name which are nearest to the root, as in spec.ports[].targetPort: in objects
+// around the one at path, and in those inside of it. That is where wrong indentation takes a field from.
+func elsewhere(key, path string, root reflect.Type) (paths []string) {
+	path = itemNumbers.ReplaceAllString(path, "[]")
+	type place struct {
+		path string
+		t    reflect.Type
+	}
+	const depth = 4 // types refer to themselves
+	level := []place{{"", root}}
+	for range depth {
+		var next []place
+		for _, p := range level {
+			for p.t.Kind() == reflect.Pointer || p.t.Kind() == reflect.Slice {
+				if p.t.Kind() == reflect.Slice {
+					p.path += "[]"
+				}
+				p.t = p.t.Elem()
+			}
+			if p.t.Kind() != reflect.Struct || reflect.PointerTo(p.t).Implements(unmarshaler) {
+				continue
+			}
+			fields := map[string]reflect.Type{}
+			jsonFields(p.t, fields)
+			for _, name := range slices.Sorted(maps.Keys(fields)) {
+				field := strings.TrimPrefix(p.path+"."+name, ".")
+				if name == key && (within(p.path, path) || within(path, p.path)) {
+					paths = append(paths, field)
+				}
+				next = append(next, place{field, fields[name]})
+			}
+		}
+		if level = next; len(paths) > 0 {
+			break
+		}
+	}
+	return paths
+}
+
+var itemNumbers = regexp.MustCompile(`\[\d+\]`)
+
+// within reports whether one path leads to the object at another, or into it.
+func within(path, object string) bool {
+	rest, ok := strings.CutPrefix(path, object)
+	return ok && (object == "" || rest == "" || rest[0] == '.' || rest[0] == '[')
 }
 
 // Nearest returns the name that a misspelt one probably means, which differs in at most two letters. It returns "" if there
