@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weir/reconcile/tell/status"
+	"weir/spec"
 )
 
 // completionLimit is how long a shell that completes a word waits for the running weir.
@@ -86,6 +87,24 @@ func completeNamespace(stateDir *string) cobra.CompletionFunc {
 // completeValues has the values of a flag completed.
 func completeValues(cmd *cobra.Command, flag string, values ...string) {
 	completeFlag(cmd, flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// completeNotices completes the last of a list of severities and IDs of notices.
+func completeNotices(_ *cobra.Command, _ []string, begun string) (found []cobra.Completion, _ cobra.ShellCompDirective) {
+	i := strings.LastIndexByte(begun, ',') + 1
+	list, last := begun[:i], begun[i:]
+	add := func(name, meaning string) {
+		if strings.HasPrefix(name, last) && !slices.Contains(strings.Split(list, ","), name) {
+			found = append(found, cobra.CompletionWithDesc(list+name, meaning))
+		}
+	}
+	for _, s := range []spec.Severity{spec.SeverityWarning, spec.SeverityInfo} {
+		add(string(s), "all of this severity")
+	}
+	for _, k := range spec.NoticeKinds() {
+		add(k.ID.Short(), k.Meaning)
+	}
+	return found, cobra.ShellCompDirectiveNoFileComp
 }
 
 // completeFlag has the value of a flag completed. It panics if there is no such flag.

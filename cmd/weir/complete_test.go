@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"weir/backends/dataplane"
 	"weir/reconcile/tell/status"
 	"weir/spec"
@@ -18,7 +20,7 @@ import (
 func complete(t *testing.T, line ...string) string {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
-	if code := execute(append([]string{"__complete"}, line...), strings.NewReader(""), &stdout, &stderr); code != exitOK {
+	if code := execute(append([]string{cobra.ShellCompNoDescRequestCmd}, line...), strings.NewReader(""), &stdout, &stderr); code != exitOK {
 		t.Errorf("%q: exit code %d: %s", line, code, stderr.String())
 	}
 	// The script of a shell discards what cobra says on standard error about the directive.
@@ -63,6 +65,14 @@ func TestCompletion(t *testing.T) {
 		{several, "dns lookup web.shop |", "A AAAA CNAME NS PTR SOA SRV TXT :4"},
 		{one, "status |", "default/db default/web :4"},
 		{one, "status -o |", "text json :4"},
+		{one, "validate -o |", "text json junit sarif github :4"},
+		{one, "plan -o |", "text json yaml markdown :4"},
+		{one, "discover --output |", "table yaml json :4"},
+		{one, "reconcile --detail |", "services rules kernel :4"},
+		{one, "validate --fail-on w|", "warning :4"},
+		{one, "plan --fail-on warning,W00|", "warning,W001 warning,W002 warning,W003 warning,W004 warning,W005 warning,W006 warning,W007 warning,W008 warning,W009 :4"},
+		{one, "validate --fail-on W001,W002,W00|", "W001,W002,W003 W001,W002,W004 W001,W002,W005 W001,W002,W006 W001,W002,W007 W001,W002,W008 W001,W002,W009 :4"},
+		{one, "validate --fail-on nonesuch|", ":4"},
 		{one, "run --log-level |", "error warn info debug trace :4"},
 	} {
 		words := strings.Split(strings.TrimSuffix(test.line, "|"), " ")

@@ -59,7 +59,7 @@ Exit codes: 0 printed; 1 the input is not valid, or a runtime does not answer; 2
   weir discover --watch --pod-source podman=unix:///run/podman/podman.sock`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := oneOf("--output", f.format, "table", "yaml", "json"); err != nil {
+			if err := oneOf("--output", f.format, discoverFormats...); err != nil {
 				return err
 			}
 			if f.watch && f.format != "table" {
@@ -76,8 +76,11 @@ Exit codes: 0 printed; 1 the input is not valid, or a runtime does not answer; 2
 	fs.StringVar(&f.node, "hostname-override", "", "name of this node (default: the host name)")
 	fs.StringVarP(&f.format, "output", "o", "table", "how to print: table, or the EndpointSlices, or without -f and -k the pods, as yaml or json")
 	fs.BoolVarP(&f.watch, "watch", "w", false, "print a line for each change of a pod, until interrupted")
+	completeValues(cmd, "output", discoverFormats...)
 	return cmd
 }
+
+var discoverFormats = []string{"table", "yaml", "json"}
 
 func (f *discoverFlags) run(ctx context.Context, cmd *cobra.Command) error {
 	node, err := nodeName(f.node, "")

@@ -51,15 +51,24 @@ const (
 	detailKernel   = "kernel"
 )
 
-func (f *planFlags) add(cmd *cobra.Command, when string) {
+func (f *planFlags) add(cmd *cobra.Command, when, output string) {
 	fs := cmd.Flags()
+	fs.StringVarP(&f.format, "output", "o", "text", output)
 	fs.StringVar(&f.against, "against", "kernel", when+"what to compare with: kernel, empty, a directory or file of manifests, git:REVISION of what -f names, or a file written by weir snapshot")
 	fs.StringArrayVar(&f.nodes, "node", nil, "with --against, a file with the Node manifests of the nodes to plan for; may be repeated (default: the Nodes among the manifests)")
 	fs.StringVar(&f.detail, "detail", detailServices, "with --dry-run: services; rules, to add every change of a kernel object and the input of the programs that make them; or kernel, for the changes alone")
 	fs.BoolVar(&f.exitCode, "exit-code", false, when+"exit with 2 if there are changes")
 	fs.BoolVar(&f.verbose, "verbose", false, when+"print each notice on a line of its own")
 	fs.StringVar(&f.failOn, "fail-on", "", when+"exit with 1 if there are any notices of these severities or IDs, such as warning or W005,W009")
+	completeValues(cmd, "output", planFormats...)
+	completeValues(cmd, "detail", planDetails...)
+	completeFlag(cmd, "fail-on", completeNotices)
 }
+
+var (
+	planFormats = []string{"text", "json", "yaml", "markdown"}
+	planDetails = []string{detailServices, detailRules, detailKernel}
+)
 
 func (f *planFlags) check(cmd *cobra.Command, dryRun bool) error {
 	if !dryRun {
@@ -79,7 +88,7 @@ func (f *planFlags) check(cmd *cobra.Command, dryRun bool) error {
 	if !f.kernel() && f.detail != detailServices {
 		return usageError{errors.New("--detail is for a plan against the kernel; without one there are no kernel objects")}
 	}
-	return errors.Join(oneOf("--output", f.format, "text", "json", "yaml", "markdown"), oneOf("--detail", f.detail, detailServices, detailRules, detailKernel))
+	return errors.Join(oneOf("--output", f.format, planFormats...), oneOf("--detail", f.detail, planDetails...))
 }
 
 func (f *planFlags) kernel() bool { return f.against == "kernel" || f.against == "" }

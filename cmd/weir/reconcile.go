@@ -97,8 +97,7 @@ func (f *reconcileFlags) add(cmd *cobra.Command, when, output string) {
 	f.pods.add(cmd.Flags())
 	f.node.add(cmd)
 	f.logs.add(cmd, "warn")
-	cmd.Flags().StringVarP(&f.plan.format, "output", "o", "text", output)
-	f.plan.add(cmd, when)
+	f.plan.add(cmd, when, output)
 }
 
 func (f *reconcileFlags) run(ctx context.Context, cmd *cobra.Command) error {

@@ -44,7 +44,7 @@ line is wrong.`,
   kustomize build overlays/edge | weir validate -f -`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := oneOf("--output", format, append([]string{"text"}, findings.Formats...)...); err != nil {
+			if err := oneOf("--output", format, validateFormats...); err != nil {
 				return err
 			}
 			if err := checkFailOn(failOn); err != nil {
@@ -75,8 +75,12 @@ line is wrong.`,
 	cmd.Flags().StringVarP(&format, "output", "o", "text", "how to print what was found: text, json, junit, sarif or github")
 	cmd.Flags().StringVar(&failOn, "fail-on", "", "exit with 1 for a valid input if there are any notices of these severities or IDs, such as warning or W005,W009")
 	cmd.Flags().BoolVar(&verbose, "verbose", false, "print each notice on a line of its own")
+	completeValues(cmd, "output", validateFormats...)
+	completeFlag(cmd, "fail-on", completeNotices)
 	return cmd
 }
+
+var validateFormats = append([]string{"text"}, findings.Formats...)
 
 func validate(ctx context.Context, source spec.Source) findings.Report {
 	snap, err := source.Load(ctx)
