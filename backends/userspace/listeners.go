@@ -87,7 +87,7 @@ type Listeners struct {
 	mark uint32 // of the listeners' packets; 0 means none
 	open map[netip.AddrPort]map[dataplane.Protocol]*listener
 	// missing are those of Loopbacks that are wanted and could not be opened.
-	missing map[backends.ID]*listen
+	missing map[backends.ID]*missed
 	loops   []*loop // started with the first listener
 	// paused reports whether another process serves the clients of the listeners.
 	paused bool
@@ -118,24 +118,30 @@ type listener struct {
 
 // NewListeners returns Listeners without any open socket.
 func NewListeners(limits Limits) *Listeners {
-	l := &Listeners{limits: limits.withDefaults(), open: map[netip.AddrPort]map[dataplane.Protocol]*listener{}, missing: map[backends.ID]*listen{}}
+	l := &Listeners{limits: limits.withDefaults(), open: map[netip.AddrPort]map[dataplane.Protocol]*listener{}, missing: map[backends.ID]*missed{}}
 	l.all.limit = l.limits.Connections
 	return l
 }
 
+// missed is a listener that is wanted and cannot be opened, and why.
+type missed struct {
+	item *listen
+	err  error
+}
+
 // miss records that a listener is wanted and cannot be opened, or with nil that it is so no more. It returns what was recorded.
-func (l *Listeners) miss(id backends.ID, wanted *listen) (before *listen) {
+func (l *Listeners) miss(id backends.ID, now *missed) (before *missed) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	before = l.missing[id]
-	if delete(l.missing, id); wanted != nil {
-		l.missing[id] = wanted
+	if delete(l.missing, id); now != nil {
+		l.missing[id] = now
 	}
 	return before
 }
 
 // allMissing returns the listeners that are wanted and cannot be opened.
-func (l *Listeners) allMissing() []*listen {
+func (l *Listeners) allMissing() []*missed {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Collect(maps.Values(l.missing))
@@ -145,7 +151,10 @@ func (l *Listeners) allMissing() []*listen {
 func (l *Listeners) items() []*listen {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	items := slices.Collect(maps.Values(l.missing))
+	var items []*listen
+	for _, m := range l.missing {
+		items = append(items, m.item)
+	}
 	for _, protocols := range l.open {
 		for _, o := range protocols {
 			if o.leaving == nil {

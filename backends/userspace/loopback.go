@@ -1,9 +1,11 @@
 package userspace
 
 import (
+	"cmp"
 	"context"
 	"iter"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
@@ -36,6 +38,26 @@ type Loopbacks struct {
 // NewLoopbacks returns those that use listeners, which are nil in a process that only plans.
 func NewLoopbacks(listeners *Listeners, log hclog.Logger) *Loopbacks {
 	return &Loopbacks{listeners: listeners, log: log}
+}
+
+// NotServed is a node port at ::1 that cannot be served, and why.
+type NotServed struct {
+	Service dataplane.ServiceName
+	Reason  string // with the port
+}
+
+// NotServed returns the node ports that another process has, sorted. They are tried again whenever the kernel is read.
+func (l *Loopbacks) NotServed() (all []NotServed) {
+	if l.listeners == nil {
+		return nil
+	}
+	for _, m := range l.listeners.allMissing() {
+		all = append(all, NotServed{m.item.key.Service, m.err.Error()})
+	}
+	slices.SortFunc(all, func(a, b NotServed) int {
+		return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.Reason, b.Reason))
+	})
+	return all
 }
 
 // Beside returns a Backend, with listeners beside it if the Config wants them or if there are some. A process that only plans
@@ -91,13 +113,13 @@ func (b *Loopback) retry() {
 	if b.proxy.Listeners == nil {
 		return
 	}
-	for _, l := range b.proxy.Listeners.allMissing() {
+	for _, m := range b.proxy.Listeners.allMissing() {
 		if !b.owns() {
 			return
 		}
-		if _, err := b.proxy.Listeners.set(l); err == nil {
-			b.proxy.Listeners.miss(l.ID(), nil)
-			b.of.log.Info("the port of a Service at ::1 is free, and served", "service", l.key.Service.String(), "address", l.bind.String())
+		if _, err := b.proxy.Listeners.set(m.item); err == nil {
+			b.proxy.Listeners.miss(m.item.ID(), nil)
+			b.of.log.Info("the port of a Service at ::1 is free, and served", "service", m.item.key.Service.String(), "address", m.item.bind.String())
 		}
 	}
 }
@@ -174,14 +196,11 @@ func (b *Loopback) Apply(ctx context.Context, p backends.Plan) (r backends.Resul
 func (b *Loopback) set(l *listen) (undo func()) {
 	all, id := b.proxy.Listeners, l.ID()
 	before, err := all.set(l)
-	var now *listen
+	var now *missed
 	if err != nil {
-		now = l
+		now = &missed{l, err}
 	}
-	missed := all.miss(id, now)
-	if err != nil && missed == nil {
-		b.of.log.Warn("node port not served at ::1; trying again with each full sync", "service", l.key.Service.String(), "error", err)
-	}
+	was := all.miss(id, now)
 	return func() {
 		switch {
 		case before != nil:
@@ -189,7 +208,7 @@ func (b *Loopback) set(l *listen) (undo func()) {
 		case err == nil:
 			b.proxy.remove(l)
 		}
-		all.miss(id, missed)
+		all.miss(id, was)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
@@ -190,6 +191,10 @@ func TestLoopbackPortTaken(t *testing.T) {
 					t.Errorf("while the port is taken, %v is found", got)
 				}
 			}
+			inUse := listeners[0].(*listen).bind.String() + " is in use by another process"
+			if got := l.all.NotServed(); len(got) != 1 || got[0].Service != l.web.Key.Service || !strings.Contains(got[0].Reason, inUse) {
+				t.Errorf("%+v are not served, want one of %s: %s", got, l.web.Key.Service, inUse)
+			}
 			other.Close()
 			switch how {
 			case "Observe":
@@ -202,6 +207,9 @@ func TestLoopbackPortTaken(t *testing.T) {
 				l.apply(b, change(listeners[0], listeners[0]))
 			}
 			l.serves("the port is free", true)
+			if got := l.all.NotServed(); got != nil {
+				t.Errorf("it tells that %+v are not served", got)
+			}
 			l.apply(b, change(listeners[0], nil))
 			l.serves("removed", false)
 			if got := l.observed(b); len(got) != 0 {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"github.com/mattn/go-isatty"
 	logsapi "k8s.io/component-base/logs/api/v1"
 
+	"weir/backends/userspace"
 	"weir/reconcile"
 	"weir/reconcile/tell/changes"
 	"weir/reconcile/tell/notices"
@@ -121,10 +123,14 @@ type changeLog struct {
 	input string                      // the last logged error of the input
 	away  map[string]spec.Away        // the sources of pods that are away, as logged, by name
 
-	// look returns the notices about the networks that the node has now; it may be nil. node and snap are in force.
-	look func(*spec.Snapshot, *nodeConfig) []spec.Notice
-	node *nodeConfig
-	snap *spec.Snapshot
+	// look returns the notices about the networks that the node has now, and ports the node ports at ::1 that are not served;
+	// they may be nil. network and taken are what they returned. node and snap are in force.
+	look    func(*spec.Snapshot, *nodeConfig) []spec.Notice
+	ports   func() []userspace.NotServed
+	network []spec.Notice
+	taken   []userspace.NotServed
+	node    *nodeConfig
+	snap    *spec.Snapshot
 }
 
 func newChangeLog(log hclog.Logger) *changeLog {
@@ -134,14 +140,23 @@ func newChangeLog(log hclog.Logger) *changeLog {
 // Configured implements reconcile.Observer. It logs what the configuration does not find on this node.
 func (c *changeLog) Configured(snap *spec.Snapshot, s reconcile.Settings) {
 	if t, ok := s.From.(*nodeConfig); ok {
-		c.node, c.snap = t, snap
-		c.tellNode(t.Network)
+		c.node, c.snap, c.network = t, snap, t.Network
+		c.tellNode()
 	}
 }
 
-// tellNode logs what is new of the notices about this node. The argument are those about its networks.
-func (c *changeLog) tellNode(network []spec.Notice) {
-	c.tell(c.book.Node(c.snap, c.node.Node.Name, slices.Concat(c.node.Notices, network)))
+// tellNode logs what is new of the notices about this node.
+func (c *changeLog) tellNode() {
+	all := slices.Concat(c.node.Notices, c.network)
+	for _, p := range c.taken {
+		var at spec.Origin
+		if svc := c.snap.Services.Get(p.Service); svc != nil {
+			at = svc.Origin
+		}
+		all = append(all, spec.PortNotServed.Notice(at, spec.ServiceObject(p.Service), "", fmt.Sprintf(
+			"node port not served: %s; weir tries again with each full sync", p.Reason)))
+	}
+	c.tell(c.book.Node(c.snap, c.node.Node.Name, all))
 }
 
 // Updated implements reconcile.Observer. It logs errors of the input, and the end of an error.
@@ -189,8 +204,21 @@ func (c *changeLog) tellAway(all []spec.Away) {
 // networks again, because nothing notifies of routes.
 func (c *changeLog) Applied(r reconcile.Report) {
 	c.tell(c.book.Report(r))
-	if r.Full && c.look != nil && c.node != nil {
-		c.tellNode(c.look(c.snap, c.node))
+	if c.node == nil {
+		return
+	}
+	changed := false
+	if c.ports != nil {
+		was := c.taken
+		c.taken = c.ports()
+		changed = !slices.Equal(was, c.taken)
+	}
+	if r.Full && c.look != nil {
+		c.network = c.look(c.snap, c.node)
+		changed = true
+	}
+	if changed {
+		c.tellNode()
 	}
 }
 

@@ -154,6 +154,30 @@ func TestNodePortsAtLoopbackFollowInterfaces(t *testing.T) {
 				})
 				d.awaitLoopback("it does so no more", true)
 				d.awaitSync()
+
+				var other net.Listener
+				if err := d.lab.Node().Do(func() (err error) {
+					other, err = net.Listen("tcp6", "[::1]:30080")
+					return err
+				}); err != nil {
+					t.Fatal(err)
+				}
+				defer other.Close()
+				d.nodeExec("sh", "-c", "echo 1 >"+filters)
+				d.awaitStatus("Service default/six: node port not served: default/six:t/TCP/IPv6: [::1]:30080 is in use by another process", "[W019]")
+				if out, err := d.weir("status", "-o", "json", "six"); err != nil || !strings.Contains(out, "W019") {
+					t.Errorf("status of the Service: %v\n%s", err, out)
+				}
+				other.Close()
+				d.awaitLoopback("the port is free again", true)
+				d.await("the status without it", func() error {
+					if out, err := d.weir("status"); err != nil || strings.Contains(out, "W019") {
+						return fmt.Errorf("%v\n%s", err, out)
+					}
+					return nil
+				})
+				d.nodeExec("sh", "-c", "echo 0 >"+filters)
+				d.awaitSync()
 			}
 			d.terminate()
 			if err := d.atLoopback(true); err != nil {

@@ -317,7 +317,7 @@ func (d *daemon) observers(overrides spec.Overrides, nodeChanges chan<- struct{}
 		d.notify.earlier = what != ""
 	}}
 	told := newChangeLog(d.log)
-	told.count, told.look = d.health.SetNotices, d.modes.networkNoticesNow
+	told.count, told.look, told.ports = d.health.SetNotices, d.modes.networkNoticesNow, d.modes.loopbacks.NotServed
 	d.board.Noticed(told.book.All)
 	d.board.Probed(d.liveness.State)
 	d.names.ctx = d.ctx
