@@ -37,7 +37,7 @@ func (d *daemon) passPackets(on bool) {
 	d.t.Helper()
 	value := map[bool]string{true: "1", false: "0"}[on]
 	if _, err := d.lab.Node().Exec(d.t.Context(), "sysctl", "-w", "net.bridge.bridge-nf-call-iptables="+value); err != nil && on {
-		d.t.Skipf("without br_netfilter: %v", err)
+		netlab.Missing(d.t, "without br_netfilter: %v", err)
 	}
 }
 

@@ -233,11 +233,12 @@ func TestDamagedFileIsNotADeletion(t *testing.T) {
 // the last good state is in force, and SIGTERM ends weir. Beside other files, those are followed.
 func TestHungRead(t *testing.T) {
 	const hung = "/proc/kmsg"
-	if f, err := os.Open(hung); err != nil {
-		t.Skip(err) // it takes CAP_SYSLOG
-	} else {
-		f.Close()
+	netlab.RequireRoot(t, "read the kernel's log")
+	f, err := os.Open(hung)
+	if err != nil {
+		netlab.Missing(t, "without CAP_SYSLOG: %v", err)
 	}
+	f.Close()
 	d := painDaemon(t, modes[2])
 	d.start()
 	d.awaitAnswer("pod1")

@@ -47,7 +47,7 @@ func TestUpgradeLosesNothing(t *testing.T) {
 		d := painDaemon(t, m)
 		old, err := oldWeir()
 		if errors.Is(err, errNoHistory) {
-			t.Skip("SKIPPED: ", err)
+			t.Skip(err)
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"weir/backends/netlab"
 )
 
 // again runs the test in a process of its own, with other rights, and reports whether this is that process.
@@ -31,13 +33,13 @@ func again(t *testing.T, attr *syscall.SysProcAttr) bool {
 	cmd.SysProcAttr = attr
 	out, err := cmd.CombinedOutput()
 	if errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.EINVAL) {
-		t.Skipf("SKIPPED: the kernel does not allow it: %v", err)
+		netlab.Missing(t, "the kernel does not allow it: %v", err)
 	}
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	if strings.Contains(string(out), "--- SKIP") {
-		t.Skipf("SKIPPED: %s", out)
+		netlab.Missing(t, "%s", out)
 	}
 	return false
 }
@@ -81,7 +83,7 @@ func TestMounts(t *testing.T) {
 	h.awaitFiles(d+"/a.yaml", "below")
 	for range 2 {
 		if err := syscall.Mount(top+"/src", d, "", syscall.MS_BIND, ""); err != nil {
-			t.Skipf("SKIPPED: cannot mount: %v", err)
+			netlab.Missing(t, "cannot mount: %v", err)
 		}
 		h.awaitFiles(d+"/a.yaml", "mounted", d+"/b.yaml", "1")
 		must(t, syscall.Unmount(d, syscall.MNT_DETACH))

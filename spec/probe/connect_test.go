@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weir/backends/netlab"
 	"weir/spec/probe"
 )
 
@@ -19,7 +20,7 @@ func TestStart(t *testing.T) {
 	for _, ip := range []string{"127.0.0.1", "::1"} {
 		l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
 		if err != nil {
-			t.Skip("there is no ", ip)
+			netlab.Missing(t, "without %s: %v", ip, err)
 		}
 		to := probe.Target{Address: l.Addr().(*net.TCPAddr).AddrPort()}
 		p := &probe.Probe{Kind: probe.TCP, Timeout: 10 * time.Second}
@@ -35,13 +36,13 @@ func TestStart(t *testing.T) {
 
 // TestMeetsItself has one port for all clients, where no server listens. A connection to it would be one of the socket to itself.
 func TestMeetsItself(t *testing.T) {
-	skipped := make(chan string, 1)
+	netlab.RequireRoot(t, "have a namespace for one thread")
 	results := make(chan probe.Result, 2)
 	go func() {
 		runtime.LockOSThread() // the thread ends with the goroutine, and so does the namespace
 		defer close(results)
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			skipped <- "this user has no namespaces: " + err.Error()
+			t.Errorf("unshare: %v", err)
 			return
 		}
 		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
@@ -60,10 +61,5 @@ func TestMeetsItself(t *testing.T) {
 		if r.Verdict != probe.Failure || r.Message != "connection refused" {
 			t.Errorf("%+v", r)
 		}
-	}
-	select {
-	case why := <-skipped:
-		t.Skip(why)
-	default:
 	}
 }

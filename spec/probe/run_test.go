@@ -18,8 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"weir/backends/netlab"
 	"weir/spec/probe"
 )
 
@@ -306,11 +305,7 @@ func TestExec(t *testing.T) {
 
 // TestMark has the sockets of all kinds marked, and closed by a reset. A process that may set no mark asks without.
 func TestMark(t *testing.T) {
-	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0); err != nil {
-		t.Fatal(err)
-	} else if err := errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 1), unix.Close(fd)); err != nil {
-		t.Skip("this user may set no mark: ", err)
-	}
+	netlab.RequireRoot(t, "set a mark")
 	ended := make(chan error, 10)
 	s := serving(t, func(_ *counted, c net.Conn) {
 		head(c)
