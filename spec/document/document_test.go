@@ -173,11 +173,11 @@ func TestMisplaced(t *testing.T) {
 	}
 	want := []string{
 		"common: unknown field", "ipvs.nonesuch: unknown field",
-		"spec.deeper.labels: unknown field; did you mean labels?",
+		"spec.deeper.labels: unknown field; it belongs at the top level",
 		"spec.deeper.syncPeriods: unknown field; did you mean syncPeriod?", "spec.deeper.targetPort: unknown field",
-		"spec.iptables: unknown field; did you mean iptables?", "spec.ports[0].iptables: unknown field; did you mean iptables?",
-		"spec.syncPeriods: unknown field", "spec.targetPort: unknown field; did you mean spec.ports[].targetPort?",
-		"syncPeriod: unknown field; did you mean iptables.syncPeriod, or ipvs.syncPeriod?",
+		"spec.iptables: unknown field; it belongs at the top level", "spec.ports[0].iptables: unknown field; it belongs at the top level",
+		"spec.syncPeriods: unknown field", "spec.targetPort: unknown field; it belongs in spec.ports[]",
+		"syncPeriod: unknown field; it belongs in iptables, or ipvs",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
@@ -554,4 +554,16 @@ func BenchmarkParse(b *testing.B) {
 			}
 		}
 	})
+}
+
+func TestNearest(t *testing.T) {
+	names := []string{"kind", "ipvs", "dns", "port", "ports", "readinessProbe", "uid"}
+	for misspelt, want := range map[string]string{
+		"dsn": "dns", "dn": "dns", "DNS": "dns", "prot": "port", "prots": "ports", "readinessProb": "readinessProbe", "udi": "uid",
+		"qps": "", "min": "", "id": "uid", "readyProbe": "", "x": "", "": "",
+	} {
+		if got := Nearest(misspelt, names); got != want {
+			t.Errorf("%q may mean %q, want %q", misspelt, got, want)
+		}
+	}
 }

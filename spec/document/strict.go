@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode"
 
 	kjson "sigs.k8s.io/json"
@@ -242,55 +243,79 @@ func (c *checker) suggestion(key, path string, fields map[string]reflect.Type) s
 	if near := Nearest(key, slices.Sorted(maps.Keys(fields))); near != "" {
 		return fmt.Sprintf("; did you mean %s?", near)
 	}
-	// Looking through all types takes time, which a hostile document shall not have without end. Of a name that is used
-	// everywhere, such a hint is no help.
-	const mostProblems, most = 10, 3
-	if len(c.problems) >= mostProblems {
+	const most = 3 // of a name that is used everywhere, such a hint is no help
+	switch objects := elsewhere(key, path, c.root); {
+	case len(objects) == 0 || len(objects) > most:
 		return ""
+	case objects[0] == "":
+		return "; it belongs at the top level"
+	default:
+		return "; it belongs in " + strings.Join(objects, ", or ")
 	}
-	if paths := elsewhere(key, path, c.root); len(paths) > 0 && len(paths) <= most {
-		return fmt.Sprintf("; did you mean %s?", strings.Join(paths, ", or "))
-	}
-	return ""
 }
 
-// elsewhere returns the paths of the fields of that name which are nearest to the root, as in spec.ports[].targetPort: in objects
-// around the one at path, and in those inside of it. That is where wrong indentation takes a field from.
-func elsewhere(key, path string, root reflect.Type) (paths []string) {
+// elsewhere returns the objects that have a field of that name and are nearest to the root, as spec.ports[], or "" for the root
+// itself: of those around the object at path, and of those inside of it. That is where wrong indentation takes a field from.
+func elsewhere(key, path string, root reflect.Type) (objects []string) {
 	path = itemNumbers.ReplaceAllString(path, "[]")
-	type place struct {
+	least := 0
+	for _, p := range placesOf(root)[key] {
+		if !within(p.object, path) && !within(path, p.object) {
+			continue
+		}
+		if len(objects) > 0 && p.depth > least {
+			break
+		}
+		least = p.depth
+		objects = append(objects, p.object)
+	}
+	return objects
+}
+
+// fieldPlace is an object that has a field.
+type fieldPlace struct {
+	object string // "" is the document
+	depth  int
+}
+
+// places holds the result of placesOf for each type, since a hostile input may have an unknown field in each of its documents.
+var places sync.Map
+
+// placesOf returns the objects that have a field, by its name, the nearest to the root first.
+func placesOf(root reflect.Type) map[string][]fieldPlace {
+	if known, ok := places.Load(root); ok {
+		return known.(map[string][]fieldPlace)
+	}
+	type object struct {
 		path string
 		t    reflect.Type
 	}
-	const depth = 4 // types refer to themselves
-	level := []place{{"", root}}
-	for range depth {
-		var next []place
-		for _, p := range level {
-			for p.t.Kind() == reflect.Pointer || p.t.Kind() == reflect.Slice {
-				if p.t.Kind() == reflect.Slice {
-					p.path += "[]"
+	found := map[string][]fieldPlace{}
+	level := []object{{"", root}}
+	const most = 4 // types refer to themselves
+	for depth := range most {
+		var next []object
+		for _, o := range level {
+			for o.t.Kind() == reflect.Pointer || o.t.Kind() == reflect.Slice {
+				if o.t.Kind() == reflect.Slice {
+					o.path += "[]"
 				}
-				p.t = p.t.Elem()
+				o.t = o.t.Elem()
 			}
-			if p.t.Kind() != reflect.Struct || reflect.PointerTo(p.t).Implements(unmarshaler) {
+			if o.t.Kind() != reflect.Struct || reflect.PointerTo(o.t).Implements(unmarshaler) {
 				continue
 			}
 			fields := map[string]reflect.Type{}
-			jsonFields(p.t, fields)
+			jsonFields(o.t, fields)
 			for _, name := range slices.Sorted(maps.Keys(fields)) {
-				field := strings.TrimPrefix(p.path+"."+name, ".")
-				if name == key && (within(p.path, path) || within(path, p.path)) {
-					paths = append(paths, field)
-				}
-				next = append(next, place{field, fields[name]})
+				found[name] = append(found[name], fieldPlace{o.path, depth})
+				next = append(next, object{strings.TrimPrefix(o.path+"."+name, "."), fields[name]})
 			}
 		}
-		if level = next; len(paths) > 0 {
-			break
-		}
+		level = next
 	}
-	return paths
+	places.Store(root, found)
+	return found
 }
 
 var itemNumbers = regexp.MustCompile(`\[\d+\]`)
@@ -301,12 +326,18 @@ func within(path, object string) bool {
 	return ok && (object == "" || rest == "" || rest[0] == '.' || rest[0] == '[')
 }
 
-// Nearest returns the name that a misspelt one probably means, which differs in at most two letters. It returns "" if there
-// is none.
+// Nearest returns the name that a misspelt one probably means, which differs in at most two letters, or one if it is short, or has
+// two of them in another order. It returns "" if there is none.
 func Nearest(misspelt string, names []string) string {
 	best, least := "", 3
+	word := strings.ToLower(misspelt)
 	for _, name := range names {
-		if d := Distance(strings.ToLower(misspelt), strings.ToLower(name), least); d < least {
+		lower := strings.ToLower(name)
+		d := Distance(word, lower, least)
+		if d == 2 && len(word) < 4 && sortedLetters(word) != sortedLetters(lower) {
+			continue // hardly anything is left of qps in ipvs, as it is of dsn in dns
+		}
+		if d < least {
 			best, least = name, d
 		}
 	}
@@ -314,6 +345,12 @@ func Nearest(misspelt string, names []string) string {
 		return ""
 	}
 	return best
+}
+
+func sortedLetters(word string) string {
+	letters := []byte(word)
+	slices.Sort(letters)
+	return string(letters)
 }
 
 // Distance returns the number of letters to insert, delete or replace to turn a into b. It returns limit if that is not
