@@ -101,7 +101,11 @@ func (b *Book) Node(snap *spec.Snapshot, name string, found []spec.Notice) []spe
 }
 
 func (b *Book) replaceNode() []spec.Notice {
-	return b.replace(&b.node, slices.Concat(b.config, b.placed.Notice(b.name, b.snap.Nodes[b.name])))
+	config := slices.DeleteFunc(slices.Clone(b.config), func(n spec.Notice) bool {
+		of := n.Service()
+		return of.Name != "" && b.snap.Services.Get(of) == nil // it was deleted, with what silenced the notice
+	})
+	return b.replace(&b.node, slices.Concat(config, b.placed.Notice(b.name, b.snap.Nodes[b.name])))
 }
 
 // place works out anew where the endpoints of a Service are.

@@ -36,7 +36,7 @@ func TestBook(t *testing.T) {
 	all, one := spec.Delta{All: true}, spec.Delta{Services: []dataplane.ServiceName{{Namespace: "default", Name: "a"}}}
 	a := declared("a", "", notice(spec.NoReadyEndpoint, "a", 1))
 	moved := declared("a", "", notice(spec.NoReadyEndpoint, "a", 9))
-	silent := declared("a", "W001", notice(spec.NoReadyEndpoint, "a", 9))
+	silent := declared("a", "W001,W019", notice(spec.NoReadyEndpoint, "a", 9))
 	other := declared("b", "")
 	update := func(d spec.Delta, services ...*spec.Service) func() []spec.Notice {
 		return func() []spec.Notice { return b.Update(spec.Update{Snapshot: snapshot(services...), Delta: d}) }
@@ -65,6 +65,11 @@ func TestBook(t *testing.T) {
 			return b.Node(snapshot(), "n", []spec.Notice{spec.NoLocalDetection.Notice(spec.Origin{}, "", "", "x")})
 		}, 1, map[spec.NoticeID]int{spec.NoLocalDetection: 1}},
 		{update(all, other), 0, map[spec.NoticeID]int{spec.NoLocalDetection: 1}},
+		{func() []spec.Notice {
+			return b.Node(snapshot(silent, other), "n", []spec.Notice{notice(spec.PortNotServed, "a", 9), notice(spec.PortNotServed, "b", 3)})
+		}, 1, map[spec.NoticeID]int{spec.PortNotServed: 1}},
+		{update(one, other), 0, map[spec.NoticeID]int{spec.PortNotServed: 1}},
+		{update(all), 0, map[spec.NoticeID]int{}},
 	} {
 		fresh := step.do()
 		n := 0
