@@ -6,6 +6,7 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
@@ -42,20 +43,22 @@ func NewLoopbacks(listeners *Listeners, log hclog.Logger) *Loopbacks {
 
 // NotServed is a node port at ::1 that cannot be served, and why.
 type NotServed struct {
-	Service dataplane.ServiceName
-	Reason  string // with the port
+	Service  dataplane.ServiceName
+	Protocol dataplane.Protocol
+	Reason   string // with the port
 }
 
-// NotServed returns the node ports that another process has, sorted. They are tried again whenever the kernel is read.
+// NotServed returns the node ports that cannot be served, mostly because another process has them, sorted. They are tried again
+// whenever the kernel is read.
 func (l *Loopbacks) NotServed() (all []NotServed) {
 	if l.listeners == nil {
 		return nil
 	}
 	for _, m := range l.listeners.allMissing() {
-		all = append(all, NotServed{m.item.key.Service, m.err.Error()})
+		all = append(all, NotServed{m.item.key.Service, m.item.protocol, strings.TrimPrefix(m.err.Error(), m.item.key.String()+": ")})
 	}
 	slices.SortFunc(all, func(a, b NotServed) int {
-		return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.Reason, b.Reason))
+		return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Reason, b.Reason))
 	})
 	return all
 }
@@ -117,7 +120,10 @@ func (b *Loopback) retry() {
 		if !b.owns() {
 			return
 		}
-		if _, err := b.proxy.Listeners.set(m.item); err == nil {
+		_, err := b.proxy.Listeners.set(m.item)
+		if err != nil {
+			b.proxy.Listeners.miss(m.item.ID(), &missed{m.item, err})
+		} else {
 			b.proxy.Listeners.miss(m.item.ID(), nil)
 			b.of.log.Info("the port of a Service at ::1 is free, and served", "service", m.item.key.Service.String(), "address", m.item.bind.String())
 		}

@@ -154,7 +154,7 @@ func (c *changeLog) tellNode() {
 			at = svc.Origin
 		}
 		all = append(all, spec.PortNotServed.Notice(at, spec.ServiceObject(p.Service), "", fmt.Sprintf(
-			"node port not served: %s; weir tries again with each full sync", p.Reason)))
+			"%s node port not served: %s; weir tries again with each full sync", p.Protocol, p.Reason)))
 	}
 	c.tell(c.book.Node(c.snap, c.node.Node.Name, all))
 }

@@ -164,7 +164,7 @@ func TestNodePortsAtLoopbackFollowInterfaces(t *testing.T) {
 				}
 				defer other.Close()
 				d.nodeExec("sh", "-c", "echo 1 >"+filters)
-				d.awaitStatus("Service default/six: node port not served: default/six:t/TCP/IPv6: [::1]:30080 is in use by another process", "[W019]")
+				d.awaitStatus("Service default/six: TCP node port not served: [::1]:30080 is in use by another process", "[W019]")
 				if out, err := d.weir("status", "-o", "json", "six"); err != nil || !strings.Contains(out, "W019") {
 					t.Errorf("status of the Service: %v\n%s", err, out)
 				}
