@@ -95,6 +95,9 @@ func completeNotices(_ *cobra.Command, _ []string, begun string) (found []cobra.
 	list, last := begun[:i], begun[i:]
 	add := func(name, meaning string) {
 		if strings.HasPrefix(name, last) && !slices.Contains(strings.Split(list, ","), name) {
+			if list != "" { // the script for bash does not find its word again in one that has a comma and a description
+				meaning = ""
+			}
 			found = append(found, cobra.CompletionWithDesc(list+name, meaning))
 		}
 	}

@@ -154,6 +154,11 @@ line is wrong.`,
 	root.Flags().BoolVar(&version, "version", false, "print the version of weir")
 	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(newRun(), newReconcile(), newPlan(), newValidate(), newAllocate(), newStatus(), newHandover(), newSnapshot(), newCleanup(), newDoctor(), newDiscover(), newProbe(), newDNS(), newExplain(), newVersion(), newMan(), newWarningsHelp())
+	for _, cmd := range root.Commands() {
+		if cmd.ValidArgsFunction == nil && cmd.Name() != "man" { // which takes a directory
+			cmd.ValidArgsFunction = cobra.NoFileCompletions
+		}
+	}
 	return root
 }
 
