@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"regexp"
 	"slices"
 	"strconv"
@@ -76,7 +77,7 @@ func carrying(t *testing.T, m mode) *daemon {
 	if !strings.Contains(carriedSlice(1), "stream") {
 		t.Fatal("the slice has other ports than the test thinks")
 	}
-	d.write(map[string]string{"config.yaml": painConfig, "web.yaml": carriedService, "slice.yaml": carriedSlice(1, 2)})
+	d.write(map[string]string{"config.yaml": painConfig + "udpIdleTimeout: 3s\n", "web.yaml": carriedService, "slice.yaml": carriedSlice(1, 2)})
 	d.program = filepath.Join(t.TempDir(), "weir")
 	d.install(os.Getenv(binaryEnv))
 	return d
@@ -408,6 +409,7 @@ func becomeSuccessor() {
 		p.Trouble("it is not in the mood")
 	}
 	time.Sleep(time.Hour)
+	runtime.KeepAlive(p) // its end is closed with it
 }
 
 // failing makes the daemon's program one that fails as a successor in a way.
