@@ -38,12 +38,13 @@ func restarts(way Way) (list [][]string) {
 	return append(list, []string{"rc-service", "dnsmasq", "restart"}, []string{"/etc/init.d/dnsmasq", "restart"})
 }
 
-// restart has the dnsmasq of a way read its configuration.
+// restart has the dnsmasq of a way read its configuration. A restart that has begun goes to its end, or the node could be without
+// one: the end of ctx does not end it.
 func (n *NodeNames) restart(ctx context.Context, way Way) error {
 	if n.Root != "" {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, restartTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restartTime)
 	defer cancel()
 	for _, command := range restarts(way) {
 		cmd := exec.CommandContext(ctx, command[0], command[1:]...)

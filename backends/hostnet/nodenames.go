@@ -396,7 +396,7 @@ func (n *NodeNames) add(ctx context.Context, i nodeName) error {
 	if err == nil {
 		err = n.heeded(ctx)
 	}
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		err = errors.Join(err, n.takeBack(ctx, i))
 	}
 	return err
@@ -432,7 +432,7 @@ func (n *NodeNames) takeBack(ctx context.Context, i nodeName) error {
 }
 
 // Ensure makes the node as it is wanted, and returns what it changed. If a way fails, the next one that fits is taken; the error
-// is why none is left.
+// is why none is left, or that ctx has ended.
 func (n *NodeNames) Ensure(ctx context.Context) (changed []backends.Change, err error) {
 	for {
 		plan := n.Plan(ctx)
@@ -444,6 +444,9 @@ func (n *NodeNames) Ensure(ctx context.Context) (changed []backends.Change, err 
 			if r.Refused[c.ID] == nil {
 				changed = append(changed, c)
 			}
+		}
+		if ctx.Err() != nil {
+			return changed, ctx.Err() // what failed because of that is no reason for another way
 		}
 		again := false
 		for _, c := range plan.Changes {

@@ -203,6 +203,9 @@ func (r *nodeResolver) ensure(ctx context.Context, s *resolverState) {
 			r.log.Info("set on the node", "what", c.New.String())
 		}
 	}
+	if ctx.Err() != nil {
+		return
+	}
 	if drift && len(changed) > 0 {
 		if time.Since(s.repaired) > resolverPeace {
 			s.wait = 0

@@ -301,6 +301,10 @@ func (d *daemon) runDnsmasq() (resolv string) {
 		"dnsmasq.conf": "no-resolv\nserver=127.0.0.9\nlisten-address=127.0.0.1\nbind-interfaces\nuser=root\nconf-dir=/etc/dnsmasq.d/,*.conf\n",
 		"init.d/dnsmasq": `#!/bin/sh
 p=$(cat /etc/dnsmasq.pid 2>/dev/null) && kill $p && while grep -q 'State:.[^Z]' /proc/$p/status 2>/dev/null; do sleep 0.02; done
+if rm /etc/slow 2>/dev/null; then
+	touch /etc/restarting
+	sleep 1
+fi
 exec dnsmasq -C /etc/dnsmasq.conf -x /etc/dnsmasq.pid
 `})
 	if err := os.Chmod(filepath.Join(d.etc, "init.d/dnsmasq"), 0o755); err != nil {
@@ -349,8 +353,21 @@ func TestNodeResolverDnsmasq(t *testing.T) {
 	d.awaitHost(web, serviceIP(t))
 	d.terminate()
 	none("SIGTERM")
+
 	d.start()
 	d.awaitHost(web, serviceIP(t))
+	d.expectPrograms("set")
+	d.writeEtc("slow", "")
+	if err := os.Remove(filepath.Join(d.etc, "dnsmasq.d/weir.conf")); err != nil {
+		t.Fatal(err)
+	}
+	d.await("a restart of dnsmasq", func() error { _, err := os.Stat(filepath.Join(d.etc, "restarting")); return err })
+	d.terminate()
+	none("SIGTERM while dnsmasq restarts")
+
+	d.start()
+	d.awaitHost(web, serviceIP(t))
+	d.expectPrograms("set")
 	d.kill()
 	d.awaitHost("www.example.com", "192.0.2.80")
 	if out, err := d.cleanup(); err != nil || !strings.Contains(out, "resolvers: 1 put back") {
