@@ -64,13 +64,12 @@ func TestTransfer(t *testing.T) {
 // transferred returns the records that a server sends of the zone.
 func transferred(t *testing.T, at netip.AddrPort) (records []string, rcode dnsmessage.RCode) {
 	t.Helper()
-	conn, err := net.Dial("tcp", at.String())
-	for deadline := time.Now().Add(time.Minute); err != nil; conn, err = net.Dial("tcp", at.String()) {
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	var conn net.Conn
+	eventually(t, "the server takes a connection", func() bool {
+		var err error
+		conn, err = net.Dial("tcp", at.String())
+		return err == nil
+	})
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(time.Minute))
 	ask := func(name string, kind dnsmessage.Type) {

@@ -53,17 +53,23 @@ func awaitAnswers(t *testing.T, when string, want ...string) {
 	t.Fatalf("%s: routes at %v, want %v", when, got, want)
 }
 
+// answering returns a Keeper, and a Managed of it that has answers to ::1 come in.
+func answering(t *testing.T) (*Keeper, *Managed) {
+	k := NewKeeper(hclog.NewNullLogger(), Sysctl{})
+	k.Last()
+	b := k.Manage(nil, nil)
+	b.Answers()
+	t.Cleanup(k.answers.stop)
+	return k, b
+}
+
 // TestAnswerRoutes makes the routes to ::1, has interfaces come, go, and lose IPv6, loses a route to another process, and hands
 // the routes over, next to one of another program.
 func TestAnswerRoutes(t *testing.T) {
 	lab := netlab.New(t, netlab.Topology{Pods: 1})
 	first := []string{"eth0", "eth1", "vethpod1", "vethclient"}
 	err := lab.Node().Do(func() error {
-		k := NewKeeper(hclog.NewNullLogger(), Sysctl{})
-		k.Last()
-		b := k.Manage(nil, nil)
-		b.Answers()
-		t.Cleanup(k.answers.stop)
+		k, b := answering(t)
 		observe := func(b *Managed) string {
 			t.Helper()
 			for i, err := range b.Observe(t.Context()) {
@@ -190,16 +196,10 @@ func TestAnswerRoutes(t *testing.T) {
 
 // TestAnswerRoutesAmongMany counts what many interfaces cost.
 func TestAnswerRoutesAmongMany(t *testing.T) {
-	if testing.Short() {
-		t.Skip("makes a thousand interfaces")
-	}
+	netlab.RequireFull(t)
 	lab := netlab.New(t, netlab.Topology{Pods: 1})
 	err := lab.Node().Do(func() error {
-		k := NewKeeper(hclog.NewNullLogger(), Sysctl{})
-		k.Last()
-		b := k.Manage(nil, nil)
-		b.Answers()
-		t.Cleanup(k.answers.stop)
+		_, b := answering(t)
 		look := func() (took time.Duration) {
 			t.Helper()
 			start := time.Now()

@@ -61,16 +61,23 @@ func (d *daemon) awaitLoopback(when string, served bool) {
 	d.await("node ports at ::1: "+when, func() error { return d.atLoopback(served) })
 }
 
+// loopbackDaemon starts a weir that serves a node port at ::1.
+func loopbackDaemon(t *testing.T, m mode) *daemon {
+	t.Helper()
+	d := painDaemon(t, m)
+	d.write(map[string]string{"config.yaml": shortSyncs + "nodePortAddresses: [all]\n", "six.yaml": loopbackService, "slice6.yaml": loopbackSlice})
+	d.start()
+	d.awaitSync()
+	d.awaitLoopback("at the start", true)
+	return d
+}
+
 // TestNodePortsAtLoopbackFollowInterfaces has another program delete the route of an interface, an interface go down and come
 // back, weir be killed meanwhile, and a bridge come whose frames pass through the packet filter.
 func TestNodePortsAtLoopbackFollowInterfaces(t *testing.T) {
 	for _, m := range ruleModes {
 		t.Run(m.name, func(t *testing.T) {
-			d := painDaemon(t, m)
-			d.write(map[string]string{"config.yaml": shortSyncs + "nodePortAddresses: [all]\n", "six.yaml": loopbackService, "slice6.yaml": loopbackSlice})
-			d.start()
-			d.awaitSync()
-			d.awaitLoopback("at the start", true)
+			d := loopbackDaemon(t, m)
 			repaired := func() (n float64) {
 				t.Helper()
 				_, text, err := httpGet(d, "http://127.0.0.1:10249/metrics")
@@ -246,11 +253,7 @@ func inject(t *testing.T, lab *netlab.Lab, neighbour, nodeInterface string, pack
 func TestNeighboursDoNotReachLoopbackIPv6(t *testing.T) {
 	for _, m := range ruleModes {
 		t.Run(m.name, func(t *testing.T) {
-			d := painDaemon(t, m)
-			d.write(map[string]string{"config.yaml": shortSyncs + "nodePortAddresses: [all]\n", "six.yaml": loopbackService, "slice6.yaml": loopbackSlice})
-			d.start()
-			d.awaitSync()
-			d.awaitLoopback("at the start", true)
+			d := loopbackDaemon(t, m)
 			heard := make(chan string, 1000)
 			listen := func(host, at string) {
 				t.Helper()
